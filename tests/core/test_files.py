@@ -1,0 +1,154 @@
+"""Files survive crashes: atomic replacement, a journal that loses only the record that was touched, a lock."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hwprune.core import files
+from hwprune.core.errors import DeviceError, RunError, UsageError
+
+
+def test_atomic_write_replaces_whole_content(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "x.json"
+    files.write_json(path, {"a": 1.5, "bad": float("nan"), "t": (1, 2)})
+    assert files.read_json(path) == {"a": 1.5, "bad": None, "t": [1, 2]}
+    files.atomic_write_text(path, "new")
+    assert path.read_text() == "new"
+    assert [entry.name for entry in path.parent.iterdir()] == ["x.json"]
+
+
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    files.atomic_write_text(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DeviceError, match=r"cannot write .*x: No space left") as caught:
+        files.atomic_write_text(path, "new")
+    assert "free some disk space" in caught.value.hint
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_read_json_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read .*none\.json"):
+        files.read_json(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(UsageError, match=r"bad\.json is not a JSON document"):
+        files.read_json(tmp_path / "bad.json")
+
+
+def test_journal_reads_back_what_was_appended(tmp_path: Path) -> None:
+    journal = files.Journal(tmp_path / "j.jsonl")
+    assert journal.read() == ([], 0)
+    records = [{"n": n, "text": "é\n" * n} for n in range(20)]
+    for record in records:
+        journal.append(record)
+    assert journal.read() == (records, 0)
+
+
+def test_torn_tail_costs_one_record_and_never_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    journal = files.Journal(path)
+    for n in range(3):
+        journal.append({"n": n})
+    whole = path.read_bytes()
+    last = whole.rindex(b"\n", 0, -1) + 1
+    for size in range(last, len(whole)):
+        path.write_bytes(whole[:size])
+        journal.append({"n": 99})
+        records, damaged = journal.read()
+        kept = [record["n"] for record in records]
+        assert kept in ([0, 1, 99], [0, 1, 2, 99])
+        assert damaged == (0 if size == last or kept[2] == 2 else 1)
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    journal = files.Journal(path)
+    for n in range(5):
+        journal.append({"n": n, "value": "abcdef"})
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    for _ in range(200):
+        position = rng.randrange(len(whole))
+        broken = bytearray(whole)
+        broken[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(broken))
+        records, _ = journal.read()
+        assert len(records) >= 3
+        assert all(record == {"n": record["n"], "value": "abcdef"} for record in records)
+
+
+def test_short_write_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
+    journal = files.Journal(tmp_path / "j.jsonl")
+    journal.append({"n": 0})
+    size = journal.path.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))
+        with pytest.raises(DeviceError, match="cannot write"):
+            journal.append({"n": 1, "long": "x" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    assert journal.read() == ([{"n": 0}], 0)
+    journal.append({"n": 2})
+    assert journal.read() == ([{"n": 0}, {"n": 2}], 0)
+
+
+_WRITER = """
+import sys
+from hwprune.core.files import Journal
+journal = Journal(sys.argv[1])
+for n in range(100000):
+    journal.append({"n": n})
+    print(n, flush=True)
+"""
+
+
+def test_kill_loses_no_acknowledged_record(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    for attempt in range(5):
+        path = tmp_path / f"{attempt}.jsonl"
+        process = subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(rng.uniform(0.0, 0.05))
+        process.kill()
+        acknowledged = [int(line) for line in process.stdout.read().split() if line]
+        process.stdout.close()
+        process.wait()
+        records, damaged = files.Journal(path).read()
+        numbers = [record["n"] for record in records]
+        assert damaged <= 1
+        assert numbers == list(range(len(numbers)))
+        assert len(numbers) > max(acknowledged, default=0)
+
+
+def test_lock_names_the_holder_and_is_freed(tmp_path: Path) -> None:
+    with files.lock(tmp_path), pytest.raises(RunError, match=f"in use by process {os.getpid()}"), files.lock(tmp_path):
+        pass
+    with files.lock(tmp_path):
+        assert (tmp_path / ".lock").exists()
+
+
+def test_unwritable_folder_is_a_device_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DeviceError, match="cannot write"):
+        files.atomic_write_text(tmp_path / "file" / "x", "text")
+    with pytest.raises(DeviceError, match="cannot write"):
+        files.Journal(tmp_path / "file" / "x").append({})

@@ -1,0 +1,50 @@
+"""Quantities are parsed strictly and printed with three significant digits."""
+
+from __future__ import annotations
+
+import pytest
+
+from hwprune.core import units
+from hwprune.core.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "latency_ms"), [("10", 10), ("10ms", 10), ("0.5s", 500), (" 250 us ", 0.25), ("1e-1ms", 0.1)]
+)
+def test_parse_latency(text: str, latency_ms: float) -> None:
+    assert units.parse_latency_ms(text) == pytest.approx(latency_ms)
+
+
+@pytest.mark.parametrize("text", ["", "ms", "-3ms", "0", "10 min", "nan", "1e999"])
+def test_parse_latency_refuses(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a latency"):
+        units.parse_latency_ms(text)
+
+
+def test_parse_fraction() -> None:
+    assert units.parse_fraction("60%") == pytest.approx(0.6)
+    assert units.parse_fraction("100 %") == 1.0
+    for text in ("60", "0%", "101%", "-1%", "x%", "%"):
+        with pytest.raises(UsageError, match="is not a percentage"):
+            units.parse_fraction(text)
+
+
+def test_parse_shape() -> None:
+    assert units.parse_shape("1x3x96x96") == (1, 3, 96, 96)
+    for text in ("", "1x", "ax3", "1x0", "-1x3"):
+        with pytest.raises(UsageError, match="is not a shape"):
+            units.parse_shape(text)
+
+
+def test_formats() -> None:
+    assert [units.format_ms(x) for x in (0.3868, 3.914, 41.23, 1240.4, 0)] == [
+        "0.387 ms",
+        "3.91 ms",
+        "41.2 ms",
+        "1240 ms",
+        "0 ms",
+    ]
+    assert [units.format_count(x) for x in (4.09e9, 25.6e6, 831e3, 512)] == ["4.09 G", "25.6 M", "831 k", "512"]
+    assert [units.format_bytes(x) for x in (61 << 20, 3 << 29, 17 << 10, 12)] == ["61 MiB", "1.5 GiB", "17 KiB", "12 B"]
+    assert [units.format_duration(x) for x in (0.42, 42, 185, 3730)] == ["0.4 s", "42 s", "3:05", "1:02:10"]
+    assert units.format_ratio(0.59784) == "0.598"
