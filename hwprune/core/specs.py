@@ -1,0 +1,89 @@
+"""What a user names on the command line: `NAME?key=value&key=value`, `FILE.py:FUNCTION`, `PACKAGE.MODULE:FUNCTION`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hwprune.core.errors import UsageError, did_you_mean
+
+
+def split_options(spec: str) -> tuple[str, dict[str, str]]:
+    """`("resnet20", {"width": "2"})` from `resnet20?width=2`; `UsageError` for an option without a value."""
+    name, _, query = spec.partition("?")
+    options: dict[str, str] = {}
+    for item in filter(None, query.split("&")):
+        key, equals, value = item.partition("=")
+        if not key or not equals or not value:
+            raise UsageError(f"option '{item}' in '{spec}' has no value", hint=f"write it as {name}?{key or 'key'}=value")
+        options[key] = value
+    return name, options
+
+
+def is_function(reference: str) -> bool:
+    """True for `FILE.py:FUNCTION` and `PACKAGE.MODULE:FUNCTION`, whose last part is a Python name."""
+    location, colon, function = reference.rpartition(":")
+    dotted = bool(location) and all(part.isidentifier() for part in location.split("."))
+    return bool(colon) and function.isidentifier() and (location.endswith(".py") or dotted)
+
+
+def load_function(reference: str) -> Callable[..., Any]:
+    """The function that `FILE.py:FUNCTION` or `PACKAGE.MODULE:FUNCTION` names. It runs the user's own module.
+
+    Raises `UsageError` when the file, module or function is not there or cannot be imported.
+    """
+    location, _, name = reference.rpartition(":")
+    module = _module_from_file(Path(location)) if location.endswith(".py") else _module_by_name(location)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"{location} has no function '{name}'.{did_you_mean(name, known)}")
+    return function  # type: ignore[no-any-return]
+
+
+def _module_from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"no file {path}", hint="write FILE.py:FUNCTION with a path from this folder")
+    # The name holds the path's hash, so that two files of the same name do not replace each other.
+    name = f"_hwprune_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        del sys.modules[name]
+        raise UsageError(f"{path} cannot be imported: {error}") from error
+    return module
+
+
+def _module_by_name(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, SyntaxError) as error:
+        raise UsageError(
+            f"module '{name}' cannot be imported: {error}",
+            hint="install it, or add its folder to PYTHONPATH",
+        ) from error
+
+
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """Where decoded data and trained dense networks are kept, outside of any project.
+
+    `folder` if given, else $HWPRUNE_CACHE, else $XDG_CACHE_HOME/hwprune, else ~/.cache/hwprune.
+    """
+    if folder is not None:
+        return Path(folder).expanduser()
+    if os.environ.get("HWPRUNE_CACHE"):
+        return Path(os.environ["HWPRUNE_CACHE"]).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "hwprune"

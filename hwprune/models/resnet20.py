@@ -1,0 +1,15 @@
+"""ResNet-20 for 32x32 images (He et al. 2016, section 4.2): 0.27 M parameters at 10 classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hwprune.models._resnet_cifar import AbstractCifarResNet
+
+
+@dataclass(frozen=True)
+class ResNet20(AbstractCifarResNet):
+    """Three stages of 3 basic blocks with 16, 32 and 64 channels."""
+
+    blocks: ClassVar[int] = 3
