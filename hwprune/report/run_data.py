@@ -134,7 +134,7 @@ class Result:
             target=Target(**values["target"]),
             warnings=tuple(values.get("warnings", ())),
             measurements={name: Measurement.from_json(item) for name, item in values.get("measurements", {}).items()},
-            comparison=None if comparison is None else Comparison.from_json(comparison),
+            comparison=None if comparison is None else _comparison(comparison),
             predictions=tuple(Candidate.from_json(item) for item in values.get("predictions", ())),
         )
         return cls(**values)
@@ -179,8 +179,8 @@ class LayerProfile:
         return {
             "schema": "hwprune.layers/1",
             "tile": self.tile,
-            "dense": [asdict(layer) for layer in self.dense],
-            "pruned": [asdict(layer) for layer in self.pruned],
+            "dense": [layer.to_json() for layer in self.dense],
+            "pruned": [layer.to_json() for layer in self.pruned],
             "dense_ops": [named.to_json() for named in self.dense_ops],
             "pruned_ops": [named.to_json() for named in self.pruned_ops],
         }
@@ -190,8 +190,8 @@ class LayerProfile:
         """The profile that `to_json` wrote."""
         return cls(
             tile=int(document["tile"]),
-            dense=tuple(_layer_time(item) for item in document["dense"]),
-            pruned=tuple(_layer_time(item) for item in document["pruned"]),
+            dense=tuple(LayerTime.from_json(item) for item in document["dense"]),
+            pruned=tuple(LayerTime.from_json(item) for item in document["pruned"]),
             dense_ops=tuple(NamedOp.from_json(item) for item in document["dense_ops"]),
             pruned_ops=tuple(NamedOp.from_json(item) for item in document["pruned_ops"]),
         )
@@ -294,11 +294,8 @@ def _interval(values: Any) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _layer_time(document: Mapping[str, Any]) -> LayerTime:
-    fields = _known(LayerTime, document)
-    for key in ("in_shapes", "out_shapes"):
-        fields[key] = tuple(tuple(int(size) for size in shape) for shape in fields.get(key, ()))
-    return LayerTime(**fields)
+def _comparison(document: Mapping[str, Any]) -> Comparison:
+    return Comparison(**{**_known(Comparison, document), "ci": _interval(document["ci"])})
 
 
 def _mapping(path: Path) -> dict[str, Any]:
