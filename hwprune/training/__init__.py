@@ -1,0 +1,1 @@
+"""Data, tasks, and the one training loop that dense training, finetuning and the search methods share."""

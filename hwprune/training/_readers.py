@@ -1,0 +1,130 @@
+"""Readers of the data formats: each gives labelled pools of encoded images, or plain arrays."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hwprune.core.errors import DataError
+from hwprune.core.files import sha256_file
+from hwprune.training._decode import Pool, digest
+from hwprune.training.data import ArraySet
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+BLOB_KEYS = frozenset({"blob", "offset", "label"})
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an `.npz` file; `DataError` naming the file when it is missing, damaged or holds objects."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"cannot read {path}: {reason}", hint="an .npz file of plain arrays is needed") from error
+
+
+def blob_pool(path: Path, arrays: Mapping[str, np.ndarray], classes: int | None) -> Pool:
+    """The images `blob[offset[i]:offset[i + 1]]` with `label[i]`."""
+    blob, offset, label = arrays["blob"], arrays["offset"], arrays["label"]
+    fits = offset.ndim == 1 and len(offset) == len(label) + 1 and len(label) > 0
+    if not fits or offset[0] != 0 or offset[-1] != len(blob) or bool(np.any(np.diff(offset) <= 0)):
+        raise DataError(
+            f"{path}: offsets do not fit the blob", hint="offset has one entry more than label and ends at len(blob)"
+        )
+
+    def read(index: int) -> tuple[bytes, str]:
+        return blob[offset[index] : offset[index + 1]].tobytes(), f"image {index} of {path}"
+
+    return Pool(str(path), sha256_file(path), check_labels(label, classes, str(path)), read)
+
+
+def blob_folder(folder: Path, classes: int | None) -> tuple[Pool, Pool]:
+    """The train and the test pool of a folder with `train_jpeg.npz` and `test_jpeg.npz` or `val_jpeg.npz`."""
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}")
+    if any(folder.glob("*_batch*")):
+        raise DataError(
+            f"{folder} holds Python pickles (data_batch_1, ...), which are not read because they can run code",
+            hint="convert them to .npz with x_train, y_train, x_test, y_test and use npz:FILE",
+        )
+    pools = []
+    for names in (("train_jpeg.npz",), ("test_jpeg.npz", "val_jpeg.npz")):
+        path = next((folder / name for name in names if (folder / name).is_file()), None)
+        if path is None:
+            raise DataError(f"{folder} has no {' or '.join(names)}")
+        arrays = read_npz(path)
+        if not BLOB_KEYS <= set(arrays):
+            raise DataError(f"{path} holds {', '.join(arrays) or 'nothing'}, not blob, offset and label")
+        pools.append(blob_pool(path, arrays, classes))
+    return pools[0], pools[1]
+
+
+def folder_pool(folder: Path, names: tuple[str, ...]) -> Pool:
+    """The images `folder/CLASS/*`; the label is the position of CLASS in `names`."""
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        found = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise DataError(f"class folder {folder / name} has no images", hint=f"known: {', '.join(IMAGE_SUFFIXES)}")
+        files += found
+        labels += [label] * len(found)
+    stamps = [f"{file}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
+
+    def read(index: int) -> tuple[bytes, str]:
+        return files[index].read_bytes(), str(files[index])
+
+    return Pool(str(folder), digest(*stamps), torch.tensor(labels), read)
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """The names of the class folders, sorted; `DataError` when there are none."""
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}", hint="imagefolder:PATH needs PATH/train/CLASS/* and PATH/val/CLASS/*")
+    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    if not names:
+        raise DataError(f"{folder} has no class folders")
+    return names
+
+
+def check_labels(labels: np.ndarray, classes: int | None, where: str) -> Tensor:
+    """The labels as int64 `(N,)`; `DataError` naming `where` and the first label outside 0..classes-1."""
+    array = np.asarray(labels)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise DataError(f"labels in {where} have shape {array.shape} and type {array.dtype}, not (N,) integers")
+    wrong = np.flatnonzero((array < 0) | (array >= (classes if classes is not None else np.inf)))
+    if len(wrong):
+        limit = f"0..{classes - 1}" if classes is not None else "0 and more"
+        raise DataError(
+            f"label {array[wrong[0]]} of example {wrong[0]} in {where} is out of range {limit}",
+            hint="check the labels, or set ?classes=",
+        )
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def array_set(images: object, targets: object, where: str, classes: int | None) -> ArraySet:
+    """Plain arrays as a split: images `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`, uint8 or floating."""
+    pixels = np.asarray(images)
+    if pixels.dtype.kind == "f" or pixels.dtype == np.uint8:
+        pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
+    else:
+        raise DataError(f"images in {where} have type {pixels.dtype}, not uint8 or floating")
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    elif pixels.ndim == 4 and pixels.shape[-1] in (1, 3, 4) and pixels.shape[1] not in (1, 3, 4):
+        pixels = pixels.transpose(0, 3, 1, 2)
+    broken = np.flatnonzero(~np.isfinite(pixels).reshape(len(pixels), -1).all(1)) if pixels.dtype != np.uint8 else []
+    if len(broken):
+        raise DataError(f"example {broken[0]} in {where} has NaN or infinite pixels")
+    labels = np.asarray(targets)
+    if labels.dtype.kind == "f":
+        if not np.isfinite(labels).all():
+            raise DataError(f"targets in {where} hold NaN or infinite values")
+        return ArraySet(torch.from_numpy(pixels.copy()), torch.from_numpy(labels.astype(np.float32)))
+    return ArraySet(torch.from_numpy(pixels.copy()), check_labels(labels, classes, where))

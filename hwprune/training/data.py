@@ -1,0 +1,132 @@
+"""Data as whole arrays in memory: three splits, normalisation and augmentation as tensor operations.
+
+`train` is what gradients see, `val` is for decisions of a search, `test` is only ever reported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hwprune.core.errors import DataError
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySet:
+    """`images` `(N, C, H, W)`, uint8 or float32; `targets` `(N,)` int64 labels, or float32 arrays for regression."""
+
+    images: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or len(self.images) != len(self.targets):
+            raise DataError(
+                f"images of shape {tuple(self.images.shape)} and targets of shape {tuple(self.targets.shape)} "
+                "do not fit: images are (N, C, H, W), targets begin with the same N"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """`flip`: mirror half of the images left to right; `crop`: shift by up to that many pixels, padded with zeros."""
+
+    flip: bool = False
+    crop: int = 0
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """`(N, C, H, W)` to a new tensor of the same shape, type and (channels-last) layout."""
+        if not self.flip and not self.crop:
+            return images
+        count, _, height, width = images.shape
+        rows = torch.arange(height).expand(count, height)
+        columns = torch.arange(width).expand(count, width)
+        if self.flip:
+            mirrored = torch.rand(count, 1, generator=generator) < 0.5
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        if self.crop:
+            offsets = torch.randint(0, 2 * self.crop + 1, (2, count, 1), generator=generator)
+            rows, columns = rows + offsets[0], columns + offsets[1]
+            images = functional.pad(images, (self.crop,) * 4)
+        picked = images.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return picked.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set ready to train on. `mean` and `std` (one a channel) are in the units of the stored images.
+
+    `classes` is 0 for regression.
+    """
+
+    name: str
+    train: ArraySet
+    val: ArraySet
+    test: ArraySet
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: Augment = Augment()
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)` of one image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything training can see: pixels, targets, splits, normalisation, augmentation."""
+        digest = hashlib.sha256(repr((self.classes, self.mean, self.std, self.augment)).encode())
+        for split in (self.train, self.val, self.test):
+            for tensor in (split.images, split.targets):
+                digest.update(repr((tensor.shape, tensor.dtype)).encode())
+                digest.update(memoryview(tensor.contiguous().numpy()).cast("B") if tensor.numel() else b"")
+        return digest.hexdigest()[:16]
+
+    def split(self, name: Split) -> ArraySet:
+        """The split of that name."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Stored images `(N, C, H, W)` to float32 with mean 0 and deviation 1 a channel, in channels-last layout."""
+        mean = torch.tensor(self.mean).view(1, -1, 1, 1)
+        std = torch.tensor(self.std).view(1, -1, 1, 1)
+        return images.float().sub(mean).div(std).contiguous(memory_format=torch.channels_last)
+
+    def batch(self, split: Split, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The normalised images and the targets at `indices`; augmented when a generator is given."""
+        source = self.split(split)
+        images = source.images[indices]
+        if generator is not None:
+            images = self.augment.apply(images, generator)
+        return self.normalise(images), source.targets[indices]
+
+    def batches(
+        self, split: Split, batch_size: int, *, generator: torch.Generator | None = None, augment: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over a split: in stored order, or shuffled (and augmented if asked) when a generator is given.
+
+        The last batch may be smaller.
+        """
+        count = len(self.split(split))
+        order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+        for indices in order.split(batch_size):
+            yield self.batch(split, indices, generator if augment else None)
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel of `(N, C, H, W)`, for data without published constants."""
+    flat = images.double().transpose(0, 1).flatten(1)
+    return tuple(flat.mean(1).tolist()), tuple(flat.std(1).clamp(min=1e-6).tolist())

@@ -1,0 +1,236 @@
+"""`load_data`: from what a user types to a split data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hwprune.core.config import from_mapping
+from hwprune.core.errors import DataError, UsageError, unknown_name
+from hwprune.core.specs import is_function, load_function, split_options
+from hwprune.training import _readers as readers
+from hwprune.training._decode import Pool
+from hwprune.training._random import generator
+from hwprune.training.data import ArraySet, Augment, Data, channel_statistics
+
+# ImageNet's constants, in 0..255: what published weights of RGB networks expect.
+RGB_MEAN = (123.675, 116.28, 103.53)
+RGB_STD = (58.395, 57.12, 57.375)
+SOURCES = ("digits", "cifar10", "tinyimagenet", "npz", "imagefolder")
+HELD_OUT_MAX = 5000
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What may follow `?` in a data specification; None is the source's default."""
+
+    classes: int | None = None
+    train: int | None = None
+    val: int | None = None
+    test: int | None = None
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    flip: bool | None = None
+    crop: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "train", "val", "test", "size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value} of the data must be at least 1")
+
+
+def load_data(spec: str, *, seed: int = 0, cache: Path | None = None) -> Data:
+    """The data set that `spec` names, split by `seed`.
+
+    `digits`; `cifar10:FOLDER` and `tinyimagenet:FOLDER?classes=20` (`train_jpeg.npz` and `test_jpeg.npz` or
+    `val_jpeg.npz` with `blob`, `offset`, `label`); `npz:FILE` (`x_train`, `y_train`, `x_test`, `y_test`, optionally
+    `x_val`, `y_val`; or `blob`, `offset`, `label`); `imagefolder:FOLDER` (`train/CLASS/*`, `val/CLASS/*`, optionally
+    `test/CLASS/*`); `FILE.py:FUNCTION`, which returns a `Data` or a mapping with the arrays of `npz`.
+    Options: `classes`, sizes of `train`, `val`, `test`, `size` in pixels, `mean`, `std`, `flip`, `crop`.
+
+    Splits. Official test images are `test` (for an image folder without `test`, its `val`). Where no `val` is left, a
+    tenth of the training images (at most 5000) is held out by `seed`. `digits` and a lone blob file are divided into
+    test (25 %), val (10 %) and train by `seed`. A size takes a random subset by `seed`.
+    Raises `DataError` naming the file for anything broken and `UsageError` for an unknown source or option.
+    """
+    name, raw = split_options(spec)
+    source, colon, location = name.partition(":")
+    if source not in SOURCES:
+        if is_function(name):
+            return _from_function(name, from_mapping(DataOptions, raw, where=spec), seed)
+        error = unknown_name("data", source if colon else name, SOURCES)
+        raise UsageError(error.message, hint=f"{error.hint} (all but digits as NAME:PATH), or FILE.py:FUNCTION")
+    options = from_mapping(DataOptions, raw, where=spec)
+    if source == "digits":
+        return _digits(options, seed)
+    if not location:
+        raise UsageError(f"'{spec}' names no folder or file", hint=f"write it as {source}:PATH")
+    path = Path(location).expanduser()
+    if source == "npz":
+        return _npz(path, options, seed, cache)
+    if source == "imagefolder":
+        return _image_folder(path, options, seed, cache)
+    train, test = readers.blob_folder(path, 10 if source == "cifar10" else None)
+    return _from_pools(source, train, None, test, options, seed, cache)
+
+
+def _digits(options: DataOptions, seed: int) -> Data:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    whole = readers.array_set(digits.images.astype("uint8"), digits.target, "digits", 10)
+    return _from_whole("digits", whole, options, seed, Augment(crop=1))
+
+
+def _npz(path: Path, options: DataOptions, seed: int, cache: Path | None) -> Data:
+    arrays = readers.read_npz(path)
+    if set(arrays) >= readers.BLOB_KEYS:
+        pool = readers.blob_pool(path, arrays, None)
+        whole = pool.decode(_selected(pool.labels, options.classes), size=options.size, cache=cache)
+        return _from_whole(path.stem, whole, options, seed, Augment(flip=True, crop=4), RGB_MEAN, RGB_STD)
+    return _from_arrays(path.stem, str(path), arrays, options, seed)
+
+
+def _image_folder(path: Path, options: DataOptions, seed: int, cache: Path | None) -> Data:
+    names = readers.class_folders(path / "train")[: options.classes]
+    train, val = readers.folder_pool(path / "train", names), readers.folder_pool(path / "val", names)
+    if (path / "test").is_dir():
+        return _from_pools(path.name, train, val, readers.folder_pool(path / "test", names), options, seed, cache)
+    return _from_pools(path.name, train, None, val, options, seed, cache)
+
+
+def _from_function(name: str, options: DataOptions, seed: int) -> Data:
+    result = load_function(name)()
+    if isinstance(result, Data):
+        return result
+    if not isinstance(result, Mapping):
+        raise DataError(
+            f"{name} gave {type(result).__name__}", hint="return a Data, or a mapping with x_train, y_train, x_test, y_test"
+        )
+    return _from_arrays(name, name, result, options, seed)
+
+
+def _from_pools(
+    name: str, train: Pool, val: Pool | None, test: Pool, options: DataOptions, seed: int, cache: Path | None
+) -> Data:
+    """Choose the indices of the splits first and decode only those."""
+    chosen = _selected(train.labels, options.classes)
+    chosen = chosen[torch.randperm(len(chosen), generator=generator(seed, "train"))]
+    held_out = 0 if val is not None else _held_out(options, len(chosen))
+    pools = {
+        "train": (train, chosen[held_out:][: options.train]),
+        "val": (val, _subset(val, options.classes, options.val, seed)) if val else (train, chosen[:held_out]),
+        "test": (test, _subset(test, options.classes, options.test, seed)),
+    }
+    splits = {key: pool.decode(indices, size=options.size, cache=cache) for key, (pool, indices) in pools.items()}
+    return _data(name, splits, options, Augment(flip=True, crop=4), RGB_MEAN, RGB_STD)
+
+
+def _from_whole(
+    name: str,
+    whole: ArraySet,
+    options: DataOptions,
+    seed: int,
+    augment: Augment,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> Data:
+    """Divide one labelled set into test, val and train."""
+    count = len(whole)
+    order = torch.randperm(count, generator=generator(seed, "whole"))
+    test, val = order[: count // 4], order[count // 4 : count // 4 + count // 10]
+    train = order[count // 4 + count // 10 :]
+    sizes = {"train": (train, options.train), "val": (val, options.val), "test": (test, options.test)}
+    splits = {key: ArraySet(whole.images[i[:n]], whole.targets[i[:n]]) for key, (i, n) in sizes.items()}
+    return _data(name, splits, options, augment, mean, std)
+
+
+def _from_arrays(name: str, where: str, arrays: Mapping[str, object], options: DataOptions, seed: int) -> Data:
+    """`x_train`, `y_train`, `x_test`, `y_test` and perhaps `x_val`, `y_val`."""
+    for key in ("x_train", "y_train", "x_test", "y_test"):
+        if key not in arrays:
+            raise DataError(f"{where} has no array '{key}'", hint=f"it holds: {', '.join(arrays) or 'nothing'}")
+    present = [key for key in ("train", "val", "test") if f"x_{key}" in arrays and f"y_{key}" in arrays]
+    splits = {}
+    for key in present:
+        label = f"{where} ({key})"
+        splits[key] = readers.array_set(arrays[f"x_{key}"], arrays[f"y_{key}"], label, options.classes)
+    order = torch.randperm(len(splits["train"]), generator=generator(seed, "train"))
+    if "val" not in splits:
+        held_out = _held_out(options, len(order))
+        splits["val"] = _take(splits["train"], order[:held_out])
+        order = order[held_out:]
+    splits["train"] = _take(splits["train"], order[: options.train])
+    for key, size in (("val", options.val), ("test", options.test)):
+        splits[key] = _take(splits[key], torch.arange(len(splits[key]))[:size])
+    return _data(name, splits, options, Augment(), (), ())
+
+
+def _data(
+    name: str,
+    splits: Mapping[str, ArraySet],
+    options: DataOptions,
+    augment: Augment,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Data:
+    for key, split in splits.items():
+        if len(split) == 0:
+            raise DataError(f"the {key} split of {name} is empty", hint="choose smaller sizes for the other splits")
+        if split.images.shape[1:] != splits["train"].images.shape[1:]:
+            shapes = f"{tuple(split.images.shape[1:])} and {tuple(splits['train'].images.shape[1:])}"
+            raise DataError(f"{name}: images of {key} and train have different shapes, {shapes}")
+    classes = _classes(name, splits, options)
+    channels = splits["train"].images.shape[1]
+    if not mean:
+        mean, std = channel_statistics(splits["train"].images)
+    mean = _constants(options.mean or mean, channels, "mean")
+    std = _constants(options.std or std, channels, "std")
+    flip = augment.flip if options.flip is None else options.flip
+    crop = augment.crop if options.crop is None else options.crop
+    return Data(name, splits["train"], splits["val"], splits["test"], classes, mean, std, Augment(flip, crop))
+
+
+def _classes(name: str, splits: Mapping[str, ArraySet], options: DataOptions) -> int:
+    if splits["train"].targets.is_floating_point():
+        return 0
+    classes = options.classes or int(splits["train"].targets.max()) + 1
+    for key, split in splits.items():
+        if int(split.targets.max()) >= classes:
+            raise DataError(
+                f"label {int(split.targets.max())} in the {key} split of {name} is out of range 0..{classes - 1}",
+                hint="the training images must cover all classes; or set ?classes=",
+            )
+    return classes
+
+
+def _constants(values: tuple[float, ...], channels: int, name: str) -> tuple[float, ...]:
+    values = values * channels if len(values) == 1 else values
+    if len(values) != channels or (name == "std" and min(values) <= 0):
+        raise UsageError(f"{name}={values} does not fit images with {channels} channels")
+    return values
+
+
+def _selected(labels: Tensor, classes: int | None) -> Tensor:
+    return torch.arange(len(labels)) if classes is None else torch.nonzero(labels < classes).flatten()
+
+
+def _subset(pool: Pool, classes: int | None, size: int | None, seed: int) -> Tensor:
+    indices = _selected(pool.labels, classes)
+    if size is None:
+        return indices
+    return indices[torch.randperm(len(indices), generator=generator(seed, "subset"))[:size]]
+
+
+def _held_out(options: DataOptions, count: int) -> int:
+    return options.val or min(HELD_OUT_MAX, max(1, count // 10))
+
+
+def _take(split: ArraySet, indices: Tensor) -> ArraySet:
+    return ArraySet(split.images[indices], split.targets[indices])

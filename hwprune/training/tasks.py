@@ -1,0 +1,135 @@
+"""What a network is trained for: its loss, its score, and how it follows a teacher."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hwprune.training.data import Data, Split
+
+
+class Task(ABC):
+    """Loss and score of network outputs. Outputs are float32; a larger score is better."""
+
+    score_name: ClassVar[str]
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean training loss of a batch, a scalar."""
+
+    @abstractmethod
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """One score an example, `(N,)`; their mean is the score of a split."""
+
+    @abstractmethod
+    def distance(self, outputs: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
+        """How far outputs are from a teacher's, one number an example, `(N,)`, 0 when equal."""
+
+    def score(self, outputs: Tensor, targets: Tensor) -> float:
+        """The mean of `scores`."""
+        return float(self.scores(outputs, targets).mean())
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Cross-entropy and top-1 accuracy in 0..1; outputs are logits `(N, classes)`, targets labels `(N,)`."""
+
+    score_name: ClassVar[str] = "top-1"
+    label_smoothing: float = 0.0
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats."""
+        return functional.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """1.0 where the largest logit is the label's."""
+        return (outputs.argmax(1) == targets).float()
+
+    def distance(self, outputs: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
+        """KL(reference || outputs) in nats at `temperature`, times its square (Hinton et al. 2015, section 2)."""
+        student = functional.log_softmax(outputs / temperature, dim=1)
+        teacher = functional.log_softmax(reference / temperature, dim=1)
+        return (teacher.exp() * (teacher - student)).sum(1) * temperature**2
+
+
+@dataclass(frozen=True)
+class Denoising(Task):
+    """Mean squared error and peak signal-to-noise ratio in dB; outputs and targets `(N, C, H, W)` on a scale 0..1."""
+
+    score_name: ClassVar[str] = "PSNR (dB)"
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error."""
+        return functional.mse_loss(outputs, targets)
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """PSNR in dB, at most 100."""
+        return -10 * torch.log10(self.distance(outputs, targets).clamp(min=1e-10))
+
+    def distance(self, outputs: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
+        """Mean squared difference; there is no temperature here."""
+        return (outputs - reference).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A network on one split. `kl` (nats) is the mean distance to reference outputs, None without them.
+
+    `scores` `(N,)` allows paired comparisons of two networks on the same images.
+    """
+
+    score: float
+    loss: float
+    scores: Tensor
+    kl: float | None = None
+
+    @property
+    def correct(self) -> Tensor:
+        """Per-example correctness `(N,)`, bool, of a classification."""
+        return self.scores > 0.5
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, each module back in its own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@torch.no_grad()
+def predict(model: nn.Module, data: Data, split: Split = "val", *, batch_size: int = 256) -> Tensor:
+    """The outputs on a split in stored order, float32 `(N, ...)`, in evaluation mode, without augmentation."""
+    device = next(model.parameters()).device
+    with eval_mode(model):
+        batches = data.batches(split, batch_size)
+        return torch.cat([model(images.to(device)).float().cpu() for images, _ in batches])
+
+
+def evaluate(
+    model: nn.Module,
+    data: Data,
+    split: Split = "val",
+    *,
+    task: Task | None = None,
+    reference: Tensor | None = None,
+    batch_size: int = 256,
+) -> Evaluation:
+    """Score, loss and per-example scores on a split; with `reference` (outputs of another network) also the KL."""
+    task = task or Classification()
+    outputs = predict(model, data, split, batch_size=batch_size)
+    targets = data.split(split).targets
+    scores = task.scores(outputs, targets)
+    kl = None if reference is None else float(task.distance(outputs, reference).mean())
+    return Evaluation(float(scores.mean()), float(task.loss(outputs, targets)), scores, kl)
