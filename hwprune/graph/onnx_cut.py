@@ -1,0 +1,139 @@
+"""An ONNX file of any width from a `CutPlan`: select the surviving indices, count them, write the bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from hwprune.core.errors import GraphError
+from hwprune.graph.onnx_labels import FIXED, CutPlan, Labels, plan_cuts
+from hwprune.graph.onnx_network import (
+    Array,
+    Ints,
+    Network,
+    check_size,
+    copy_node,
+    from_model,
+    skeleton,
+    to_model,
+    with_inferred_shapes,
+)
+
+_FLOATS = tuple(getattr(onnx.TensorProto, name) for name in ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16"))
+Alive = npt.NDArray[np.bool_]  # one entry a unit, and a last one, True, that stands for `FIXED`
+
+
+class Cutter:
+    """Cuts one network many times; what does not depend on the widths is prepared once."""
+
+    def __init__(self, plan: CutPlan) -> None:
+        self.plan = plan
+        self._skeleton = skeleton(plan.network)
+        self._cuts = tuple(cut for cut in plan.tensors if cut.name in plan.network.tensors)
+        changed = {cut.name for cut in self._cuts} | {constant.name for constant in plan.counts}
+        changed |= {constant.name for constant in plan.indices}
+        self._fixed = tuple(
+            numpy_helper.from_array(array, name) for name, array in plan.network.tensors.items() if name not in changed
+        )
+
+    def cut_tensors(self, alive: Alive) -> dict[str, Array]:
+        """The initialisers that differ from the dense ones."""
+        kept = [_survivors(labels, alive) for labels in self.plan.layouts]
+        changed: dict[str, Array] = {}
+        for cut in self._cuts:
+            changed[cut.name] = _select(self.plan.network.tensors[cut.name], [(d, kept[i]) for d, i in cut.dims])
+        for constant in self.plan.counts:
+            values = constant.base.copy()
+            for position, layout in constant.entries:
+                values[position] = len(kept[layout])
+            changed[constant.name] = values
+        for renumbered in self.plan.indices:
+            indices = renumbered.indices
+            if renumbered.kept is not None:
+                indices = indices[kept[renumbered.kept]]
+            changed[renumbered.name] = np.searchsorted(kept[renumbered.source], indices).astype(np.int64)
+        return changed
+
+    def network(self, alive: Alive) -> Network:
+        """The cut network; `shapes` of its values are not known."""
+        network = self.plan.network
+        nodes = list(network.nodes)
+        for index, count in self._group_counts(alive):
+            nodes[index] = copy_node(nodes[index])
+            _set_group(nodes[index], count)
+        tensors = dict(network.tensors) | self.cut_tensors(alive)
+        return Network(
+            tuple(nodes), tensors, network.stateful, network.inputs, network.outputs, network.shapes, network.types,
+            network.opset,
+        )  # fmt: skip
+
+    def model_bytes(self, alive: Alive) -> bytes:
+        """The cut network as a serialised ONNX file."""
+        changed = self.cut_tensors(alive)
+        check_size([*changed.values()])
+        model = onnx.ModelProto()
+        model.CopyFrom(self._skeleton)
+        for index, count in self._group_counts(alive):
+            _set_group(model.graph.node[index], count)
+        model.graph.initializer.extend(self._fixed)
+        for name, array in changed.items():
+            model.graph.initializer.add().CopyFrom(numpy_helper.from_array(array, name))
+        return bytes(model.SerializeToString())
+
+    def _group_counts(self, alive: Alive) -> list[tuple[int, int]]:
+        return [(item.node, int(alive[self.plan.layouts[item.layout]].sum())) for item in self.plan.groups]
+
+
+def cut_model(model: onnx.ModelProto, kept: Mapping[str, Mapping[int, Sequence[int] | Ints]]) -> onnx.ModelProto:
+    """A smaller `ModelProto`: of each named initialiser and dimension only the `kept` indices stay.
+
+    Raises `GraphError` for an unknown initialiser, an index out of range, an empty list, or an operator through which
+    the removed indices cannot be followed.
+    """
+    weights = [tensor.name for tensor in model.graph.initializer if tensor.dims and tensor.data_type in _FLOATS]
+    network = with_inferred_shapes(from_model(model, weights))
+    labels = {name: _removal_labels(network, name, by_dim) for name, by_dim in kept.items()}
+    return to_model(Cutter(plan_cuts(network, labels)).network(np.array([False, True])))
+
+
+def _removal_labels(network: Network, name: str, by_dim: Mapping[int, Sequence[int] | Ints]) -> dict[int, Labels]:
+    if name not in network.tensors:
+        raise GraphError(f"the ONNX file has no initialiser '{name}'")
+    shape = network.tensors[name].shape
+    result = {}
+    for dim, indices in by_dim.items():
+        chosen = np.asarray(indices, np.int64)
+        if not 0 <= dim < len(shape):
+            raise GraphError(f"dimension {dim} of '{name}' does not exist, its shape is {shape}")
+        if chosen.size == 0 or chosen.min() < 0 or chosen.max() >= shape[dim]:
+            raise GraphError(f"kept indices of '{name}', dimension {dim}, are empty or not in 0..{shape[dim] - 1}")
+        labels = np.zeros(shape[dim], np.int32)
+        labels[chosen] = FIXED
+        result[dim] = labels
+    return result
+
+
+def _survivors(labels: Labels, alive: Alive) -> Ints:
+    return np.flatnonzero(alive[labels])
+
+
+def _select(array: Array, dims: Sequence[tuple[int, Ints]]) -> Array:
+    """The chosen indices along several dimensions; leading runs are views, so that nothing is copied twice."""
+    for dim, indices in dims:
+        if len(indices) == array.shape[dim]:
+            continue
+        if len(indices) and indices[-1] == len(indices) - 1:
+            array = array[(slice(None),) * dim + (slice(0, len(indices)),)]
+        else:
+            array = array.take(indices, axis=dim)
+    return np.ascontiguousarray(array)
+
+
+def _set_group(node: onnx.NodeProto, count: int) -> None:
+    for item in node.attribute:
+        if item.name == "group":
+            item.i = count
