@@ -1,0 +1,112 @@
+"""Checkpoints: one safetensors file a generation, written atomically, verified by SHA-256, the last two kept."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hwprune.core.files import atomic_write_bytes
+
+GENERATIONS = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, and everything else as a JSON document."""
+
+    tensors: Mapping[str, Tensor]
+    document: Mapping[str, Any]
+
+
+def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
+    """Write generation `step` and delete all but the newest two. Raises `DeviceError` when it cannot be written."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    # Tensors that share storage (tied weights) cannot be written as they are.
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    document = json.dumps(checkpoint.document, allow_nan=False)
+    header = {"document": document, "sha256": _digest(tensors, document)}
+    atomic_write_bytes(folder / f"step-{step:09d}.safetensors", save(tensors, header))
+    for old in _files(folder)[GENERATIONS:]:
+        with contextlib.suppress(OSError):
+            old.unlink()
+
+
+def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """The newest intact checkpoint (None when there is none) and a line for each damaged file that was passed over."""
+    damaged = []
+    for path in _files(folder):
+        checkpoint = _read(path)
+        if checkpoint is not None:
+            return checkpoint, tuple(damaged)
+        damaged.append(f"{path} is damaged and was passed over")
+    return None, tuple(damaged)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+
+
+def _read(path: Path) -> Checkpoint | None:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        document = header["document"]
+        if _digest(tensors, document) != header["sha256"]:
+            return None
+        return Checkpoint(tensors, json.loads(document))
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def _digest(tensors: Mapping[str, Tensor], document: str) -> str:
+    digest = hashlib.sha256(document.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        if tensor.numel():
+            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors named `INDEX.KEY` and a JSON document."""
+    state = optimizer.state_dict()
+    tensors, plain = {}, {}
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            (tensors if isinstance(value, Tensor) else plain)[f"{index}.{key}"] = value
+    return tensors, {"state": plain, "groups": state["param_groups"]}
+
+
+def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+    """Put back, in place, what `pack_optimizer` gave."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in [*document["state"].items(), *tensors.items()]:
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = _in_layout_of(parameters[int(index)], value)
+    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in document["groups"]]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _in_layout_of(parameter: Tensor, value: Any) -> Any:
+    # A momentum in another memory layout than its parameter takes other kernels, whose last bit may differ.
+    if isinstance(value, Tensor) and value.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return value

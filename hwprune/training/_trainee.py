@@ -1,0 +1,129 @@
+"""What the loop drives: the contract, and the ordinary trainee (a model, a task, perhaps a teacher)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from hwprune.training._plan import TrainPlan
+from hwprune.training.tasks import Task, eval_mode
+
+
+class AbstractTrainee(ABC):
+    """Something with parameters that the loop of `train` improves step by step.
+
+    The loop calls `begin_step`, `loss` (under autocast where the plan says so), backward, the optimizers, and
+    `after_step`, in this order; `progress` runs from 0 to 1. It seeds torch's global generator before every step, so
+    random draws inside these calls are resumed exactly. Everything else that must survive a resume is in `state`.
+    """
+
+    @abstractmethod
+    def modules(self) -> Sequence[nn.Module]:
+        """The modules to put into training mode; their buffers are restored when a step is skipped."""
+
+    @abstractmethod
+    def optimizers(self) -> Sequence[Optimizer]:
+        """The optimizers, the same objects at every call.
+
+        The loop multiplies the first `lr` of each parameter group by the plan's schedule, unless the group has
+        `scheduled=False`.
+        """
+
+    @abstractmethod
+    def loss(self, images: Tensor, targets: Tensor, progress: float) -> Tensor:
+        """The scalar loss of a batch of normalised images `(N, C, H, W)`."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that a step changes, by name, optimizer states excepted."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over, in place, what `state` gave."""
+
+    def begin_step(self, indices: Tensor) -> None:
+        """Told the positions `(N,)` of the batch's images in the training split, before `loss`."""
+
+    def after_step(self, progress: float) -> Mapping[str, float]:
+        """Called after the optimizers' step; the figures are averaged over the epoch and reported."""
+        return {}
+
+
+class ModelTrainee(AbstractTrainee):
+    """A model trained on a task, with or without a teacher.
+
+    With one, the loss is `(1 - alpha) * task loss + alpha * distance to the teacher at its temperature`
+    (Hinton et al. 2015). `cached` are the teacher's outputs on the plain training images, `(N, ...)`; without them
+    the teacher sees each augmented batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        plan: TrainPlan,
+        *,
+        teacher: nn.Module | None = None,
+        cached: Tensor | None = None,
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.plan = plan
+        self.teacher = teacher
+        self.cached = cached
+        self._indices = torch.arange(0)
+        self._optimizer = sgd(model, plan)
+
+    def modules(self) -> Sequence[nn.Module]:
+        """The model."""
+        return (self.model,)
+
+    def optimizers(self) -> Sequence[Optimizer]:
+        """One SGD for the whole model."""
+        return (self._optimizer,)
+
+    def begin_step(self, indices: Tensor) -> None:
+        """Remember which cached teacher outputs belong to the batch."""
+        self._indices = indices
+
+    def loss(self, images: Tensor, targets: Tensor, progress: float) -> Tensor:
+        """The task's loss, mixed with the distance to the teacher."""
+        outputs = self.model(images).float()
+        own = self.task.loss(outputs, targets)
+        reference = self._reference(images)
+        if reference is None:
+            return own
+        distance = self.task.distance(outputs, reference, self.plan.temperature).mean()
+        return (1 - self.plan.distill_alpha) * own + self.plan.distill_alpha * distance
+
+    def _reference(self, images: Tensor) -> Tensor | None:
+        if self.cached is not None:
+            return self.cached[self._indices].to(images.device)
+        if self.teacher is None:
+            return None
+        with torch.no_grad(), eval_mode(self.teacher):
+            outputs: Tensor = self.teacher(images).float()
+        return outputs
+
+    def state(self) -> dict[str, Tensor]:
+        """The model's state dict."""
+        return dict(self.model.state_dict())
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load the model's state dict."""
+        self.model.load_state_dict(dict(state))
+
+
+def sgd(model: nn.Module, plan: TrainPlan) -> SGD:
+    """SGD with Nesterov momentum; parameters of one dimension or none (biases, normalisation) are not decayed."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": plan.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    filled = [group for group in groups if group["params"]]
+    return SGD(filled, lr=plan.lr, momentum=plan.momentum, nesterov=plan.momentum > 0)

@@ -1,0 +1,79 @@
+"""The two ordinary trainings: a dense network from scratch, and a pruned one after its dense teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from hwprune.core.events import OnEvent, ignore
+from hwprune.training._plan import TrainLog, TrainPlan
+from hwprune.training._trainee import ModelTrainee
+from hwprune.training.data import Data
+from hwprune.training.loop import never, train
+from hwprune.training.tasks import Classification, Task, evaluate, predict
+
+# SGD with a small peak rate after surgery: guides the weights back without forgetting them.
+FINETUNE = TrainPlan(epochs=2, batch_size=64, lr=0.02, weight_decay=1e-4)
+
+
+def train_dense(
+    model: nn.Module,
+    data: Data,
+    *,
+    task: Task | None = None,
+    plan: TrainPlan | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    on_event: OnEvent = ignore,
+    stop: Callable[[], bool] = never,
+    stage: str = "dense",
+) -> TrainLog:
+    """Train `model` in place on the training split; the score on `val` is reported after every epoch."""
+    task, plan = task or Classification(), plan or TrainPlan()
+    trainee = ModelTrainee(model, task, plan)
+    return _run(trainee, data, task, plan, seed, checkpoint, on_event, stop, stage)
+
+
+def finetune(
+    small: nn.Module,
+    teacher: nn.Module | None,
+    data: Data,
+    *,
+    task: Task | None = None,
+    plan: TrainPlan = FINETUNE,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    on_event: OnEvent = ignore,
+    stop: Callable[[], bool] = never,
+    stage: str = "finetune",
+) -> TrainLog:
+    """Train `small` in place, distilling from the dense `teacher` (without one: on the targets alone).
+
+    `plan.teacher` says whether the teacher sees the augmented batches or its outputs on the plain images are
+    computed once; its forward passes are not counted as image passes.
+    """
+    task = task or Classification()
+    cached = predict(teacher, data, "train") if teacher is not None and plan.teacher == "cached" else None
+    trainee = ModelTrainee(small, task, plan, teacher=teacher, cached=cached)
+    return _run(trainee, data, task, plan, seed, checkpoint, on_event, stop, stage)
+
+
+def _run(
+    trainee: ModelTrainee,
+    data: Data,
+    task: Task,
+    plan: TrainPlan,
+    seed: int,
+    checkpoint: Path | None,
+    on_event: OnEvent,
+    stop: Callable[[], bool],
+    stage: str,
+) -> TrainLog:
+    def score() -> dict[str, float]:
+        return {"val_score": evaluate(trainee.model, data, "val", task=task).score}
+
+    return train(
+        trainee, data, plan=plan, seed=seed, checkpoint=checkpoint, on_event=on_event, stage=stage, stop=stop, evaluate=score
+    )
