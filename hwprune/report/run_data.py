@@ -15,9 +15,8 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from hwprune.core import events
 from hwprune.core.config import read_toml
 from hwprune.core.errors import RunError, UsageError
 from hwprune.core.events import CandidateMeasured, EpochDone, Event, SearchStep, StageStarted
@@ -27,10 +26,7 @@ from hwprune.core.ops import OpKey
 
 Verdict = Literal["pass", "miss", "infeasible"]
 RESULT_SCHEMA = "hwprune.search/1"
-EVENTS = {
-    name: getattr(events, name)
-    for name in ("StageStarted", "Progress", "EpochDone", "SearchStep", "CandidateMeasured", "Note", "Caution")
-}
+EVENTS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Event)}
 
 
 @dataclass(frozen=True)

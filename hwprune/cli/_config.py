@@ -1,0 +1,109 @@
+"""`hwprune.toml` as defaults for the flags, and `--print-config` for what came out of flag, environment and file.
+
+Keys are the flags' names with underscores. At the top they hold for every verb that has the flag; in a table named
+as a verb for that verb alone. `options` is a table of method options.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hwprune.core.config import read_toml, to_toml
+from hwprune.core.errors import UsageError, did_you_mean
+
+FILE = "hwprune.toml"
+PER_CALL = ("config", "print_config", "json", "verbose", "quiet", "help")  # belong to one command, not to a project
+
+
+def read_defaults(path: Path, verb: str, flags: Mapping[str, Iterable[str]]) -> dict[str, Any]:
+    """Default values for the flags of `verb`. `flags` maps every verb to the names of its flags.
+
+    Raises `UsageError` naming file, key, nearest known key and line.
+    """
+    document = read_toml(path)
+    text = path.read_text()
+    known = {name for names in flags.values() for name in names}
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        if key in flags and isinstance(value, dict):
+            for inner in value:
+                _check(inner, set(flags[key]), path, text, table=key)
+        else:
+            _check(key, known, path, text, table="")
+            found[key] = value
+    found.update(document.get(verb, {}))
+    return {key: _as_text(key, value, path) for key, value in found.items() if key in flags[verb]}
+
+
+def line_of(text: str, table: str, key: str) -> int:
+    """The line, counted from 1, on which `key` of `[table]` stands (0 when it is written in another form)."""
+    current = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        header = re.match(r"\s*\[([^\]]+)\]", line)
+        if header:
+            current = header.group(1).strip()
+            if not table and current.split(".")[0] == key:
+                return number
+        elif current == table and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+            return number
+    return 0
+
+
+def resolved_toml(verb: str, values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """TOML that `--config` reads back, the origin of each value in a comment."""
+    options = parse_options(values.get("options") or ())
+    plain = {key: _plain(value) for key, value in values.items() if key not in PER_CALL and key != "options"}
+    document = {key: value for key, value in plain.items() if value is not None}
+    unset = [key for key, value in plain.items() if value is None]
+    comments = {**origins, **{f"options.{key}": origins.get("options", "") for key in options}}
+    text = f"# hwprune {verb}\n" + to_toml({**document, **({"options": options} if options else {})}, comments)
+    return text + (f"\n# not set: {', '.join(unset)}\n" if unset else "")
+
+
+def parse_options(pairs: Iterable[str]) -> dict[str, str]:
+    """`{"score_lr": "0.1"}` from `("score_lr=0.1",)`. Raises `UsageError` for what is no KEY=VALUE."""
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {pair} is not KEY=VALUE", hint="write it as --set score_lr=0.1")
+        options[key.strip()] = value.strip()
+    return options
+
+
+def _check(key: str, known: set[str], path: Path, text: str, *, table: str) -> None:
+    if key in known:
+        return
+    place = f"[{table}] has no key" if table else "no key"
+    line = line_of(text, table, key)
+    where = f"   (line {line})" if line else ""
+    raise UsageError(
+        f"{path}: {place} '{key}'.{did_you_mean(key, known)}{where}", hint=f"known: {', '.join(sorted(known))}"
+    )
+
+
+def _as_text(key: str, value: Any, path: Path) -> Any:
+    if key == "options":
+        if not isinstance(value, dict):
+            raise UsageError(
+                f"{path}: 'options' must be a table of method options", hint="write [options] and score_lr = 0.1"
+            )
+        return [f"{name}={_option_text(item)}" for name, item in value.items()]
+    if isinstance(value, (dict, list)) and not all(isinstance(item, (str, int, float)) for item in value):
+        raise UsageError(f"{path}: '{key}' must be a plain value or a list of them")
+    return value
+
+
+def _option_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value] or None
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,125 @@
+"""The flags that several verbs share, and the ones that every verb has."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hwprune.cli._config import FILE, PER_CALL, read_defaults
+from hwprune.core.errors import UsageError
+
+MODEL_HELP = "A reference network, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION."
+DATA_HELP = "digits, cifar10:PATH, imagefolder:PATH, npz:PATH, FILE.py:FUNCTION, ..."
+
+TARGET, TRAINING, SPACE, EVERY = "Target", "Training", "Search space", "Every verb"
+
+Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP, envvar="HWPRUNE_MODEL")]
+Run = Annotated[str, typer.Argument(metavar="[RUN]", help="A run folder, or `last`.", envvar="HWPRUNE_RUN")]
+Data = Annotated[str | None, typer.Option(metavar="DATA", help=DATA_HELP)]
+Weights = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Weights of the dense network: a .safetensors state dict.")
+]
+Input = Annotated[str | None, typer.Option(metavar="SHAPE", help="Shape of the example input, as 1x3x224x224.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE", help="Name or alias of a device; `hwprune devices` lists them.", rich_help_panel=TARGET
+    ),
+]
+Runtime = Annotated[
+    str | None, typer.Option(metavar="RUNTIME", help="Runtime; the device's first by default.", rich_help_panel=TARGET)
+]
+Threads = Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the runtime.", rich_help_panel=TARGET)]
+Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Images per inference.", rich_help_panel=TARGET)]
+Samples = Annotated[
+    int, typer.Option(metavar="N", min=10, help="Networks to measure for the latency table.", rich_help_panel=TARGET)
+]
+Tables = Annotated[Path, typer.Option(metavar="FOLDER", help="Latency tables.", rich_help_panel=TARGET)]
+
+
+class Color(str, Enum):
+    """When to colour the output."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+@dataclass(frozen=True)
+class Common:
+    """The flags of every verb."""
+
+    run_dir: Path | None
+    seed: int
+    json: bool
+    verbose: int
+    quiet: bool
+    color: Color
+    config: Path | None
+    print_config: bool
+
+    @property
+    def verbosity(self) -> int:
+        """-1 for `-q`, else the number of `-v`."""
+        return -1 if self.quiet else self.verbose
+
+
+def _load_config(ctx: typer.Context, value: Path | None) -> Path | None:
+    """Put the file's values below flags and environment; runs before the other flags are looked at."""
+    path = value
+    if path is None and Path(FILE).is_file():
+        path = Path(FILE)
+    if path is not None and ctx.parent is not None:
+        if not path.is_file():
+            raise UsageError(f"no configuration file {path}", hint="--config names a TOML file")
+        verb = str(ctx.info_name)
+        commands: dict[str, Any] = ctx.parent.command.commands  # type: ignore[attr-defined]  # a typer group
+        flags = {
+            name: [param.name for param in command.params if param.name not in PER_CALL]
+            for name, command in commands.items()
+        }
+        ctx.default_map = read_defaults(path, verb, flags)
+        ctx.meta["hwprune.config"] = str(path)
+    return value
+
+
+def _common(kind: Any, *names: str, **settings: Any) -> Any:
+    return Annotated[kind, typer.Option(*names, rich_help_panel=EVERY, show_envvar=False, **settings)]
+
+
+_CONFIG_HELP = f"Defaults of the flags [./{FILE}]. HWPRUNE_FLAG in the environment goes before it, a flag before both."
+_COMMON: tuple[tuple[str, Any, Any], ...] = (
+    ("run_dir", _common(Path | None, metavar="FOLDER", help="Run folder to write or to read."), None),
+    ("seed", _common(int, metavar="N", help="Seed of everything random."), 0),
+    ("json", _common(bool, "--json", help="One JSON document on stdout."), False),
+    (
+        "verbose",
+        _common(int, "-v", count=True, metavar=" ", show_default=False, help="Say more; -vv: tracebacks too."),
+        0,
+    ),
+    ("quiet", _common(bool, "-q", help="Warnings and errors only."), False),
+    ("color", _common(Color, help="Colours in the output."), Color.auto),
+    (
+        "config",
+        _common(Path | None, metavar="FILE", help=_CONFIG_HELP, is_eager=True, callback=_load_config),
+        None,
+    ),
+    (
+        "print_config",
+        _common(bool, "--print-config", help="Print where each flag's value comes from, and stop."),
+        False,
+    ),
+)
+
+
+def common_parameters() -> list[inspect.Parameter]:
+    """The flags of every verb as parameters for a function's signature."""
+    return [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+        for name, annotation, default in _COMMON
+    ]

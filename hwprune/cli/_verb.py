@@ -1,0 +1,134 @@
+"""Turns a plain function into a verb: adds the flags that every verb has, prints what the function returns."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args
+
+import typer
+
+from hwprune.cli._config import PER_CALL, resolved_toml
+from hwprune.cli._console import Outcome, Streams
+from hwprune.cli._flags import Common, common_parameters
+from hwprune.cli._progress import ProgressDisplay
+from hwprune.cli._stop import Stop
+from hwprune.core.errors import UsageError
+from hwprune.core.events import OnEvent
+from hwprune.core.units import parse_shape
+
+ORIGINS = {"COMMANDLINE": "flag", "DEFAULT": "default"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a verb's function gets besides its own flags."""
+
+    common: Common
+    streams: Streams
+
+    def run(self, name: str) -> str:
+        """The run that a verb reads: the one that was named, else that of `--run-dir`."""
+        return str(self.common.run_dir) if name == "last" and self.common.run_dir is not None else name
+
+    @contextmanager
+    def job(self) -> Iterator[tuple[OnEvent, Callable[[], bool]]]:
+        """`on_event` and `stop` for a long job: progress on stderr, Ctrl-C once finishes the step in hand."""
+        with ProgressDisplay(self.streams) as display, Stop(self.streams.talk) as stop:
+            yield display, stop
+
+    @contextmanager
+    def watch(self) -> Iterator[OnEvent]:
+        """`on_event` for a job that has nothing to save: Ctrl-C stops it at once."""
+        with ProgressDisplay(self.streams) as display:
+            yield display
+
+
+def register(
+    app: typer.Typer,
+    function: Callable[..., Outcome],
+    *,
+    example: str,
+    cls: type[typer.core.TyperCommand] | None = None,
+) -> None:
+    """Add `function(call, **flags) -> Outcome` to the app under its own name."""
+    own = [item for item in inspect.signature(function, eval_str=True).parameters.values() if item.name != "call"]
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    for item in own:
+        for info in get_args(item.annotation)[1:]:
+            info.show_envvar = False  # said once for all flags, in the help of `--config`
+    parameters = [context, *(item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own), *common_parameters()]
+
+    def run(ctx: typer.Context, **values: Any) -> int:
+        shared = {name: values.pop(name) for name in Common.__dataclass_fields__ if name in values}
+        common = Common(**shared)
+        streams = Streams(common.json, common.verbosity, common.color.value)
+        if common.print_config:
+            typer.echo(resolved_toml(str(ctx.info_name), *_resolved(ctx)), nl=False)
+            return 0
+        outcome = function(Call(common, streams), **values)
+        streams.result(f"hwprune.{ctx.info_name}/1", outcome)
+        return outcome.code
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+    run.__annotations__ = {item.name: item.annotation for item in parameters}
+    run.__doc__ = _reflow(function.__doc__ or "")
+    app.command(
+        function.__name__,
+        cls=cls,
+        epilog=f"Example:  {example}",
+        context_settings={"auto_envvar_prefix": "HWPRUNE", "help_option_names": ["-h", "--help"]},
+    )(run)
+
+
+def _reflow(text: str) -> str:
+    """A docstring with each paragraph on one line, for the terminal to wrap."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
+
+
+def example_shape(text: str | None) -> tuple[int, ...] | None:
+    """The shape behind `--input`, None when it is not given."""
+    return None if text is None else parse_shape(text)
+
+
+def parse_widths(text: str | None) -> dict[str, int] | None:
+    """Widths from `GROUP=UNITS,GROUP=UNITS`, or from a JSON file (a mapping, or a document with `widths`)."""
+    if text is None:
+        return None
+    if Path(text).suffix == ".json":
+        from hwprune.core.files import read_json
+
+        document = read_json(text)
+        pairs = document.get("widths", document) if isinstance(document, dict) else {}
+    else:
+        pairs = dict(part.partition("=")[::2] for part in text.split(","))
+    try:
+        return {str(name).strip(): int(units) for name, units in pairs.items()}
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"--widths {text} does not give one whole number a group", hint="write it as GROUP=UNITS,GROUP=UNITS"
+        ) from error
+
+
+def _resolved(ctx: typer.Context) -> tuple[dict[str, Any], dict[str, str]]:
+    values, origins = {}, {}
+    for name, value in ctx.params.items():
+        if name in PER_CALL:
+            continue
+        values[name] = value.value if isinstance(value, Enum) else value
+        source = ctx.get_parameter_source(name)
+        origins[name] = origin(ctx, name, source.name if source is not None else "DEFAULT")
+    return values, origins
+
+
+def origin(ctx: typer.Context, name: str, source: str) -> str:
+    """Where a flag's value came from, for people: `flag`, `HWPRUNE_DEVICE`, `hwprune.toml`, `default`."""
+    if source == "ENVIRONMENT":
+        return f"HWPRUNE_{name.upper()}"
+    if source == "DEFAULT_MAP":
+        return str(ctx.meta.get("hwprune.config", "file"))
+    return ORIGINS.get(source, "default")

@@ -1,0 +1,87 @@
+"""`hwprune bench`: time networks in turns in one process, and compare them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hwprune.cli import _flags as flags
+from hwprune.cli._console import Outcome
+from hwprune.cli._verb import Call, register
+from hwprune.core.errors import UsageError
+from hwprune.core.measurement import Measurement
+from hwprune.core.units import parse_latency_ms
+from hwprune.report.text import bench_text
+
+EXAMPLE = "hwprune bench dense.onnx model.onnx --fail-above 4ms"
+PROTOCOLS = ("quick", "default", "publish")
+
+
+def bench(
+    call: Call,
+    subjects: Annotated[list[str], typer.Argument(help="ONNX files, models or runs; the first is the baseline.")],
+    fail_above: Annotated[
+        str | None, typer.Option(help="Exit 1 when a latency's upper bound is above, as 4ms.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help=f"How long to measure: {', '.join(PROTOCOLS)}.")] = "default",
+    laps: Annotated[int | None, typer.Option(min=3, help="Timed runs a round, instead of the protocol's.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds, instead of the protocol's.")] = None,
+    device: flags.Device = "cpu",
+    runtime: flags.Runtime = None,
+    threads: flags.Threads = 1,
+    batch: flags.Batch = 1,
+) -> Outcome:
+    """Measure networks on a device, interleaved and paired with a reference kernel, and compare them."""
+    from hwprune import api
+
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"unknown protocol '{protocol}'", hint=f"known: {', '.join(PROTOCOLS)}")
+    limit_ms = None if fail_above is None else parse_latency_ms(fail_above)
+    with call.watch() as on_event:
+        result = api.bench(
+            *subjects,
+            device=device,
+            runtime=runtime,
+            threads=threads,
+            batch=batch,
+            fail_above=limit_ms,
+            protocol=protocol,
+            laps=laps,
+            rounds=rounds,
+            seed=call.common.seed,
+            on_event=on_event,
+        )
+    document = {
+        "verdict": result.verdict,
+        "fail_above_ms": limit_ms,
+        "simulated": any(item.simulated for item in result.measurements.values()),
+        "results": [measurement_document(name, item) for name, item in result.measurements.items()],
+        "comparisons": [item.to_json() for item in result.comparisons],
+    }
+    text = bench_text(result.measurements, result.comparisons, limit_ms)
+    return Outcome(text, document, int(result.verdict == "fail"))
+
+
+def measurement_document(name: str, item: Measurement) -> dict[str, object]:
+    """The statistics of a measurement and all that they follow from."""
+    return {
+        "subject": name,
+        "latency_ms": item.latency_ms,
+        "ci_ms": list(item.ci_ms),
+        "p90_ms": item.p90_ms,
+        "p99_ms": item.p99_ms,
+        "mad_ms": item.mad_ms,
+        "laps": item.lap_count,
+        "rounds": item.round_count,
+        "void_rounds": item.void_rounds,
+        "converged": item.converged,
+        "bimodal": item.bimodal,
+        "warnings": list(item.warnings),
+        "measurement": item.to_json(),
+    }
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    register(app, bench, example=EXAMPLE)

@@ -1,0 +1,46 @@
+"""`hwprune export`: write the ONNX file to ship, its output checked against torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hwprune.cli import _flags as flags
+from hwprune.cli._console import Outcome
+from hwprune.cli._verb import Call, example_shape, register
+from hwprune.core.units import format_bytes
+
+EXAMPLE = "hwprune export last --output model.onnx"
+
+
+def export(
+    call: Call,
+    subject: Annotated[str, typer.Argument(metavar="[RUN|MODEL]", help="A run folder, `last`, or a model.")] = "last",
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("model.onnx"),
+    input: flags.Input = None,
+    weights: flags.Weights = None,
+) -> Outcome:
+    """Write a network as ONNX and check its output against torch."""
+    from hwprune import api
+
+    exported = api.export(call.run(subject), example_shape(input), output, weights=weights)
+    verdict = "pass" if exported.max_difference <= exported.tolerance else "FAIL"
+    text = (
+        f"wrote {exported.path} ({format_bytes(exported.size_bytes)})\n"
+        f"check   max |torch - onnx| = {exported.max_difference:.2g} (limit {exported.tolerance:.0e})   {verdict}"
+    )
+    document = {
+        "path": str(exported.path),
+        "size_bytes": exported.size_bytes,
+        "max_difference": exported.max_difference,
+        "tolerance": exported.tolerance,
+        "verdict": verdict.lower(),
+    }
+    return Outcome(text, document, int(verdict == "FAIL"), (f"hwprune bench {exported.path}",))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    register(app, export, example=EXAMPLE)

@@ -1,0 +1,35 @@
+"""`hwprune finetune`: go on training a run's pruned network."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hwprune.cli import _flags as flags
+from hwprune.cli._console import Outcome
+from hwprune.cli._verb import Call, register
+from hwprune.cli.search import outcome_of
+
+EXAMPLE = "hwprune finetune last --epochs 10"
+
+
+def finetune(
+    call: Call,
+    run: flags.Run = "last",
+    epochs: Annotated[float | None, typer.Option(min=0, help="Epochs to train.")] = None,
+    data: flags.Data = None,
+) -> Outcome:
+    """Finetune a run's pruned network, taught by the dense one, and measure it again."""
+    from hwprune import api
+
+    with call.job() as (on_event, stop):
+        done = api.finetune(
+            call.run(run), epochs=epochs, data=data, seed=call.common.seed, on_event=on_event, stop=stop
+        )
+    return outcome_of(done.folder)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    register(app, finetune, example=EXAMPLE)

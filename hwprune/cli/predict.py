@@ -1,0 +1,62 @@
+"""`hwprune predict`: what a latency model expects of a network, without measuring it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hwprune.cli import _flags as flags
+from hwprune.cli._console import Outcome
+from hwprune.cli._verb import Call, example_shape, parse_widths, register
+from hwprune.core.units import format_ms
+from hwprune.report.text import percent
+
+EXAMPLE = "hwprune predict mobilenetv2 --widths features.2.conv.0=48"
+
+
+def predict(
+    call: Call,
+    model: flags.Model = None,
+    widths: Annotated[
+        str | None, typer.Option(help="GROUP=UNITS,... or a JSON file; groups left out stay dense.")
+    ] = None,
+    data: flags.Data = None,
+    input: flags.Input = None,
+    device: flags.Device = "cpu",
+    runtime: flags.Runtime = None,
+    threads: flags.Threads = 1,
+    batch: flags.Batch = 1,
+    tables: flags.Tables = Path("latency_tables"),
+) -> Outcome:
+    """Predict the latency of a network from the device's latency table: ms, error and coverage."""
+    from hwprune import api
+
+    prediction = api.predict(
+        model,
+        example_shape(input),
+        widths=parse_widths(widths),
+        data=data,
+        device=device,
+        runtime=runtime,
+        threads=threads,
+        batch=batch,
+        tables=tables,
+        seed=call.common.seed,
+    )
+    text = (
+        f"{format_ms(prediction.latency_ms)} predicted, ± {format_ms(prediction.error_ms)} (one sigma)\n"
+        f"coverage {percent(prediction.coverage)}: the share of the network inside what the table covers"
+    )
+    document = {
+        "predicted_ms": prediction.latency_ms,
+        "error_ms": prediction.error_ms,
+        "coverage": prediction.coverage,
+    }
+    return Outcome(text, document)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    register(app, predict, example=EXAMPLE)

@@ -1,0 +1,250 @@
+"""Plain text for the terminal: aligned tables and the summaries of the verbs. No colours, no wrapping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from hwprune.core.measurement import WARNINGS, Comparison, Fingerprint, Measurement
+from hwprune.core.units import format_count, format_duration, format_ms
+from hwprune.report.run_data import Result
+
+BAR_WIDTH = 20
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> str:
+    """Columns two spaces apart, numbers to the right, the columns in `left` to the left."""
+    lines = [tuple(header), *(tuple(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> str:
+    """`name      text` lines; an empty name continues the line before, an empty text is left out."""
+    return "\n".join(f"{name:<9} {text}" for name, text in pairs if text)
+
+
+def interval(value_ms: float, ci_ms: tuple[float, float]) -> str:
+    """`0.3052 ms [0.3031, 0.3073]`: as many decimals as the interval bears, at least three digits of the value."""
+    low, high = ci_ms
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return format_ms(value_ms)
+    half = max((high - low) / 2, value_ms * 1e-4, 1e-9)
+    decimals = min(max(2 - _exponent(value_ms), 1 - _exponent(half), 0), 4)
+    return f"{value_ms:.{decimals}f} ms [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def percent(fraction: float | None, decimals: int = 1) -> str:
+    """`98.3 %`, or `-` for what is not known."""
+    return "-" if fraction is None or not math.isfinite(fraction) else f"{fraction * 100:.{decimals}f} %"
+
+
+def speed_sentence(comparison: Comparison) -> str:
+    """`1.66 times faster than dense [1.64, 1.68]`, or that no difference was shown."""
+    ratio, (low, high) = comparison.ratio, comparison.ci
+    if comparison.verdict == "no difference shown":
+        return f"no difference to {comparison.baseline} shown: ratio {ratio:.3f} [{low:.3f}, {high:.3f}]"
+    if comparison.verdict == "faster":
+        return f"{1 / ratio:.2f} times faster than {comparison.baseline} [{1 / high:.2f}, {1 / low:.2f}]"
+    return f"{ratio:.2f} times slower than {comparison.baseline} [{low:.2f}, {high:.2f}]"
+
+
+def device_sentence(fingerprint: Fingerprint) -> str:
+    """`cpu: Xeon (6/143/8), onnxruntime 1.31.1 fp32, batch 1, 1 thread`."""
+    threads = "1 thread" if fingerprint.threads == 1 else f"{fingerprint.threads} threads"
+    text = (
+        f"{fingerprint.device}: {fingerprint.cpu_model}, {fingerprint.runtime} {fingerprint.runtime_version} "
+        f"{fingerprint.precision}, batch {fingerprint.batch}, {threads}"
+    )
+    return f"SIMULATED {text}" if fingerprint.runtime == "simulated" else text
+
+
+def widths_table(dense: Mapping[str, int], kept: Mapping[str, int]) -> str:
+    """A line a channel group: dense units, units kept, the keep ratio as a bar."""
+    rows = []
+    for name, units in dense.items():
+        width = kept.get(name, units)
+        filled = max(1, round(BAR_WIDTH * width / units))
+        rows.append(
+            (name, str(units), str(width), percent(width / units, 0), "#" * filled + "." * (BAR_WIDTH - filled))
+        )
+    return table(("CHANNEL GROUP", "DENSE", "KEPT", "KEEP", ""), rows, left=(0, 4))
+
+
+def search_text(result: Result) -> str:
+    """The whole answer of `hwprune search`: dense, budget, feasibility, fit, pruned network, widths, verdict."""
+    lines = (
+        [("SIMULATED", "no hardware was timed; every latency below comes from a formula")] if result.simulated else []
+    )
+    lines += [
+        ("device", _device(result)),
+        ("model", " on ".join(filter(None, (result.model, result.data)))),
+        ("dense", _network(result, "dense")),
+        ("budget", f"{format_ms(result.budget_ms)} at the {result.statistic}, {_of_dense(result)} of dense"),
+        ("feasible", _feasible(result)),
+        ("fit", fit_sentence(result)),
+        ("search", _search_sentence(result)),
+    ]
+    if result.verdict != "infeasible":
+        lines += [
+            ("pruned", _network(result, "pruned")),
+            ("", _predicted_sentence(result)),
+            ("speed", speed_sentence(result.comparison) if result.comparison is not None else ""),
+        ]
+        lines.append(("", ""))
+    body = [facts(lines), "", widths_table(result.dense_widths, result.widths), ""]
+    closing = [
+        ("verdict", verdict_sentence(result)),
+        ("run", result.run_dir),
+        ("took", _took(result)),
+    ]
+    return "\n".join([*body, facts(closing), *(f"warning: {text}" for text in result.warnings)])
+
+
+def verdict_sentence(result: Result) -> str:
+    """`pass: 0.301 ms measured [0.299, 0.303] <= 0.307 ms, 98.0 % of the budget used`."""
+    if result.measured_ms is None or result.measured_ci_ms is None:
+        smallest = format_ms(result.smallest_ms) if result.smallest_ms is not None else "unknown"
+        return f"infeasible: {format_ms(result.budget_ms)} asked, smallest reachable {smallest} predicted"
+    measured = interval(result.measured_ms, result.measured_ci_ms)
+    sign = "<=" if result.verdict == "pass" else ">"
+    used = percent(result.utilisation)
+    return f"{result.verdict}: {measured} measured {sign} {format_ms(result.budget_ms)}, {used} of the budget used"
+
+
+def fit_sentence(result: Result) -> str:
+    """How good the latency model is on networks that it was not fitted on."""
+    scores = result.fit.get(result.latency_model)
+    if not scores:
+        return ""
+    noise = scores.get("label_noise")
+    beside = f", label noise {percent(noise)}" if noise is not None else ""
+    return (
+        f"{result.latency_model}: MAPE {percent(scores.get('mape'))}{beside}, "
+        f"{percent(scores.get('within_10'), 0)} within 10 % on held-out networks"
+    )
+
+
+def bench_text(
+    measurements: Mapping[str, Measurement], comparisons: Sequence[Comparison], limit_ms: float | None = None
+) -> str:
+    """Every subject's statistics, then the comparisons with their intervals, then the limit."""
+    first = next(iter(measurements.values()))
+    lines = [device_sentence(first.fingerprint), ""]
+    rows = [_bench_row(name, measurement) for name, measurement in measurements.items()]
+    lines.append(table(("SUBJECT", "LATENCY [95 %]", "P90", "P99", "MAD", "ROUNDS", "LAPS", "VOID"), rows))
+    lines.append("")
+    lines += [f"{item.subject}: {speed_sentence(item)}" for item in comparisons]
+    if limit_ms is not None:
+        for name, item in measurements.items():
+            lines.append(f"{name}: {'FAIL' if item.ci_ms[1] > limit_ms else 'pass'} under {format_ms(limit_ms)}")
+    for name, item in measurements.items():
+        lines += [f"warning: {name}: {WARNINGS[key][0]}; {WARNINGS[key][1]}" for key in item.warnings]
+    if any(item.p99_ms is None for item in measurements.values()):
+        lines.append("note: p99 takes 473 laps or more")
+    return "\n".join(lines)
+
+
+def scores_text(rows: Sequence[tuple[str, Mapping[str, float | None], str]], chosen: str) -> str:
+    """The comparison of `hwprune fit`: one line a latency model, `(kind, scores, why it has none)`."""
+    header = ("MODEL", "MAPE", "WITHIN 5 %", "WITHIN 10 %", "SPEARMAN", "KENDALL", "WRONG SIGN", "COSINE", "")
+    body = []
+    for kind, scores, reason in rows:
+        mark = "<- chosen" if kind == chosen else reason
+        figures = [percent(scores.get(name)) for name in ("mape", "within_5", "within_10")]
+        ranks = [_decimal(scores.get(name)) for name in ("spearman", "kendall")]
+        body.append((kind, *figures, *ranks, percent(scores.get("wrong_sign")), _decimal(scores.get("cosine")), mark))
+    return table(header, body, left=(0, 8))
+
+
+def _bench_row(name: str, item: Measurement) -> tuple[str, ...]:
+    p99 = "-" if item.p99_ms is None else format_ms(item.p99_ms)
+    return (
+        name,
+        interval(item.latency_ms, item.ci_ms),
+        format_ms(item.p90_ms),
+        p99,
+        percent(item.mad_ms / item.latency_ms),
+        str(item.round_count),
+        str(item.lap_count),
+        str(sum(item.void_rounds.values())),
+    )
+
+
+def _device(result: Result) -> str:
+    for measurement in result.measurements.values():
+        return device_sentence(measurement.fingerprint)
+    return result.target.label()
+
+
+def _network(result: Result, which: str) -> str:
+    dense = which == "dense"
+    measurement = result.measurements.get(which)
+    latency = result.dense_ms if dense else result.measured_ms
+    if latency is None:
+        return ""
+    if measurement is not None:
+        value, low, high = measurement.statistic(result.statistic)
+        parts = [f"{interval(value, (low, high))} measured"]
+    elif not dense and result.measured_ci_ms is not None:
+        parts = [f"{interval(latency, result.measured_ci_ms)} measured"]
+    else:
+        parts = [f"{format_ms(latency)} measured"]
+    params, macs = (result.dense_params, result.dense_macs) if dense else (result.params, result.macs)
+    if params is not None and macs is not None:
+        parts += [f"{format_count(params)} params", f"{format_count(macs)} MACs"]
+    score = result.dense_score if dense else result.score
+    if score is not None:
+        parts.append(f"{result.score_name} {score:.4f}{_score_change(result, dense)}")
+    return ", ".join(parts)
+
+
+def _score_change(result: Result, dense: bool) -> str:
+    if dense or result.score is None or result.dense_score is None:
+        return ""
+    return f" ({(result.score - result.dense_score) * 100:+.1f} points)"
+
+
+def _of_dense(result: Result) -> str:
+    return percent(result.budget_ms / result.dense_ms)
+
+
+def _feasible(result: Result) -> str:
+    if result.smallest_ms is None:
+        return ""
+    answer = "no" if result.verdict == "infeasible" else "yes"
+    return f"{answer}: smallest allowed network {format_ms(result.smallest_ms)} predicted"
+
+
+def _search_sentence(result: Result) -> str:
+    if result.verdict == "infeasible":
+        return ""
+    timed = len(result.predictions)
+    candidates = "1 candidate" if timed == 1 else f"{timed} candidates"
+    return f"{result.method}, seed {result.seed}, {candidates} measured, widths in steps of {result.tile}"
+
+
+def _predicted_sentence(result: Result) -> str:
+    if result.predicted_ms is None or result.measured_ms is None:
+        return ""
+    error = result.predicted_ms / result.measured_ms - 1
+    return f"{format_ms(result.predicted_ms)} predicted ({error * 100:+.1f} %)"
+
+
+def _took(result: Result) -> str:
+    stages = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in result.stages.items())
+    return f"{format_duration(result.seconds)}{f': {stages}' if stages else ''}"
+
+
+def _exponent(value: float) -> int:
+    return math.floor(math.log10(abs(value)) + 1e-12) if value else 0
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.3f}"

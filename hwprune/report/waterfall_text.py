@@ -1,0 +1,7 @@
+"""x"""
+
+from __future__ import annotations
+
+
+def waterfall_text(w: object, limit: int) -> str:
+    return ""
