@@ -30,6 +30,8 @@ _AXES_AS_ATTRIBUTE = (
     "ReduceProd",
     "ReduceSumSquare",
 )
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_FUSED = ("Add", "BatchNormalization", "Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
 
 
 def clean(network: Network) -> Network:
@@ -46,6 +48,7 @@ def clean(network: Network) -> Network:
         _pool_globally,
         _name_interface,
         _number_nodes,
+        name_values,
         with_inferred_shapes,
     )
     for step in passes:
@@ -80,6 +83,28 @@ def _number_nodes(network: Network) -> Network:
         seen[name] += 1
         nodes.append(node)
     return replace(network, nodes=tuple(nodes))
+
+
+def name_values(network: Network) -> Network:
+    """Call every value by the node that makes it; what a runtime fuses into a layer is called by that layer.
+
+    ONNX Runtime names a fused convolution by the value it ends with: `conv1/Conv+Relu` keeps the layer's path.
+    """
+    uses = network.uses()
+    fused: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for node in network.nodes:
+        first = node.input[0] if node.input else ""
+        name = node.name
+        if node.op_type in _LAYERS:
+            fused[node.output[0]] = name
+        elif node.op_type in _FUSED and first in fused and uses[first] == 1:
+            name = fused[node.output[0]] = f"{fused[first]}+{node.op_type}"
+        for index, value in enumerate(node.output):
+            names[value] = f"{name}:{index}" if index else name
+    for name in (*network.inputs, *network.outputs, ""):
+        names.pop(name, None)
+    return network.with_names(names)
 
 
 def _module_path(network: Network, node: onnx.NodeProto) -> str:

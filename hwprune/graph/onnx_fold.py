@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from hwprune.graph.onnx_clean import name_values
 from hwprune.graph.onnx_labels import Labels
 from hwprune.graph.onnx_network import Array, Network, attribute, copy_node, integer
 
@@ -50,6 +51,7 @@ def fold_batch_norms(network: Network, labels: TensorLabels) -> tuple[Network, T
         tensors=folding.tensors,
         stateful=network.stateful | folding.new,
     ).without_unused()
+    folded = name_values(folded)
     return folded, {name: dims for name, dims in folding.labels.items() if name in folded.tensors}
 
 

@@ -1,0 +1,24 @@
+"""From any `nn.Module` to coupled channel groups, operators as functions of the widths, and exact surgery."""
+
+from __future__ import annotations
+
+from hwprune.graph.channel_graph import AttributeEdit, ChannelGraph, ConsumerSlice, QueryScale
+from hwprune.graph.gates import gate_parameters
+from hwprune.graph.labels import Pin
+from hwprune.graph.recipe import Recipe, apply_recipe
+from hwprune.graph.surgery import cut, mask
+from hwprune.graph.trace import trace
+
+__all__ = [
+    "AttributeEdit",
+    "ChannelGraph",
+    "ConsumerSlice",
+    "Pin",
+    "QueryScale",
+    "Recipe",
+    "apply_recipe",
+    "cut",
+    "gate_parameters",
+    "mask",
+    "trace",
+]

@@ -1,0 +1,217 @@
+"""From the tape to channel groups: labels that are removed together are a unit, units with equal roles are a group."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hwprune.core.widths import ChannelGroup
+from hwprune.graph.channel_graph import ConsumerSlice, QueryScale
+from hwprune.graph.labels import Pin, Source
+from hwprune.graph.layout import Ids
+from hwprune.graph.record import OpRecord, Record
+
+_MAKERS = ("conv", "conv_transpose", "linear")
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """The groups of a tape. `group_of`, `unit_of`: for each label its group and unit, -1 for labels of no group."""
+
+    record: Record
+    components: Ids
+    groups: tuple[ChannelGroup, ...]
+    pins: tuple[Pin, ...]
+    group_of: Ids
+    unit_of: Ids
+
+    def groups_by_producer(self) -> dict[str, tuple[str, ...]]:
+        """Group name -> its producers."""
+        return {group.name: group.producers for group in self.groups}
+
+    def slices(self, number: int) -> tuple[tuple[str, ConsumerSlice], ...]:
+        """All parts of parameters and buffers that belong to a group, with their role."""
+        consumed = _flags(self.record.labels.count, self.record.consumed)
+        result = []
+        for source in self.record.labels.sources:
+            labels = np.arange(source.first, source.first + source.size)
+            inside = labels[self.group_of[labels] == number]
+            for role, chosen in (("consume", inside[consumed[inside]]), ("produce", inside[~consumed[inside]])):
+                if chosen.size:
+                    role_here = role if source.is_parameter else "state"
+                    result.append((role_here, self._slice(source, chosen)))
+        result += [("gate", item) for item in self._rows(self.record.gated, number)]
+        return tuple(result)
+
+    def query_scales(self) -> tuple[QueryScale, ...]:
+        """The rows that make attention queries, group by group."""
+        return tuple(
+            QueryScale(item, group.name)
+            for number, group in enumerate(self.groups)
+            for item in self._rows(self.record.attention_queries, number)
+        )
+
+    def _slice(self, source: Source, labels: Ids) -> ConsumerSlice:
+        return ConsumerSlice(source.name, source.dim, labels - source.first, self.unit_of[labels])
+
+    def _rows(self, collected: list[Ids], number: int) -> list[ConsumerSlice]:
+        """The parameter rows that carry these labels, with the rows of the same module's other vectors (its bias)."""
+        flags = _flags(self.record.labels.count, collected)
+        result: dict[tuple[str, int], ConsumerSlice] = {}
+        for source in self.record.labels.sources:
+            labels = np.arange(source.first, source.first + source.size)
+            chosen = labels[flags[labels] & (self.group_of[labels] == number)]
+            if chosen.size:
+                for other in self._companions(source, chosen - source.first):
+                    result.setdefault((other.name, other.dim), self._slice(other, chosen - source.first + other.first))
+        return list(result.values())
+
+    def _companions(self, source: Source, positions: Ids) -> list[Source]:
+        module = source.name.rpartition(".")[0]
+        wanted = self.components[source.first + positions]
+        return [
+            other
+            for other in self.record.labels.sources
+            if other.is_parameter
+            and other.name.rpartition(".")[0] == module
+            and other.size == source.size
+            and bool((self.components[other.first + positions] == wanted).all())
+        ]
+
+
+def find_groups(record: Record, *, allow_inexact: bool) -> Structure:
+    """Resolve the tape's labels into groups of units, in order of execution."""
+    labels = record.labels
+    if not allow_inexact:
+        for ids, pin in record.inexact:
+            labels.pin(ids, pin)
+    components = labels.components()
+    reasons = labels.reasons(components)
+    first_op = _first_ops(record, components)
+    classes = _classes(record, components, reasons, first_op)
+    group_of = np.full(labels.count, -1, np.int64)
+    unit_of = np.full(labels.count, -1, np.int64)
+    members = _members(labels.count, components)
+    groups: list[ChannelGroup] = []
+    names: Counter[str] = Counter()
+    for chosen in classes:
+        group, ordered = _group(record, components, members, chosen, reasons)
+        names[group.name] += 1
+        if names[group.name] > 1:
+            group = replace(group, name=f"{group.name}#{names[group.name]}")
+        for unit, component in enumerate(ordered):
+            group_of[members[component]] = len(groups)
+            unit_of[members[component]] = unit
+        groups.append(group)
+    touched = {component for chosen in classes for component in chosen}
+    pins = tuple(dict.fromkeys(pin for component, pin in sorted(reasons.items()) if component in touched))
+    return Structure(record, components, tuple(groups), pins, group_of, unit_of)
+
+
+def _flags(count: int, collected: list[Ids]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    flags = np.zeros(count, bool)
+    for ids in collected:
+        flags[ids] = True
+    flags[0] = False
+    return flags
+
+
+def _first_ops(record: Record, components: Ids) -> Mapping[int, int]:
+    """For each component that ever is a channel of an activation: the number of the operator that first makes it."""
+    result: dict[int, int] = {}
+    for number, op in enumerate(record.ops):
+        for component in np.unique(components[op.out_ids[op.out_ids != 0]]).tolist():
+            result.setdefault(component, number)
+    return result
+
+
+def _classes(
+    record: Record, components: Ids, reasons: Mapping[int, Pin], first_op: Mapping[int, int]
+) -> list[list[int]]:
+    """Components with equal incidence in every weight and operator, classes in order of execution."""
+    # A random number for each place, summed over a component's labels, is its signature: 128 bits never collide.
+    rng = np.random.default_rng(0)
+    signature = np.zeros((2, components.max() + 1), np.uint64)
+
+    def count(where: Ids) -> None:
+        for row in signature:
+            np.add.at(row, components[where[where != 0]], rng.integers(0, 2**63, dtype=np.uint64))
+
+    for source in record.labels.sources:
+        count(np.arange(source.first, source.first + source.size))
+    for op in record.ops:
+        count(op.in_ids)
+        count(op.out_ids)
+    count(np.flatnonzero(_flags(record.labels.count, record.consumed)))
+    has_parameter = _components_of_parameters(record, components)
+    classes: dict[tuple[int, int, Pin | None], list[int]] = {}
+    for component, _ in sorted(first_op.items(), key=lambda item: item[1]):
+        if component in has_parameter:
+            key = (int(signature[0, component]), int(signature[1, component]), reasons.get(component))
+            classes.setdefault(key, []).append(component)
+    return list(classes.values())
+
+
+def _components_of_parameters(record: Record, components: Ids) -> set[int]:
+    sources = record.labels.sources
+    owned = [components[source.first : source.first + source.size] for source in sources if source.is_parameter]
+    return set(np.unique(np.concatenate(owned)).tolist()) if owned else set()
+
+
+def _members(count: int, components: Ids) -> dict[int, Ids]:
+    order = np.argsort(components, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(components[order])) + 1)
+    return {int(components[part[0]]): part for part in parts}
+
+
+def _group(
+    record: Record, components: Ids, members: Mapping[int, Ids], chosen: list[int], reasons: Mapping[int, Pin]
+) -> tuple[ChannelGroup, list[int]]:
+    """The group of these components, and the components in the order of their units."""
+    inside = np.zeros(components.max() + 1, bool)
+    inside[chosen] = True
+    makers = _distinct(op for op in record.ops if op.kind in _MAKERS and inside[components[op.out_ids]].any())
+    first = _first_ids(record, components, inside)
+    positions = {int(component): place for place, component in reversed(list(enumerate(components[first])))}
+    ordered = sorted(chosen, key=lambda component: positions.get(component, first.size))
+    name = makers[0] if makers else record.labels.source_of(int(members[ordered[0]][0])).name.rpartition(".")[0]
+    pin = reasons.get(chosen[0])
+    reason = describe(pin) if pin is not None else ""
+    if not reason and len(chosen) == 1:
+        reason = "it has a single unit"
+    unit_channels = int((components[first] == ordered[0]).sum())
+    consumers = _consumers(record, components, inside)
+    group = ChannelGroup(name, len(chosen), max(1, unit_channels), makers, consumers, not reason, reason)
+    return group, ordered
+
+
+def _first_ids(record: Record, components: Ids, inside: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Ids:
+    """The output labels of the operator that first makes channels of the group: a convolution or linear, if any."""
+    having = [op for op in record.ops if inside[components[op.out_ids[op.out_ids != 0]]].any()]
+    return next((op for op in having if op.kind in _MAKERS), having[0]).out_ids
+
+
+def _distinct(ops: object) -> tuple[str, ...]:
+    names = [op.name for op in ops if isinstance(op, OpRecord)]  # type: ignore[attr-defined]
+    return tuple(dict.fromkeys(names))
+
+
+def _consumers(
+    record: Record, components: Ids, inside: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for ids in record.consumed:
+        mine = ids[(ids != 0) & inside[components[ids]]]
+        if mine.size:
+            names[record.labels.source_of(int(mine[0])).name.rpartition(".")[0]] = None
+    return tuple(names)
+
+
+def describe(pin: Pin) -> str:
+    """A pin as the reason of a group."""
+    place = f" in '{pin.module}'" if pin.module else ""
+    source = f" ({pin.source})" if pin.source else ""
+    return f"{pin.op}{place}: {pin.reason}{source}"
