@@ -2,13 +2,11 @@
 
 from hwprune.models._base import AbstractReference
 from hwprune.models._load import check_weights, default_input_shape, load_model, load_weights, model_names
-from hwprune.models._pretrained import load_efficientnet_lite0
 
 __all__ = [
     "AbstractReference",
     "check_weights",
     "default_input_shape",
-    "load_efficientnet_lite0",
     "load_model",
     "load_weights",
     "model_names",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -160,25 +161,20 @@ def _from_function(
 ) -> nn.Module:
     function = load_function(name)
     parameters = inspect.signature(function).parameters
-    arguments: dict[str, object] = {key: _literal(value) for key, value in options.items()}
-    for key in arguments:
+    for key in options:
         if key not in parameters:
             raise UsageError(f"{name} has no parameter '{key}'.{did_you_mean(key, parameters)}")
-    for key, value in (("classes", classes), ("input_shape", input_shape)):
-        if value is not None and key in parameters:
-            arguments[key] = value
-    return _checked(function(**arguments), name)
+    known = {"classes": classes, "input_shape": input_shape}
+    given = {key: value for key, value in known.items() if value is not None and key in parameters}
+    return _checked(function(**{key: _literal(value) for key, value in options.items()}, **given), name)
 
 
 def _literal(text: str) -> int | float | bool | str:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    try:
+        value = json.loads(text.lower() if text.lower() in ("true", "false") else text)
+    except ValueError:
+        return text
+    return value if isinstance(value, (int, float)) else text
 
 
 def _checked(model: object, where: str) -> nn.Module:

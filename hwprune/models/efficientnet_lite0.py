@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,7 +53,7 @@ class Block(nn.Module):
         out = functional.relu6(self._bn0(self._expand_conv(images))) if self.expands else images
         out = functional.relu6(self._bn1(self._depthwise_conv(out)))
         out = self._bn2(self._project_conv(out))
-        return images + out if self.shortcut else out
+        return torch.add(images, out) if self.shortcut else out
 
 
 class EfficientNetLite(nn.Module):

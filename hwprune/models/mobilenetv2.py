@@ -75,7 +75,9 @@ class MobileNetV2(AbstractReference):
     default_classes: ClassVar[int] = 1000
     default_input_shape: ClassVar[tuple[int, int, int]] = (3, 224, 224)
 
-    width: float = field(default=1.0, metadata={"help": "multiplies all channels (rounded to 8); the head only upwards"})
+    width: float = field(
+        default=1.0, metadata={"help": "multiplies all channels (rounded to 8); the head only upwards"}
+    )
     small_input: bool = field(default=False, metadata={"help": "stride 1 in the stem and in the second stage"})
     padding: Literal["symmetric", "same"] = field(default="symmetric", metadata={"help": "same: TensorFlow's SAME"})
 

@@ -62,7 +62,9 @@ class Vgg(AbstractReference):
 
     def __post_init__(self) -> None:
         if self.depth not in LAYERS or self.hidden < 0:
-            raise UsageError(f"vgg has no variant with depth={self.depth} and hidden={self.hidden}", hint="depth 11 or 16")
+            raise UsageError(
+                f"vgg has no variant with depth={self.depth} and hidden={self.hidden}", hint="depth 11 or 16"
+            )
 
     def build(self, classes: int, in_channels: int) -> nn.Module:
         """Input `(N, in_channels, H, W)`, logits `(N, classes)`."""

@@ -48,7 +48,7 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
 
 def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
     """The newest intact checkpoint (None when there is none) and a line for each damaged file that was passed over."""
-    damaged = []
+    damaged: list[str] = []
     for path in _files(folder):
         checkpoint = _read(path)
         if checkpoint is not None:
@@ -79,18 +79,21 @@ def _digest(tensors: Mapping[str, Tensor], document: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        if tensor.numel():
-            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state as tensors named `INDEX.KEY` and a JSON document."""
     state = optimizer.state_dict()
-    tensors, plain = {}, {}
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
     for index, entries in state["state"].items():
         for key, value in entries.items():
-            (tensors if isinstance(value, Tensor) else plain)[f"{index}.{key}"] = value
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = value
+            else:
+                plain[f"{index}.{key}"] = value
     return tensors, {"state": plain, "groups": state["param_groups"]}
 
 

@@ -27,7 +27,9 @@ class TrainPlan:
     momentum: float = field(default=0.9, metadata={"help": "Nesterov momentum"})
     weight_decay: float = field(default=5e-4, metadata={"help": "L2 penalty of weight matrices and filters"})
     clip_norm: float = field(default=0.0, metadata={"help": "largest gradient norm; 0: no limit"})
-    precision: Precision = field(default="fp32", metadata={"help": "fp32, bf16 autocast, or auto: time 3 steps of each"})
+    precision: Precision = field(
+        default="fp32", metadata={"help": "fp32, bf16 autocast, or auto: time 3 steps of each"}
+    )
     augment: bool = field(default=True, metadata={"help": "use the augmentation of the data"})
     distill_alpha: float = field(default=0.7, metadata={"help": "weight of the teacher's part of the loss"})
     temperature: float = field(default=2.0, metadata={"help": "of the distillation"})
@@ -38,7 +40,12 @@ class TrainPlan:
     checkpoint_s: float = field(default=1.0, metadata={"help": "least time between checkpoints; 0: every step"})
 
     def __post_init__(self) -> None:
-        positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "temperature": self.temperature}
+        positive = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "temperature": self.temperature,
+        }
         for name, value in positive.items():
             if not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{name}={value} of a training plan must be positive")

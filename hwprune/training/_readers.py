@@ -59,7 +59,7 @@ def blob_folder(folder: Path, classes: int | None) -> tuple[Pool, Pool]:
         if path is None:
             raise DataError(f"{folder} has no {' or '.join(names)}")
         arrays = read_npz(path)
-        if not BLOB_KEYS <= set(arrays):
+        if not set(arrays) >= BLOB_KEYS:
             raise DataError(f"{path} holds {', '.join(arrays) or 'nothing'}, not blob, offset and label")
         pools.append(blob_pool(path, arrays, classes))
     return pools[0], pools[1]
@@ -119,7 +119,7 @@ def array_set(images: object, targets: object, where: str, classes: int | None) 
         pixels = pixels[:, None]
     elif pixels.ndim == 4 and pixels.shape[-1] in (1, 3, 4) and pixels.shape[1] not in (1, 3, 4):
         pixels = pixels.transpose(0, 3, 1, 2)
-    broken = np.flatnonzero(~np.isfinite(pixels).reshape(len(pixels), -1).all(1)) if pixels.dtype != np.uint8 else []
+    broken = np.flatnonzero(~np.isfinite(pixels).reshape(len(pixels), -1).all(1))
     if len(broken):
         raise DataError(f"example {broken[0]} in {where} has NaN or infinite pixels")
     labels = np.asarray(targets)

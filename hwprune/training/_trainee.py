@@ -21,6 +21,8 @@ class AbstractTrainee(ABC):
     random draws inside these calls are resumed exactly. Everything else that must survive a resume is in `state`.
     """
 
+    indices: Tensor
+
     @abstractmethod
     def modules(self) -> Sequence[nn.Module]:
         """The modules to put into training mode; their buffers are restored when a step is skipped."""
@@ -46,7 +48,8 @@ class AbstractTrainee(ABC):
         """Take over, in place, what `state` gave."""
 
     def begin_step(self, indices: Tensor) -> None:
-        """Told the positions `(N,)` of the batch's images in the training split, before `loss`."""
+        """Keep in `self.indices` the positions `(N,)` of the batch's images in the training split; before `loss`."""
+        self.indices = indices
 
     def after_step(self, progress: float) -> Mapping[str, float]:
         """Called after the optimizers' step; the figures are averaged over the epoch and reported."""
@@ -75,7 +78,6 @@ class ModelTrainee(AbstractTrainee):
         self.plan = plan
         self.teacher = teacher
         self.cached = cached
-        self._indices = torch.arange(0)
         self._optimizer = sgd(model, plan)
 
     def modules(self) -> Sequence[nn.Module]:
@@ -85,10 +87,6 @@ class ModelTrainee(AbstractTrainee):
     def optimizers(self) -> Sequence[Optimizer]:
         """One SGD for the whole model."""
         return (self._optimizer,)
-
-    def begin_step(self, indices: Tensor) -> None:
-        """Remember which cached teacher outputs belong to the batch."""
-        self._indices = indices
 
     def loss(self, images: Tensor, targets: Tensor, progress: float) -> Tensor:
         """The task's loss, mixed with the distance to the teacher."""
@@ -102,7 +100,7 @@ class ModelTrainee(AbstractTrainee):
 
     def _reference(self, images: Tensor) -> Tensor | None:
         if self.cached is not None:
-            return self.cached[self._indices].to(images.device)
+            return self.cached[self.indices].to(images.device)
         if self.teacher is None:
             return None
         with torch.no_grad(), eval_mode(self.teacher):

@@ -34,7 +34,7 @@ def recalibrate_bn(
             norm.momentum = None
             norm.training = True
         try:
-            for indices in order[: batches * batch_size].split(batch_size):
+            for indices in torch.split(order[: batches * batch_size], batch_size):
                 model(data.batch("train", indices)[0].to(device))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):

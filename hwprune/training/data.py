@@ -92,7 +92,8 @@ class Data:
         for split in (self.train, self.val, self.test):
             for tensor in (split.images, split.targets):
                 digest.update(repr((tensor.shape, tensor.dtype)).encode())
-                digest.update(memoryview(tensor.contiguous().numpy()).cast("B") if tensor.numel() else b"")
+                rows = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor  # images are stored so: no copy
+                digest.update(rows.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
     def split(self, name: Split) -> ArraySet:
@@ -122,7 +123,7 @@ class Data:
         """
         count = len(self.split(split))
         order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-        for indices in order.split(batch_size):
+        for indices in torch.split(order, batch_size):
             yield self.batch(split, indices, generator if augment else None)
 
 

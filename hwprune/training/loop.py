@@ -122,6 +122,7 @@ class _Loop:
         with torch.random.fork_rng(devices=[]), _prepared(self.trainee):
             self._resume()
             self._choose_precision()
+            self.started = self.saved = time.monotonic()
             while self.counters.step < self.total:
                 self._step()
                 self._keep_house()

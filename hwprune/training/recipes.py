@@ -75,5 +75,13 @@ def _run(
         return {"val_score": evaluate(trainee.model, data, "val", task=task).score}
 
     return train(
-        trainee, data, plan=plan, seed=seed, checkpoint=checkpoint, on_event=on_event, stage=stage, stop=stop, evaluate=score
+        trainee,
+        data,
+        plan=plan,
+        seed=seed,
+        checkpoint=checkpoint,
+        on_event=on_event,
+        stage=stage,
+        stop=stop,
+        evaluate=score,
     )

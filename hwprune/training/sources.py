@@ -111,7 +111,8 @@ def _from_function(name: str, options: DataOptions, seed: int) -> Data:
         return result
     if not isinstance(result, Mapping):
         raise DataError(
-            f"{name} gave {type(result).__name__}", hint="return a Data, or a mapping with x_train, y_train, x_test, y_test"
+            f"{name} gave {type(result).__name__}",
+            hint="return a Data, or a mapping with x_train, y_train, x_test, y_test",
         )
     return _from_arrays(name, name, result, options, seed)
 
