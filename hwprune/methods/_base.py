@@ -1,0 +1,108 @@
+"""The contract of a method: a `Problem` goes in, `Answer`s come out, the last one counts.
+
+A method decides widths *and* which units stay. It never changes the model it was given, never trains longer than
+the plan it was given, and ends with a network whose predicted latency is within the target.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from hwprune.core.errors import UsageError
+from hwprune.core.events import OnEvent, ignore
+from hwprune.core.widths import SearchSpace, Widths
+from hwprune.graph import ChannelGraph
+from hwprune.latency.models._base import AbstractLatencyModel
+from hwprune.training._plan import TrainLog, TrainPlan
+from hwprune.training.data import Data
+from hwprune.training.loop import never
+from hwprune.training.tasks import Task
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method needs to know: a dense network, where it may be cut, what that saves, and the bound.
+
+    `model` is trained, in eval mode, and stays as it is. `latency` predicts for widths of `space`; predictions must
+    end at or below `target_ms`. `plan` bounds the search's own training; `checkpoint` is the folder where that training
+    saves, and `stop` is asked after each of its steps.
+    """
+
+    model: nn.Module
+    graph: ChannelGraph
+    space: SearchSpace
+    latency: AbstractLatencyModel
+    dense_ms: float
+    target_ms: float
+    data: Data
+    task: Task
+    plan: TrainPlan
+    seed: int = 0
+    checkpoint: Path | None = None
+    on_event: OnEvent = ignore
+    stop: Callable[[], bool] = never
+    stop: Callable[[], bool] = never
+
+    def __post_init__(self) -> None:
+        for name, value in (("dense_ms", self.dense_ms), ("target_ms", self.target_ms)):
+            if not math.isfinite(value) or value <= 0:
+                raise UsageError(f"a search problem needs a positive {name}, not {value}")
+        if not self.space.groups:
+            raise UsageError(
+                "the network has no channel group that can be cut", hint="see what is pinned, and why: graph.pins"
+            )
+        if self.latency.space.signature() != self.space.signature():
+            raise UsageError(
+                "the latency model was fitted for another search space than the one to be searched",
+                hint="profile and fit with this tile and smallest keep ratio",
+            )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A sub-network: its widths, the units that stay, and what the search knew.
+
+    `keep`: group name -> sorted indices of the units that stay. `scores`: group name -> `(units,)`, larger = keep;
+    additive over units and comparable between groups, so that another budget can be met with the same knowledge.
+    `state`: full-size weights when the search trained them, None for the dense ones. `image_passes` counts images
+    that went forward and backward through the full-size network; `log` is the training of the search, if it had one.
+    """
+
+    widths: Widths
+    keep: Mapping[str, tuple[int, ...]]
+    predicted_ms: float
+    scores: Mapping[str, np.ndarray]
+    state: Mapping[str, Tensor] | None = None
+    image_passes: int = 0
+    log: TrainLog | None = None
+
+
+class AbstractMethod(abc.ABC):
+    """A pruning method. Called by the search (`hwprune/search`), not by library users; its fields are its options."""
+
+    @abc.abstractmethod
+    def search(self, problem: Problem) -> Iterator[Answer]:
+        """Yield candidates; the last one is the answer and is predicted within `problem.target_ms`.
+
+        Raises `BudgetInfeasible`, before any training, when no network of the space is predicted within the target.
+        """
+
+    @abc.abstractmethod
+    def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
+        """The same knowledge at another target, without training: the measurement missed or left time unused."""
+
+
+def top_units(scores: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """For each group of `widths`, the sorted indices of its highest-scoring units; ties go to the lower index."""
+    keep: dict[str, tuple[int, ...]] = {}
+    for group, width in widths.items():
+        order = np.argsort(-scores[group], kind="stable")[:width]
+        keep[group] = tuple(int(unit) for unit in np.sort(order))
+    return keep

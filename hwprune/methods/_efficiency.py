@@ -1,0 +1,51 @@
+"""The cost of a sub-network in units of the dense one, differentiable in the widths: latency or MACs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hwprune.core.widths import SearchSpace
+from hwprune.graph import ChannelGraph
+from hwprune.latency.models._base import AbstractLatencyModel
+from hwprune.latency.secant import secant_latency
+
+CostKind = Literal["latency", "macs"]
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """`forward` on the hard widths of the grid, `backward` by differences over one step of it.
+
+    `kind` is "latency" (the frozen latency model; predicted ms / predicted dense ms) or "macs". 1.0 is the dense
+    network. Source: the switchable efficiency module of W-Gates (Li et al. 2022).
+    """
+
+    space: SearchSpace
+    graph: ChannelGraph
+    latency: AbstractLatencyModel
+    kind: CostKind = "latency"
+    dense: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        row = np.array([self.space.dense().values_tuple()], dtype=np.int64)
+        object.__setattr__(self, "dense", float(self.predict_batch(row)[0]))
+
+    def predict_batch(self, values: np.ndarray) -> np.ndarray:
+        """`[B, G]` widths -> `[B]` ms or MACs."""
+        if self.kind == "latency":
+            return self.latency.predict_batch(values)
+        return self.graph.macs_batch(self.space, values).astype(np.float64)
+
+    def __call__(self, counts: Tensor) -> Tensor:
+        """`counts`: open gates of each group, `(G,)`, any integers from 1 to the units -> cost, `()`.
+
+        Counts are snapped to the grid; the gradient passes the snap unchanged.
+        """
+        snapped = self.space.snap([float(count) for count in counts.detach()])
+        hard = torch.tensor(snapped.values_tuple(), dtype=counts.dtype, device=counts.device)
+        return secant_latency(self, self.space, counts + (hard - counts).detach()) / self.dense

@@ -1,0 +1,71 @@
+"""The control `greedy`: remove the step that loses the least Taylor saliency a predicted millisecond saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from hwprune.core.errors import UsageError
+from hwprune.methods._adjust import check_feasible, fit_to_target
+from hwprune.methods._base import AbstractMethod, Answer, Problem, top_units
+from hwprune.methods._saliency import dense_answer, taylor
+
+
+def _updated(answer: Answer, again: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """New scores for units that stayed; removed ones keep their old score, but never above a unit that stayed."""
+    scores: dict[str, np.ndarray] = {}
+    for group, kept in answer.keep.items():
+        stayed = np.isin(np.arange(len(again[group])), kept)
+        removed = np.minimum(answer.scores[group], again[group][stayed].min())
+        scores[group] = np.where(stayed, again[group], removed)
+    return scores
+
+
+@dataclass(frozen=True)
+class Greedy(AbstractMethod):
+    """Taylor saliency per predicted ms, not normalised per group, with a floor: the control to beat.
+
+    With `stages` > 1 the saliency is estimated again in the network reached so far, at targets that fall geometrically
+    from the dense latency to the budget; removed units stay removed.
+    """
+
+    floor: float = field(default=0.25, metadata={"help": "least fraction of each group to stay, if possible"})
+    stages: int = field(default=1, metadata={"help": "how often the saliency is estimated on the way to the budget"})
+    exchange: bool = field(default=True, metadata={"help": "improve the widths by exchanges between groups at the end"})
+    saliency_images: int = field(default=1024, metadata={"help": "images for the Taylor scores, each stage"})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor < 1:
+            raise UsageError(f"floor is a fraction in [0, 1), not {self.floor}")
+        if self.stages < 1:
+            raise UsageError(f"stages must be 1 or more, not {self.stages}")
+
+    def search(self, problem: Problem) -> Iterator[Answer]:
+        """Yield the network after each stage; the last meets the target."""
+        check_feasible(problem.space, problem.latency, problem.target_ms)
+        answer = dense_answer(problem, taylor(problem, images=self.saliency_images))
+        for stage in range(1, self.stages + 1):
+            share = stage / self.stages
+            target_ms = problem.dense_ms ** (1 - share) * problem.target_ms**share
+            answer = self.refit(problem, answer, target_ms if stage < self.stages else problem.target_ms)
+            yield answer
+            if stage < self.stages:
+                again = taylor(problem, images=self.saliency_images, keep=answer.keep)
+                passes = answer.image_passes + again.image_passes
+                answer = replace(answer, scores=_updated(answer, again.scores), image_passes=passes)
+
+    def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
+        """From this answer's widths to the other target by the same scores."""
+        fit = fit_to_target(
+            problem.space,
+            problem.latency,
+            answer.scores,
+            target_ms,
+            start=answer.widths,
+            floor=self.floor,
+            exchange=self.exchange,
+        )
+        keep = top_units(answer.scores, fit.widths)
+        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)

@@ -1,0 +1,43 @@
+"""The control `magnitude`: one ranking of all units by weight size, cut where the budget fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from hwprune.core.errors import UsageError
+from hwprune.methods._adjust import check_feasible
+from hwprune.methods._base import AbstractMethod, Answer, Problem, top_units
+from hwprune.methods._families import ranked_family, widest_that_fits
+from hwprune.methods._saliency import Saliency, bn_scale, dense_answer, weight_norm
+
+
+@dataclass(frozen=True)
+class Magnitude(AbstractMethod):
+    """Global magnitude pruning: needs no data; knows nothing of latency but when to stop."""
+
+    score: Literal["l1", "l2", "bn"] = field(
+        default="l1",
+        metadata={"help": "mean absolute weight (l1), root mean square weight (l2) or batch-norm weight (bn)"},
+    )
+
+    def __post_init__(self) -> None:
+        if self.score not in ("l1", "l2", "bn"):
+            raise UsageError(f"score is 'l1', 'l2' or 'bn', not '{self.score}'")
+
+    def search(self, problem: Problem) -> Iterator[Answer]:
+        """Yield the one answer."""
+        check_feasible(problem.space, problem.latency, problem.target_ms)
+        if self.score == "bn":
+            scores = bn_scale(problem.model, problem.graph, problem.space)
+        else:
+            scores = weight_norm(problem.model, problem.graph, problem.space, self.score)
+        yield self.refit(problem, dense_answer(problem, Saliency(scores, 0)), problem.target_ms)
+
+    def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
+        """The same ranking cut at the other target."""
+        family = ranked_family(problem.space, [answer.scores[name] for name in problem.space.names])
+        fit = widest_that_fits(problem.space, problem.latency, family, target_ms)
+        keep = top_units(answer.scores, fit.widths)
+        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)

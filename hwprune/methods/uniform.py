@@ -1,0 +1,42 @@
+"""The control `uniform`: one keep ratio for every group, the largest that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from hwprune.core.errors import UsageError
+from hwprune.methods._adjust import check_feasible
+from hwprune.methods._base import AbstractMethod, Answer, Problem, top_units
+from hwprune.methods._families import uniform_family, widest_that_fits
+from hwprune.methods._saliency import Saliency, dense_answer, taylor, weight_norm
+
+
+@dataclass(frozen=True)
+class Uniform(AbstractMethod):
+    """Width scaling: what a method must beat to have learned anything about the widths."""
+
+    channels: Literal["taylor", "l1"] = field(
+        default="taylor", metadata={"help": "which channels stay: taylor (gate gradients) or l1 (largest weights)"}
+    )
+    saliency_images: int = field(default=1024, metadata={"help": "images for the Taylor scores"})
+
+    def __post_init__(self) -> None:
+        if self.channels not in ("taylor", "l1"):
+            raise UsageError(f"channels is 'taylor' or 'l1', not '{self.channels}'")
+
+    def search(self, problem: Problem) -> Iterator[Answer]:
+        """Yield the one answer."""
+        check_feasible(problem.space, problem.latency, problem.target_ms)
+        if self.channels == "taylor":
+            saliency = taylor(problem, images=self.saliency_images)
+        else:
+            saliency = Saliency(weight_norm(problem.model, problem.graph, problem.space, "l1"), 0)
+        yield self.refit(problem, dense_answer(problem, saliency), problem.target_ms)
+
+    def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
+        """The largest keep ratio that fits the other target."""
+        fit = widest_that_fits(problem.space, problem.latency, uniform_family(problem.space), target_ms)
+        keep = top_units(answer.scores, fit.widths)
+        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)

@@ -1,0 +1,136 @@
+"""W-Gates-style pruning: binary gates computed from the filters' own weights, trained jointly under a budget.
+
+Weights and gates are trained together; the latency model is frozen, reads hard widths and gives its gradient by
+differences over one step of the grid. Afterwards the widths are fitted exactly to the target and the network is cut;
+the jointly trained weights are kept. Source: Li et al. 2022, "Weight-dependent Gates for Network Pruning"
+(doi 10.1109/TCSVT.2022.3175762). The paper's text was not available: what its abstract leaves open (score scale,
+initialisation, where the gate multiplies, multiplier, snapping) is our design, and each choice is an option.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+
+from hwprune.core.errors import UsageError, did_you_mean
+from hwprune.methods._adjust import check_feasible, fit_to_target
+from hwprune.methods._base import AbstractMethod, Answer, Problem, top_units
+from hwprune.methods._gate_search import GateSearch
+from hwprune.methods._saliency import taylor
+from hwprune.training.loop import train
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "start": ("open", "taylor"),
+    "gate_sees_weights": ("detach", "attach"),
+    "surrogate": ("arctan", "clipped"),
+    "task_gradient": ("tangent", "secant"),
+    "efficiency": ("latency", "macs"),
+    "multiplier": ("closed_form", "dual"),
+    "channels": ("gates", "taylor"),
+}
+
+
+def _option(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class WGates(AbstractMethod):
+    """Weight-dependent binary gates under a latency budget.
+
+    The plan's learning rate, momentum and weight decay are those of the weights; the gates have their own Adam.
+    """
+
+    gate_lr: float = _option(0.02, "Adam's learning rate for the gate network")
+    gate_momentum: float = _option(0.9, "Adam's first beta for the gate network")
+    start: Literal["open", "taylor"] = _option("open", "first scores: open (random order) or taylor (saliency per ms)")
+    margin: float = _option(0.5, "the lowest score at the start; above 0, so that every gate is open")
+    spread: float = _option(0.1, "standard deviation of the first scores")
+    saliency_images: int = _option(1024, "images for the Taylor scores of start=taylor")
+    gate_sees_weights: Literal["detach", "attach"] = _option("detach", "whether gate gradients reach the filters")
+    scale_fix: bool = _option(True, "see filters through their batch norm's scale; False: raw weights, as the paper")
+    surrogate: Literal["arctan", "clipped"] = _option("arctan", "derivative of the step in the backward")
+    sharpness: float = _option(2.0, "k of the arctan surrogate")
+    task_gradient: Literal["tangent", "secant"] = _option("tangent", "gate gradient of the task: autograd's, or 0 to 1")
+    saliency_decay: float = _option(0.9, "decay of the running gate gradients")
+    align: bool = _option(False, "open exactly the snapped number of gates in the forward")
+    efficiency: Literal["latency", "macs"] = _option("latency", "what the search's cost counts")
+    multiplier: Literal["closed_form", "dual"] = _option("closed_form", "weight of the cost: closed_form or dual")
+    multiplier_boost: float = _option(15.0, "closed form: how much a relative violation of 1 adds")
+    multiplier_decay: float = _option(0.8, "closed form: decay of the averaged products")
+    multiplier_rate: float = _option(10.0, "dual ascent: step for a relative violation of 1")
+    multiplier_period: int = _option(1, "dual ascent: optimiser steps between updates")
+    warmup: float = _option(0.1, "share of the search without a latency term")
+    ramp: float = _option(0.6, "share of the search over which the budget tightens to the target")
+    train_weights: bool = _option(True, "train the weights jointly and keep them")
+    distill_alpha: float = _option(0.0, "weight of the dense network's outputs in the search's loss")
+    channels: Literal["gates", "taylor"] = _option("gates", "which units stay: by gate score or by running saliency")
+    report_every: int = _option(5, "steps between two search events")
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            chosen = getattr(self, name)
+            if chosen not in choices:
+                hint = f"known: {', '.join(choices)}"
+                raise UsageError(f"{name} cannot be '{chosen}'.{did_you_mean(str(chosen), choices)}", hint=hint)
+        positive = {"gate_lr": self.gate_lr, "margin": self.margin, "sharpness": self.sharpness}
+        positive.update({"report_every": self.report_every, "multiplier_period": self.multiplier_period})
+        for name, value in positive.items():
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} must be positive, not {value}")
+        shares = {"gate_momentum": self.gate_momentum, "saliency_decay": self.saliency_decay, "warmup": self.warmup}
+        shares.update({"ramp": self.ramp, "distill_alpha": self.distill_alpha})
+        shares.update({"multiplier_decay": self.multiplier_decay})
+        for name, value in shares.items():
+            if not 0 <= value <= 1:
+                raise UsageError(f"{name} is a share in 0..1, not {value}")
+
+    def search(self, problem: Problem) -> Iterator[Answer]:
+        """Train gates and weights by `problem.plan`, fit the widths to the target, yield the one answer."""
+        check_feasible(problem.space, problem.latency, problem.target_ms)
+        search = GateSearch(problem, self)
+        passes = self._start(problem, search)
+        log = train(
+            search,
+            problem.data,
+            plan=problem.plan,
+            seed=problem.seed,
+            checkpoint=problem.checkpoint,
+            on_event=problem.on_event,
+            stage="search",
+            stop=problem.stop,
+        )
+        scores = search.unit_scores()
+        state = {name: value.detach().clone() for name, value in search.model.state_dict().items()}
+        answer = Answer(
+            search.widths(),
+            {},
+            0.0,
+            scores,
+            state if self.train_weights else None,
+            log.image_passes + passes,
+            log,
+        )
+        yield self.refit(problem, answer, problem.target_ms)
+
+    def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
+        """From this answer's widths to the other target by its gates' scores; no training."""
+        fit = fit_to_target(
+            problem.space, problem.latency, answer.scores, target_ms, start=answer.widths, exchange=False
+        )
+        keep = top_units(answer.scores, fit.widths)
+        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
+
+    def _start(self, problem: Problem, search: GateSearch) -> int:
+        """Open every gate; the number of images that the first order of the units took."""
+        if self.start == "open":
+            generator = torch.Generator().manual_seed(problem.seed)
+            search.gates.open_all(search.model, self.margin, self.spread, generator)
+            return 0
+        saliency = taylor(problem, images=self.saliency_images)
+        search.open_by_saliency(saliency.scores)
+        return saliency.image_passes
