@@ -22,7 +22,9 @@ def split_options(spec: str) -> tuple[str, dict[str, str]]:
     for item in filter(None, query.split("&")):
         key, equals, value = item.partition("=")
         if not key or not equals or not value:
-            raise UsageError(f"option '{item}' in '{spec}' has no value", hint=f"write it as {name}?{key or 'key'}=value")
+            raise UsageError(
+                f"option '{item}' in '{spec}' has no value", hint=f"write it as {name}?{key or 'key'}=value"
+            )
         options[key] = value
     return name, options
 
