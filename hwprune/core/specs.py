@@ -30,10 +30,13 @@ def split_options(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def is_function(reference: str) -> bool:
-    """True for `FILE.py:FUNCTION` and `PACKAGE.MODULE:FUNCTION`, whose last part is a Python name."""
-    location, colon, function = reference.rpartition(":")
-    dotted = bool(location) and all(part.isidentifier() for part in location.split("."))
-    return bool(colon) and function.isidentifier() and (location.endswith(".py") or dotted)
+    """True for `FILE.py:FUNCTION`, and for `PACKAGE.MODULE:FUNCTION` where that package is installed."""
+    location, _, function = reference.rpartition(":")
+    if not location or not function.isidentifier():
+        return False
+    parts = location.split(".")
+    dotted = all(part.isidentifier() for part in parts)
+    return location.endswith(".py") or (dotted and importlib.util.find_spec(parts[0]) is not None)
 
 
 def load_function(reference: str) -> Callable[..., Any]:

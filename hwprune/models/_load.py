@@ -48,8 +48,6 @@ def load_model(
             return _from_library(library, entry, options, classes, input_shape)
         if is_function(name):
             return _from_function(name, options, classes, input_shape)
-        if ":" in name:
-            raise _unknown_source(name)
         return _reference(name, options, classes, input_shape)
 
 
@@ -123,8 +121,9 @@ def _reference(
 
 
 def _unknown_source(name: str) -> UsageError:
-    error = unknown_name("model", name, model_names())
-    return UsageError(error.message, hint=f"{error.hint}; or torchvision:NAME, timm:NAME, FILE.py:FUNCTION")
+    library, colon, _ = name.partition(":")
+    error = unknown_name("model", library, LIBRARIES if colon else model_names())
+    return UsageError(error.message, hint=f"known: {', '.join(model_names())}, torchvision:NAME, timm:NAME, FILE.py:FUNCTION")
 
 
 def _import_library(library: str) -> ModuleType:

@@ -1,0 +1,32 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+import torch
+
+
+def _define_torchvision_operators() -> None:
+    """Let a torchvision from PyPI import beside a CPU build of torch, whose binaries do not know each other.
+
+    Only models and transforms are used here; the two operators are looked up at import and never run.
+    """
+    try:
+        version = importlib.metadata.version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if "+" in torch.__version__ and "+" not in version:
+        torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+_define_torchvision_operators()
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _cache_folder(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("HWPRUNE_CACHE", f"{tmp_path}/cache")
