@@ -1,0 +1,353 @@
+"""A measurement: every lap that was timed, how, on what, and the statistics that follow from them.
+
+A lap is always timed between two runs of a reference kernel. What counts is the ratio of the lap to the mean of its
+two neighbours; `reference_ms` (the reference kernel's undisturbed time, fixed once for a latency table) turns the
+ratio back into milliseconds. A round is a burst of laps, and rounds, not laps, are what intervals are computed from:
+laps of one burst share the state of the machine. This file needs the standard library only and runs on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from hwprune.core import statistics
+from hwprune.core.errors import UsageError
+from hwprune.core.protocol import Protocol
+from hwprune.core.statistics import Estimate
+from hwprune.core.target import PRECISIONS, Fingerprint, Target
+
+__all__ = [
+    "PRECISIONS",
+    "WARNINGS",
+    "Comparison",
+    "Fingerprint",
+    "LayerTime",
+    "Measurement",
+    "Prediction",
+    "Protocol",
+    "Round",
+    "Target",
+    "compare",
+]
+
+BIMODAL_GAP = 0.03  # two clusters of round medians further apart than this are two different speeds
+
+
+@dataclass(frozen=True)
+class Round:
+    """One visit to a network: bursts of `burst` laps, the reference kernel timed before, between and after them.
+
+    Burst i ran between references i and i + 1. `index` numbers the visits of a session, the same for all its
+    subjects. `void` says why the round does not count, "" when it does. `wall_ms` is the median lap by the wall
+    clock; `waited` the share of the wall time in which the process was ready to run and did not.
+    """
+
+    index: int
+    laps_ms: tuple[float, ...]
+    references_ms: tuple[float, ...]
+    burst: int = 1
+    void: str = ""
+    wall_ms: float = 0.0
+    waited: float = 0.0
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Each lap over the mean of the reference times right before and right after its burst."""
+        before, after = self.references_ms[:-1], self.references_ms[1:]
+        return tuple(
+            2 * lap / (before[place // self.burst] + after[place // self.burst])
+            for place, lap in enumerate(self.laps_ms)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document from which `from_json` makes an equal round."""
+        return {**asdict(self), "laps_ms": list(self.laps_ms), "references_ms": list(self.references_ms)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Round:
+        """The round that `to_json` wrote."""
+        laps, references = tuple(document["laps_ms"]), tuple(document["references_ms"])
+        return cls(**{**document, "laps_ms": laps, "references_ms": references})
+
+
+WARNINGS: dict[str, tuple[str, str]] = {
+    "single_round": (
+        "the interval comes from one burst of runs and is too narrow when the machine's state changes slowly",
+        "measure with the default protocol before you decide on this number",
+    ),
+    "wide_interval": (
+        "the interval is wider than the protocol asks for",
+        "quieten the machine (`hwprune doctor` says how) or raise rounds_max",
+    ),
+    "all_rounds_void": (
+        "every round was disturbed; the number is from the disturbed rounds",
+        "quieten the machine: see `hwprune doctor`",
+    ),
+    "many_void_rounds": (
+        "more than a third of the rounds were disturbed and repeated",
+        "look for other load on the machine: see `hwprune doctor`",
+    ),
+    "bimodal": (
+        "the network runs at two different speeds; their mean is neither",
+        "look for a change of clock or kernel; compare the two clusters in the samples",
+    ),
+    "unsteady_clock": (
+        "the reference kernel moved between slow and fast by more than 10 %; the ratio cancels most of it, not all",
+        "fix the clocks or stop other load, then measure again",
+    ),
+    "outliers": (
+        "more than 5 % of the laps are outliers (counted, not dropped)",
+        "judge by p90 if your application waits for the slowest run",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything that was timed for one network on one target, and the statistics derived from it.
+
+    `reference_ms` is the reference kernel's undisturbed time; `clock` says what the laps are in; `simulated` is True
+    when no hardware was timed at all. Raises `UsageError` without any round.
+    """
+
+    subject: str
+    rounds: tuple[Round, ...]
+    reference_ms: float
+    protocol: Protocol
+    fingerprint: Fingerprint
+    clock: str = "thread_cpu"
+    simulated: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.rounds:
+            raise UsageError(f"the measurement of '{self.subject}' has no rounds")
+
+    @cached_property
+    def valid_rounds(self) -> tuple[Round, ...]:
+        """The rounds that count: the undisturbed ones, or all where none was undisturbed."""
+        good = tuple(item for item in self.rounds if not item.void)
+        return good or self.rounds
+
+    @cached_property
+    def samples_ms(self) -> tuple[float, ...]:
+        """Every lap that counts, in order, in ms of the undisturbed machine."""
+        return tuple(ratio * self.reference_ms for item in self.valid_rounds for ratio in item.ratios)
+
+    @cached_property
+    def round_medians_ms(self) -> tuple[float, ...]:
+        """The median of each round that counts."""
+        return tuple(statistics.median(item.ratios) * self.reference_ms for item in self.valid_rounds)
+
+    @cached_property
+    def _median(self) -> Estimate:
+        if len(self.round_medians_ms) == 1:
+            return statistics.median_interval(self.samples_ms)
+        return statistics.t_interval(self.round_medians_ms)
+
+    @property
+    def latency_ms(self) -> float:
+        """The mean of the round medians."""
+        return self._median.value
+
+    @property
+    def ci_ms(self) -> tuple[float, float]:
+        """The 95 % interval of `latency_ms`: t over the rounds; from the laps' ranks when there is one round only."""
+        return self._median.low, self._median.high
+
+    @property
+    def p90_ms(self) -> float:
+        """The 90th percentile of the laps."""
+        return statistics.quantile(self.samples_ms, 0.90)
+
+    @property
+    def p99_ms(self) -> float | None:
+        """The 99th percentile of the laps; None below the 473 laps that it takes to bound it."""
+        enough = self.lap_count >= statistics.laps_for_percentile(0.99)
+        return statistics.quantile(self.samples_ms, 0.99) if enough else None
+
+    @property
+    def mad_ms(self) -> float:
+        """The median absolute deviation of the laps, not scaled."""
+        return statistics.mad(self.samples_ms)
+
+    @property
+    def wall_ms(self) -> float:
+        """The median lap by the wall clock, as it was on this machine at that moment: not normalised."""
+        return statistics.median([item.wall_ms for item in self.valid_rounds])
+
+    @property
+    def lap_count(self) -> int:
+        """Laps that count."""
+        return len(self.samples_ms)
+
+    @property
+    def round_count(self) -> int:
+        """Rounds that count."""
+        return len(self.valid_rounds)
+
+    @property
+    def void_rounds(self) -> dict[str, int]:
+        """How many rounds were voided, by reason."""
+        counts: dict[str, int] = {}
+        for item in self.rounds:
+            if item.void:
+                counts[item.void] = counts.get(item.void, 0) + 1
+        return counts
+
+    @property
+    def outlier_laps(self) -> int:
+        """Laps more than 14.8 MADs from the median of all; they count like the others."""
+        return statistics.outliers(self.samples_ms)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the interval is as narrow as the protocol asks for, from undisturbed rounds."""
+        undisturbed = not all(item.void for item in self.rounds)
+        return undisturbed and self._median.half_width <= self.protocol.interval_target * self._median.value
+
+    @property
+    def bimodal(self) -> bool:
+        """Whether the round medians form two clusters more than 3 % apart."""
+        return statistics.two_clusters(self.round_medians_ms, BIMODAL_GAP)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Names out of `WARNINGS`, which holds the sentence and the advice for each."""
+        references = [statistics.median(item.references_ms) for item in self.valid_rounds]
+        voided = sum(self.void_rounds.values())
+        found = {
+            "single_round": self.round_count == 1,
+            "wide_interval": self.round_count > 1 and not self.converged,
+            "all_rounds_void": voided == len(self.rounds),
+            "many_void_rounds": len(self.rounds) / 3 < voided < len(self.rounds),
+            "bimodal": self.bimodal,
+            "unsteady_clock": max(references) > 1.1 * min(references),
+            "outliers": self.outlier_laps > 0.05 * self.lap_count,
+        }
+        return tuple(name for name in WARNINGS if found[name])
+
+    def statistic(self, name: str) -> tuple[float, float, float]:
+        """(value, low, high) in ms of `median` or `p90`, with the 95 % interval. Raises `UsageError` for another."""
+        if name == "median":
+            return self._median.value, self._median.low, self._median.high
+        if name != "p90":
+            raise UsageError(f"unknown statistic '{name}'", hint="known: median, p90")
+        tails = [statistics.quantile(item.ratios, 0.90) * self.reference_ms for item in self.valid_rounds]
+        half = statistics.t_interval(tails).half_width if len(tails) > 1 else max(self.samples_ms) - self.p90_ms
+        return self.p90_ms, self.p90_ms - half, self.p90_ms + half
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document from which `from_json` makes an equal measurement: raw laps, no derived figures."""
+        return {
+            "subject": self.subject,
+            "rounds": [item.to_json() for item in self.rounds],
+            "reference_ms": self.reference_ms,
+            "protocol": self.protocol.to_json(),
+            "fingerprint": self.fingerprint.to_json(),
+            "clock": self.clock,
+            "simulated": self.simulated,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Measurement:
+        """The measurement that `to_json` wrote."""
+        return cls(
+            document["subject"],
+            tuple(Round.from_json(item) for item in document["rounds"]),
+            document["reference_ms"],
+            Protocol.from_json(document["protocol"]),
+            Fingerprint.from_json(document["fingerprint"]),
+            document["clock"],
+            document["simulated"],
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two networks timed in one session. `ratio` is the subject's latency over the baseline's, `ci` its interval."""
+
+    baseline: str
+    subject: str
+    ratio: float
+    ci: tuple[float, float]
+    pairs: int
+    simulated: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """`faster` or `slower` (the subject) when the whole interval says so, else `no difference shown`."""
+        if self.ci[1] < 1:
+            return "faster"
+        return "slower" if self.ci[0] > 1 else "no difference shown"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document, the verdict included."""
+        return {**asdict(self), "ci": list(self.ci), "verdict": self.verdict}
+
+
+def compare(baseline: Measurement, subject: Measurement) -> Comparison:
+    """The ratio of two latencies with its 95 % interval: t on the logarithms of the ratios of paired rounds.
+
+    Rounds are paired by index, so both must come from one session: same fingerprint, at least two valid rounds in
+    common. Raises `UsageError` otherwise.
+    """
+    differing = baseline.fingerprint.differences(subject.fingerprint)
+    if differing:
+        raise UsageError(
+            f"'{baseline.subject}' and '{subject.subject}' were measured on different targets ({'; '.join(differing)})",
+            hint="measure both in one session",
+        )
+    before = {item.index: statistics.median(item.ratios) for item in baseline.valid_rounds}
+    after = {item.index: statistics.median(item.ratios) for item in subject.valid_rounds}
+    logs = [math.log(after[index] / before[index]) for index in sorted(set(before) & set(after))]
+    if len(logs) < 2:
+        raise UsageError(
+            f"'{baseline.subject}' and '{subject.subject}' share {len(logs)} rounds; a comparison takes at least two",
+            hint="measure both in one session with the default protocol",
+        )
+    estimate = statistics.t_interval(logs)
+    ci = (math.exp(estimate.low), math.exp(estimate.high))
+    names = baseline.subject, subject.subject
+    return Comparison(*names, math.exp(estimate.value), ci, len(logs), subject.simulated or baseline.simulated)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a latency model expects, never what was measured. `error_ms` is one sigma.
+
+    `coverage` (0..1) is the share of the network that lies inside what the table behind the model covers.
+    """
+
+    latency_ms: float
+    error_ms: float
+    coverage: float
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """The time of one operator inside the whole network, as the runtime executes it.
+
+    `name` is the ONNX node after fusion; `note` says what was fused into it or inserted by the runtime.
+    """
+
+    name: str
+    kind: str
+    latency_ms: float
+    in_shapes: tuple[tuple[int, ...], ...] = ()
+    out_shapes: tuple[tuple[int, ...], ...] = ()
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document from which `from_json` makes an equal layer time."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> LayerTime:
+        """The layer time that `to_json` wrote."""
+        ins = tuple(tuple(shape) for shape in document["in_shapes"])
+        outs = tuple(tuple(shape) for shape in document["out_shapes"])
+        return cls(document["name"], document["kind"], document["latency_ms"], ins, outs, document["note"])

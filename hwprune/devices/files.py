@@ -1,0 +1,117 @@
+"""Device files: one TOML a device, shipped beside this module, in the user's and in the working folder; later wins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hwprune.core.config import from_mapping, read_toml
+from hwprune.core.errors import UsageError, did_you_mean, unknown_name
+from hwprune.core.measurement import Target
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How to reach a device. `local` is this machine."""
+
+    kind: Literal["local"] = "local"
+
+
+@dataclass(frozen=True)
+class RuntimeInfo:
+    """What a device file says of one runtime: the precisions offered and the runtime's options."""
+
+    precisions: tuple[str, ...] = ("fp32",)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """One device file. `runtimes` maps a runtime's name to what the device offers of it; the first is its default."""
+
+    name: str
+    schema: int = SCHEMA
+    aliases: tuple[str, ...] = ()
+    description: str = ""
+    connection: Connection = Connection()
+    runtimes: dict[str, RuntimeInfo] = field(default_factory=dict)
+    source: str = ""
+
+
+def search_path() -> tuple[Path, ...]:
+    """The folders device files are read from; a name in a later one replaces the same name in an earlier one."""
+    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(__file__).parent, Path(base) / "hwprune" / "devices", Path("devices")
+
+
+def read_device(path: Path) -> DeviceInfo:
+    """The device described by a TOML file. Raises `UsageError` naming file and key when it is wrong."""
+    table = read_toml(path)
+    info = from_mapping(DeviceInfo, {**table, "source": str(path)}, where=str(path))
+    if info.schema != SCHEMA:
+        raise UsageError(f"{path}: schema {info.schema} is not {SCHEMA}", hint="update hwprune, or the device file")
+    offers: Mapping[str, Any] = info.runtimes
+    if not offers:
+        raise UsageError(f"{path}: device '{info.name}' offers no runtime", hint="add a table [runtimes.onnxruntime]")
+    runtimes = {
+        name: from_mapping(RuntimeInfo, values, where=f"{path}: runtimes.{name}") for name, values in offers.items()
+    }
+    return replace(info, runtimes=runtimes)
+
+
+def devices() -> tuple[DeviceInfo, ...]:
+    """Every device known here, by name. Raises `UsageError` for a broken file or an alias that is taken."""
+    found: dict[str, DeviceInfo] = {}
+    for path in _files():
+        info = read_device(path)
+        found[info.name] = info
+    owners: dict[str, str] = {}
+    for info in found.values():
+        for name in (info.name, *info.aliases):
+            if owners.setdefault(name, info.name) != info.name:
+                raise UsageError(f"{info.source}: '{name}' is already a name of device '{owners[name]}'")
+    return tuple(found[name] for name in sorted(found))
+
+
+def _files() -> Iterator[Path]:
+    for folder in search_path():
+        if folder.is_dir():
+            yield from sorted(folder.glob("*.toml"))
+
+
+def find_device(name: str) -> DeviceInfo:
+    """The device of this name or alias. Raises `UsageError` with the nearest name and all names."""
+    known = devices()
+    for info in known:
+        if name == info.name or name in info.aliases:
+            return info
+    raise unknown_name("device", name, [label for info in known for label in (info.name, *info.aliases)])
+
+
+def resolve(target: Target) -> Target:
+    """The target under the device's own name; a runtime left at the default becomes what the device offers first.
+
+    Raises `UsageError` for an unknown device, and a runtime or precision that the device does not offer.
+    """
+    info = find_device(target.device)
+    runtime = target.runtime
+    if runtime not in info.runtimes:
+        if runtime != Target.runtime:
+            offered = ", ".join(info.runtimes)
+            raise UsageError(
+                f"device '{info.name}' does not offer the runtime '{runtime}'.{did_you_mean(runtime, info.runtimes)}",
+                hint=f"it offers: {offered}",
+            )
+        runtime = next(iter(info.runtimes))
+    offered_precisions = info.runtimes[runtime].precisions
+    if target.precision not in offered_precisions:
+        raise UsageError(
+            f"device '{info.name}' with {runtime} does not offer the precision {target.precision}",
+            hint=f"it offers: {', '.join(offered_precisions)}",
+        )
+    return replace(target, device=info.name, runtime=runtime)

@@ -1,0 +1,96 @@
+"""The contract of a runtime: build a session from ONNX bytes, run it, say what it computed on and with.
+
+A new runtime is one file here with one subclass of `AbstractRuntime`; `hwprune.testing.runtimes.RuntimeConformance`
+holds the tests it inherits. The measuring itself is in `_timing.py`, the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hwprune.core.measurement import Fingerprint, LayerTime, Target
+
+
+@dataclass(frozen=True)
+class Lap:
+    """One timed run: by the clock that counts and by the wall clock, in ms."""
+
+    time_ms: float
+    wall_ms: float
+
+
+class AbstractClock(ABC):
+    """What a lap is timed with. `name` is one of thread_cpu, wall, virtual, device."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def time(self, run: Callable[[], None]) -> Lap:
+        """Run once and wait until the result is there."""
+
+    @abstractmethod
+    def now_s(self) -> float:
+        """Seconds from an arbitrary start; bounds the warm-up."""
+
+    def waited_s(self) -> float:
+        """Seconds so far in which this process could have run and did not; 0 where the system does not tell."""
+        return 0.0
+
+    def counters(self) -> Mapping[str, int]:
+        """Counters whose change during a round voids it, such as a device's throttle events."""
+        return {}
+
+
+class AbstractSession(ABC):
+    """One network, built and ready to run on fixed inputs in the normal range of floats."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """One inference, finished when this returns (or when the runtime's own clock says so)."""
+
+    @abstractmethod
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs for these inputs, by input name. Raises `UsageError` for a wrong name or shape."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the session holds; it is not used afterwards."""
+
+
+@dataclass(frozen=True)
+class AbstractRuntime(ABC):
+    """Software that executes a network on a device. The dataclass fields of a subclass are its options."""
+
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    simulated: ClassVar[bool] = False
+
+    @abstractmethod
+    def check(self, target: Target) -> None:
+        """Raise `DeviceError` where the runtime is missing, `UsageError` for a target it cannot serve."""
+
+    @abstractmethod
+    def fingerprint(self, target: Target) -> Fingerprint:
+        """What a latency measured now is true for."""
+
+    @abstractmethod
+    def clock(self, target: Target) -> AbstractClock:
+        """The clock of this target."""
+
+    @abstractmethod
+    def open(self, model: bytes, target: Target) -> AbstractSession:
+        """Build a session. Raises `UsageError` when the bytes are no model this runtime can run."""
+
+    @abstractmethod
+    def layer_times(self, model: bytes, target: Target, *, runs: int) -> tuple[LayerTime, ...]:
+        """The time of each operator inside the whole network, the mean of `runs` runs, in order of execution."""
+
+    def measuring(self, target: Target) -> AbstractContextManager[None]:
+        """Held while timing and only then: pins a thread, reserves a device."""
+        return nullcontext()

@@ -1,0 +1,231 @@
+"""ONNX Runtime on the CPU: the default runtime.
+
+Settings and why: all graph optimisations (the blocked layout that makes convolutions fast exists only there), one
+executor, no spinning threads, denormals flushed. ONNX Runtime reads the denormal setting from the first session of a
+process only, so every session here asks for it: a convolution on denormal inputs is 200 times slower without.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from hwprune.core.errors import DeviceError, UsageError
+from hwprune.core.measurement import Fingerprint, LayerTime, Target
+from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
+from hwprune.runtimes._clocks import ThreadCpuClock, WallClock, pinned
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+NUMPY_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+INPUT_SEED = 0
+
+
+@lru_cache(maxsize=1)
+def _ort() -> Any:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise DeviceError("ONNX Runtime is not installed", hint="pip install onnxruntime") from error
+    ort.set_default_logger_severity(3)
+    return ort
+
+
+@lru_cache(maxsize=1)
+def _refusals() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for bytes that are no model, or a model that it cannot run."""
+    state = _ort().capi.onnxruntime_pybind11_state
+    names = ("Fail", "InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NotImplemented", "NoModel", "NoSuchFile")
+    found = [getattr(state, name) for name in (*names, "ModelLoaded", "RuntimeException", "EPFail")]
+    return tuple(found)
+
+
+class OrtSession(AbstractSession):
+    """A session with inputs and outputs bound once, so that a run copies nothing."""
+
+    def __init__(self, model: bytes, target: Target, options: onnxruntime.SessionOptions) -> None:
+        try:
+            self._session = _ort().InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except _refusals() as error:
+            first = str(error).splitlines()[0]
+            raise UsageError(
+                f"ONNX Runtime cannot load the model ({len(model)} bytes): {first}",
+                hint="check the file with onnx.checker, or export it again",
+            ) from error
+        self._inputs = {item.name: item for item in self._session.get_inputs()}
+        self._binding = self._session.io_binding()
+        rng = np.random.default_rng(INPUT_SEED)
+        for item in self._inputs.values():
+            self._binding.bind_cpu_input(item.name, _example(item, target.batch, rng))
+        for item in self._session.get_outputs():
+            self._binding.bind_output(item.name, "cpu")
+        self._run = self._session.run_with_iobinding
+
+    def run(self) -> None:
+        self._run(self._binding)
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        if set(inputs) != set(self._inputs):
+            raise UsageError(f"the model takes inputs {sorted(self._inputs)}, not {sorted(inputs)}")
+        try:
+            return list(self._session.run(None, dict(inputs)))
+        except _refusals() as error:
+            raise UsageError(f"the model does not take these inputs: {str(error).splitlines()[0]}") from error
+
+    def end_profiling(self) -> Path:
+        """Stop the profiler; the file it wrote."""
+        return Path(self._session.end_profiling())
+
+    def close(self) -> None:
+        del self._run, self._binding, self._session
+
+
+def _example(item: Any, batch: int, rng: np.random.Generator) -> np.ndarray:
+    """Values of the input's type and shape; normal floats, since denormal ones would be timed as something else."""
+    if item.type not in NUMPY_TYPES:
+        raise UsageError(f"input '{item.name}' is of type {item.type}, which cannot be timed")
+    free = [size for size in item.shape[1:] if not isinstance(size, int)]
+    if free:
+        raise UsageError(
+            f"input '{item.name}' has the free sizes {free} besides the batch", hint="export it with fixed sizes"
+        )
+    shape = [batch if not isinstance(size, int) else size for size in item.shape]
+    if shape and shape[0] != batch:
+        raise UsageError(
+            f"the model is fixed to batch {shape[0]}, the target says batch {batch}",
+            hint=f"use batch {shape[0]}, or export the model with batch {batch}",
+        )
+    kind = NUMPY_TYPES[item.type]
+    if np.issubdtype(kind, np.floating):
+        return rng.standard_normal(shape).astype(kind)
+    return np.ones(shape, kind)
+
+
+@dataclass(frozen=True)
+class OnnxRuntime(AbstractRuntime):
+    """ONNX Runtime, CPU execution provider, fp32."""
+
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+
+    def check(self, target: Target) -> None:
+        _ort()
+        cores = _usable_cores()
+        if target.precision not in self.precisions:
+            raise UsageError(
+                f"onnxruntime on a CPU computes in fp32 here, not in {target.precision}", hint="use precision fp32"
+            )
+        if target.threads > cores:
+            raise UsageError(f"{target.threads} threads on {cores} usable cores", hint=f"use at most {cores} threads")
+
+    def fingerprint(self, target: Target) -> Fingerprint:
+        flags = (
+            ("optimisation", "all"),
+            ("spinning", "off"),
+            ("denormals", "flushed"),
+            ("clock", self.clock(target).name),
+        )
+        return Fingerprint(
+            device=target.device,
+            cpu_model=cpu_model(),
+            cores=target.threads,
+            runtime="onnxruntime",
+            runtime_version=str(_ort().__version__),
+            precision="fp32",
+            batch=target.batch,
+            threads=target.threads,
+            os=f"{platform.system()} {platform.machine()}",
+            flags=flags,
+        )
+
+    def clock(self, target: Target) -> AbstractClock:
+        return ThreadCpuClock() if target.threads == 1 else WallClock()
+
+    def open(self, model: bytes, target: Target) -> OrtSession:
+        return OrtSession(model, target, _options(target))
+
+    def layer_times(self, model: bytes, target: Target, *, runs: int) -> tuple[LayerTime, ...]:
+        with tempfile.TemporaryDirectory(prefix="hwprune-") as folder:
+            options = _options(target)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = OrtSession(model, target, options)
+            for _ in range(runs + 3):
+                session.run()
+            events = json.loads(session.end_profiling().read_text())
+            session.close()
+        return _layers(events, runs)
+
+    def measuring(self, target: Target) -> AbstractContextManager[None]:
+        return pinned(target.threads)
+
+
+def _options(target: Target) -> Any:
+    ort = _ort()
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = target.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _layers(events: list[dict[str, Any]], runs: int) -> tuple[LayerTime, ...]:
+    """The mean time of every node over the last `runs` runs. ONNX Runtime counts whole microseconds."""
+    nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+    order: dict[str, dict[str, Any]] = {}
+    times: dict[str, list[float]] = {}
+    for event in nodes:
+        name = event["name"][: -len("_kernel_time")]
+        order.setdefault(name, event)
+        times.setdefault(name, []).append(event["dur"] / 1e3)
+    layers = []
+    for name, event in order.items():
+        details = event["args"]
+        kept = times[name][-runs:]
+        shapes = [_shapes(details.get(key, [])) for key in ("input_type_shape", "output_type_shape")]
+        layers.append(LayerTime(name, details["op_name"], sum(kept) / len(kept), shapes[0], shapes[1]))
+    return tuple(layers)
+
+
+def _shapes(entries: list[dict[str, list[int]]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(shape) for entry in entries for shape in entry.values())
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@lru_cache(maxsize=1)
+def cpu_model() -> str:
+    """The processor's name with family and model numbers, since a virtual machine may hide the name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = facts.get("model name", platform.machine())
+    numbers = [facts[key] for key in ("cpu family", "model", "stepping") if key in facts]
+    return f"{name} ({'/'.join(numbers)})" if numbers else name
