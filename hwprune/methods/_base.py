@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from hwprune.core.errors import UsageError
+from hwprune.core.errors import UsageError, did_you_mean
 from hwprune.core.events import OnEvent, ignore
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.graph import ChannelGraph
@@ -47,7 +47,6 @@ class Problem:
     seed: int = 0
     checkpoint: Path | None = None
     on_event: OnEvent = ignore
-    stop: Callable[[], bool] = never
     stop: Callable[[], bool] = never
 
     def __post_init__(self) -> None:
@@ -97,6 +96,13 @@ class AbstractMethod(abc.ABC):
     @abc.abstractmethod
     def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
         """The same knowledge at another target, without training: the measurement missed or left time unused."""
+
+
+def check_choice(option: str, chosen: str, choices: tuple[str, ...]) -> None:
+    """Raise `UsageError` when an option's value is none of its choices."""
+    if chosen not in choices:
+        near = did_you_mean(str(chosen), choices)
+        raise UsageError(f"{option} cannot be '{chosen}'.{near}", hint=f"choose from: {', '.join(choices)}")
 
 
 def top_units(scores: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,8 @@ def widest_that_fits(
 ) -> Fit:
     """The last of `family` (narrow to wide) that is predicted within `target_ms`; else the fastest network known.
 
-    Raises `BudgetInfeasible`.
+    Where the family's next member is too slow, each group may still take its next step, in the family's order, as far
+    as that fits: a family with large steps uses its budget too. Raises `BudgetInfeasible`.
     """
     least = check_feasible(space, latency, target_ms)
     distinct = list(dict.fromkeys(family))
@@ -26,7 +27,20 @@ def widest_that_fits(
     fitting = np.nonzero(predicted <= target_ms)[0]
     if not len(fitting):
         return least
-    return Fit(distinct[fitting[-1]], float(predicted[fitting[-1]]))
+    base = distinct[fitting[-1]]
+    fit = Fit(base, float(predicted[fitting[-1]]))
+    tried: set[str] = set()
+    for wider in distinct[fitting[-1] + 1 :]:
+        for name in base:
+            if wider[name] > base[name] and name not in tried:
+                tried.add(name)
+                fit = _if_it_fits(latency, fit, fit.widths.replace(name, wider[name]), target_ms)
+    return fit
+
+
+def _if_it_fits(latency: AbstractLatencyModel, fit: Fit, widths: Widths, target_ms: float) -> Fit:
+    predicted_ms = float(latency.predict_batch(np.array([widths.values_tuple()], dtype=np.int64))[0])
+    return Fit(widths, predicted_ms) if predicted_ms <= target_ms else fit
 
 
 def uniform_family(space: SearchSpace) -> list[Widths]:

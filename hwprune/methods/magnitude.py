@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from hwprune.core.errors import UsageError
 from hwprune.methods._adjust import check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, top_units
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
 from hwprune.methods._families import ranked_family, widest_that_fits
 from hwprune.methods._saliency import Saliency, bn_scale, dense_answer, weight_norm
 
@@ -23,8 +22,7 @@ class Magnitude(AbstractMethod):
     )
 
     def __post_init__(self) -> None:
-        if self.score not in ("l1", "l2", "bn"):
-            raise UsageError(f"score is 'l1', 'l2' or 'bn', not '{self.score}'")
+        check_choice("score", self.score, ("l1", "l2", "bn"))
 
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Yield the one answer."""

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from hwprune.core.errors import UsageError
 from hwprune.methods._adjust import check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, top_units
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
 from hwprune.methods._families import uniform_family, widest_that_fits
 from hwprune.methods._saliency import Saliency, dense_answer, taylor, weight_norm
 
@@ -23,8 +22,7 @@ class Uniform(AbstractMethod):
     saliency_images: int = field(default=1024, metadata={"help": "images for the Taylor scores"})
 
     def __post_init__(self) -> None:
-        if self.channels not in ("taylor", "l1"):
-            raise UsageError(f"channels is 'taylor' or 'l1', not '{self.channels}'")
+        check_choice("channels", self.channels, ("taylor", "l1"))
 
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Yield the one answer."""

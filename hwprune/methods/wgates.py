@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import torch
 
-from hwprune.core.errors import UsageError, did_you_mean
+from hwprune.core.errors import UsageError
 from hwprune.methods._adjust import check_feasible, fit_to_target
-from hwprune.methods._base import AbstractMethod, Answer, Problem, top_units
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
 from hwprune.methods._gate_search import GateSearch
 from hwprune.methods._saliency import taylor
 from hwprune.training.loop import train
@@ -73,10 +73,7 @@ class WGates(AbstractMethod):
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            chosen = getattr(self, name)
-            if chosen not in choices:
-                hint = f"known: {', '.join(choices)}"
-                raise UsageError(f"{name} cannot be '{chosen}'.{did_you_mean(str(chosen), choices)}", hint=hint)
+            check_choice(name, getattr(self, name), choices)
         positive = {"gate_lr": self.gate_lr, "margin": self.margin, "sharpness": self.sharpness}
         positive.update({"report_every": self.report_every, "multiplier_period": self.multiplier_period})
         for name, value in positive.items():

@@ -1,0 +1,63 @@
+"""The conformance suite for every method of the package."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+
+from hwprune import methods
+from hwprune.core.errors import UsageError
+from hwprune.testing.methods import MethodConformance
+
+
+class TestUniform(MethodConformance):
+    method = "uniform"
+
+
+class TestRandom(MethodConformance):
+    method = "random"
+
+
+class TestMagnitude(MethodConformance):
+    method = "magnitude"
+
+
+class TestGreedy(MethodConformance):
+    method = "greedy"
+
+
+class TestIterativeGreedy(MethodConformance):
+    method = "greedy"
+    options: ClassVar[dict[str, Any]] = {"stages": 3}
+
+
+class TestWGates(MethodConformance):
+    method = "wgates"
+
+
+def test_every_method_is_tested_here() -> None:
+    suites = [value for value in globals().values() if isinstance(value, type) and issubclass(value, MethodConformance)]
+    assert {suite.method for suite in suites if suite is not MethodConformance} == set(methods.names())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("uniform", {"channels": "taylr"}, "channels cannot be 'taylr'.* Did you mean 'taylor'"),
+        ("magnitude", {"score": "l3"}, "score cannot be 'l3'"),
+        ("greedy", {"floor": 1.0}, r"floor is a fraction in \[0, 1\), not 1.0"),
+        ("greedy", {"stages": 0}, "stages must be 1 or more, not 0"),
+        ("wgates", {"multiplier": "duel"}, "multiplier cannot be 'duel'. Did you mean 'dual'"),
+        ("wgates", {"gate_lr": 0.0}, "gate_lr must be positive, not 0.0"),
+        ("wgates", {"ramp": 1.5}, r"ramp is a share in 0..1, not 1.5"),
+    ],
+)
+def test_a_bad_option_is_named(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        methods.load(name)(**options)
+
+
+def test_an_unknown_method_is_named() -> None:
+    with pytest.raises(UsageError, match=r"unknown method 'wgate'. Did you mean 'wgates'"):
+        methods.load("wgate")
