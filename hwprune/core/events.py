@@ -18,6 +18,15 @@ class StageStarted:
 
 
 @dataclass(frozen=True)
+class StageDone:
+    """A stage ended and its artefact is on the disk; a resumed run skips it."""
+
+    stage: str
+    seconds: float
+    detail: str = ""
+
+
+@dataclass(frozen=True)
 class Progress:
     """`done` of `total` steps of a stage; `remaining_s` is an estimate, None while there is none."""
 
@@ -74,7 +83,7 @@ class Caution:
     hint: str = ""
 
 
-Event = StageStarted | Progress | EpochDone | SearchStep | CandidateMeasured | Note | Caution
+Event = StageStarted | StageDone | Progress | EpochDone | SearchStep | CandidateMeasured | Note | Caution
 OnEvent = Callable[[Event], None]
 
 

@@ -1,0 +1,364 @@
+"""The verbs of the command line as Python functions. Options are keyword-only; nothing is changed in place."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from hwprune import devices as device_files
+from hwprune.core.errors import UsageError, did_you_mean, unknown_name
+from hwprune.core.events import OnEvent, ignore
+from hwprune.core.files import atomic_write_bytes, read_json
+from hwprune.core.measurement import Prediction, Protocol, Target, compare
+from hwprune.core.units import parse_fraction, parse_latency_ms
+from hwprune.core.widths import Statistic
+from hwprune.devices import Check, DeviceInfo, connect
+from hwprune.graph import OnnxTemplate, trace
+from hwprune.graph.onnx_export import check_against_torch
+from hwprune.latency.fit import KINDS, FitReport
+from hwprune.latency.fit import fit as fit_table
+from hwprune.latency.profile import profile as profile_table
+from hwprune.latency.table import LatencyTable
+from hwprune.report.html import write_report
+from hwprune.report.run_data import RunData
+from hwprune.report.waterfall import Waterfall, waterfall
+from hwprune.search.outcomes import BenchResult, Exported, Run, builder, load
+from hwprune.search.refine import finetune_run
+from hwprune.search.run import run_search
+from hwprune.search.run_folder import find_run
+from hwprune.search.settings import DEFAULTS, SearchSettings
+from hwprune.search.subjects import example_of, model_and_example, model_name, onnx_subjects, read_onnx
+from hwprune.search.survey import survey
+from hwprune.search.tables import find_table, store_model, stored_model
+from hwprune.training import Data, Task, load_data
+
+__all__ = [
+    "bench",
+    "device",
+    "devices",
+    "doctor",
+    "explain",
+    "export",
+    "finetune",
+    "fit",
+    "load",
+    "predict",
+    "profile",
+    "report",
+    "search",
+]
+
+Stop = Callable[[], bool]
+RUNS = Path("runs")
+
+
+def never() -> bool:
+    """The `stop` of a job that nobody interrupts."""
+    return False
+
+
+def search(
+    model: str | nn.Module | None = None,
+    data: str | Data | None = None,
+    *,
+    latency_ms: float | None = None,
+    latency: str | None = None,
+    statistic: Statistic = "median",
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
+    epochs: float | None = None,
+    finetune_epochs: float | None = None,
+    dense_epochs: float | None = None,
+    device: str = "cpu",
+    runtime: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    samples: int = 100,
+    tables: str | Path = "latency_tables",
+    min_keep: float | None = None,
+    tile: int | str = "auto",
+    run_dir: str | Path | None = None,
+    seed: int = 0,
+    task: Task | None = None,
+    on_event: OnEvent = ignore,
+    stop: Stop = never,
+) -> Run:
+    """The most accurate network found that measurably meets a latency budget.
+
+    `latency_ms`, or `latency` as "60%" of the dense measured latency or "4ms". `model` and `data`: what the command
+    line takes, or the objects themselves. The same call continues an interrupted run.
+    """
+    if latency is not None and not latency.strip().endswith("%"):
+        latency_ms, latency = parse_latency_ms(latency), None
+    given = {
+        "model": model_name(model),
+        "data": data.name if isinstance(data, Data) else data,
+        "method": method,
+        "weights": None if weights is None else str(weights),
+        "epochs": epochs,
+        "finetune_epochs": finetune_epochs,
+        "dense_epochs": dense_epochs,
+        "min_keep": min_keep,
+    }
+    target = device_files.resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads))
+    settings = SearchSettings(
+        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+        device=target.device,
+        runtime=target.runtime,
+        precision=target.precision,
+        batch=batch,
+        threads=threads,
+        latency_ms=latency_ms,
+        latency_fraction=None if latency is None else parse_fraction(latency),
+        statistic=statistic,
+        options=dict(options or {}),
+        samples=samples,
+        tile=_tile(tile),
+        seed=seed,
+    )
+    folder = Path(run_dir) if run_dir is not None else settings.default_folder(RUNS)
+    network = model if isinstance(model, nn.Module) else None
+    result = run_search(
+        settings,
+        folder,
+        model=copy.deepcopy(network),
+        data=data if isinstance(data, Data) else None,
+        task=task,
+        tables=Path(tables),
+        on_event=on_event,
+        stop=stop,
+    )
+    return Run(folder, result, builder(folder, settings, network))
+
+
+def profile(
+    model: str | nn.Module | None = None,
+    x: Tensor | tuple[int, ...] | None = None,
+    *,
+    data: str | None = None,
+    device: str = "cpu",
+    runtime: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    samples: int = 100,
+    tables: str | Path = "latency_tables",
+    min_keep: float | None = None,
+    tile: int | str = "auto",
+    seed: int = 0,
+    on_event: OnEvent = ignore,
+    stop: Stop = never,
+) -> LatencyTable:
+    """Measure `samples` sub-networks of many widths on a device; the table goes on where it stopped.
+
+    `x` is an example input or its shape; without it `data` or the named network says it.
+    """
+    network, example, name = model_and_example(model, x, data, batch, seed)
+    with survey(
+        network,
+        example,
+        name=name,
+        target=device_files.resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads)),
+        tables=Path(tables),
+        min_keep=DEFAULTS.min_keep if min_keep is None else min_keep,
+        tile=_tile(tile),
+        seed=seed,
+        on_event=on_event,
+    ) as found:
+        return profile_table(
+            found.template,
+            found.graph,
+            found.space,
+            found.board,
+            table=found.table,
+            samples=samples,
+            seed=seed,
+            on_event=on_event,
+            stop=stop,
+        )
+
+
+def fit(
+    table: LatencyTable | str | Path | None = None,
+    *,
+    kinds: tuple[str, ...] = KINDS,
+    seed: int = 0,
+    tables: str | Path = "latency_tables",
+    on_event: OnEvent = ignore,
+) -> FitReport:
+    """Fit and compare latency models on a table (a folder, a profiled model's name, or the newest table).
+
+    The chosen model is stored beside the table as JSON.
+    """
+    name = None if table is None else str(table)
+    found = table if isinstance(table, LatencyTable) else find_table(name, Path(tables))
+    fitted = fit_table(found, kinds=kinds, seed=seed, on_event=on_event)
+    store_model(found, fitted.model)
+    return fitted
+
+
+def predict(
+    model: str | nn.Module | None = None,
+    x: Tensor | tuple[int, ...] | None = None,
+    *,
+    widths: Mapping[str, int] | None = None,
+    data: str | None = None,
+    device: str = "cpu",
+    runtime: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    tables: str | Path = "latency_tables",
+    seed: int = 0,
+) -> Prediction:
+    """The predicted latency of a profiled network at some widths (groups left out stay dense).
+
+    Nothing is measured. `x`, `runtime`, `threads` and `batch` say which of several tables is meant.
+    """
+    target = device_files.resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads))
+    found = find_table(model_name(model) or DEFAULTS.model, Path(tables), target=target)
+    dense = found.space.dense()
+    for group in widths or {}:
+        if group not in dense:
+            raise UsageError(f"no channel group '{group}' in the table.{did_you_mean(group, dense)}")
+    return stored_model(found, seed).predict({**dense, **(widths or {})})
+
+
+def finetune(
+    run: str | Path,
+    *,
+    epochs: float | None = None,
+    data: str | Data | None = None,
+    build: Callable[[], nn.Module] | None = None,
+    task: Task | None = None,
+    seed: int = 0,
+    tables: str | Path = "latency_tables",
+    on_event: OnEvent = ignore,
+    stop: Stop = never,
+) -> Run:
+    """Train a run's pruned network further, taught by the dense one; export and measure it again."""
+    folder = find_run(run, RUNS)
+    settings = SearchSettings.read(folder / "run.toml")
+    build = build or builder(folder, settings, None)
+    result = finetune_run(
+        folder,
+        build(),
+        data if isinstance(data, Data) else load_data(data or settings.data, seed=settings.seed),
+        epochs=settings.finetune_epochs if epochs is None else epochs,
+        seed=seed,
+        task=task,
+        tables=Path(tables),
+        on_event=on_event,
+        stop=stop,
+    )
+    return Run(folder, result, build)
+
+
+def export(
+    subject: str | Path | nn.Module,
+    x: Tensor | tuple[int, ...] | None = None,
+    path: str | Path = "model.onnx",
+    *,
+    weights: str | Path | None = None,
+) -> Exported:
+    """Write a run's pruned network, or any model, as ONNX and compare its outputs with torch's."""
+    path = Path(path)
+    if isinstance(subject, nn.Module) or _is_model(subject):
+        network, example, _ = model_and_example(subject, x, None, 1, 0, weights=weights)
+        graph = trace(network, example)
+        written = OnnxTemplate.export(network, graph).dense
+    else:
+        folder = find_run(subject, RUNS)
+        network, written = load(folder), read_onnx(folder / "model.onnx")
+        example = example_of(
+            read_json(folder / "environment.json")["input_shape"], SearchSettings.read(folder / "run.toml").batch
+        )
+    with connect(Target()) as board:
+        difference = check_against_torch(written, network, (example,), float("inf"), board.infer)
+    atomic_write_bytes(path, written)
+    return Exported(path, len(written), difference)
+
+
+def bench(
+    *subjects: str | Path,
+    device: str = "cpu",
+    runtime: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    fail_above: float | str | None = None,
+    protocol: str = "default",
+    laps: int | None = None,
+    rounds: int | None = None,
+    seed: int = 0,
+    on_event: OnEvent = ignore,
+) -> BenchResult:
+    """Time ONNX files, models or runs in turns in one process; the first is what the others are compared with.
+
+    `protocol`: quick, default or publish. `fail_above`: a limit in ms, or as "4ms".
+    """
+    chosen = {"quick": Protocol.quick, "default": Protocol.default, "publish": Protocol.publish}
+    if protocol not in chosen:
+        raise unknown_name("protocol", protocol, chosen)
+    limit_ms = parse_latency_ms(fail_above) if isinstance(fail_above, str) else fail_above
+    plan = chosen[protocol]()
+    if laps is not None:
+        plan = dataclasses.replace(plan, laps=laps)
+    if rounds is not None:
+        plan = dataclasses.replace(plan, rounds_min=rounds, rounds_max=rounds)
+    models = onnx_subjects(tuple(map(str, subjects)), batch=batch)
+    target = device_files.resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads))
+    with connect(target) as board:
+        timed = board.measure(models, protocol=plan, seed=seed, on_event=on_event)
+    ordered = {name: timed[name] for name in models}
+    first, *others = ordered.values()
+    return BenchResult(ordered, tuple(compare(first, other) for other in others), limit_ms)
+
+
+def explain(run: str | Path) -> Waterfall:
+    """Layer by layer, dense against pruned: where pruning saved time, where it did not, and why."""
+    found = RunData.read(find_run(run, RUNS))
+    if found.layers is None:
+        raise UsageError(
+            f"{found.folder} has no layer times", hint="its budget was infeasible, or the runtime has none"
+        )
+    result = found.result
+    return waterfall(found.layers, dense_ms=result.dense_ms, pruned_ms=result.measured_ms, simulated=result.simulated)
+
+
+def report(run: str | Path) -> Path:
+    """Write a run's `report.html`: one file that works offline."""
+    return write_report(find_run(run, RUNS))
+
+
+def devices() -> tuple[DeviceInfo, ...]:
+    """The known devices: shipped, the user's and the working directory's."""
+    return device_files.devices()
+
+
+def device(name: str) -> DeviceInfo:
+    """The device of that name or alias."""
+    return device_files.find_device(name)
+
+
+def doctor(device: str = "cpu", *, runtime: str | None = None, threads: int = 1) -> tuple[Check, ...]:
+    """Whether a device is fit to be measured on, and how wide an interval to expect."""
+    with connect(device_files.resolve(Target(device, runtime or Target.runtime, threads=threads))) as board:
+        return board.checks()
+
+
+def _tile(tile: int | str) -> int:
+    if tile == "auto":
+        return 0
+    if not str(tile).isdigit() or int(tile) < 1:
+        raise UsageError(f"tile is {tile!r}; it must be auto or a whole number above 0")
+    return int(tile)
+
+
+def _is_model(subject: str | Path) -> bool:
+    """Whether a text names a model rather than a run."""
+    text = str(subject)
+    return text != "last" and not (Path(text) / "run.toml").exists() and not (RUNS / text / "run.toml").exists()

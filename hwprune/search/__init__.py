@@ -1,0 +1,1 @@
+"""A run: settings, folder, budget controller, the stages, and the verdict measured on the device."""

@@ -1,0 +1,56 @@
+"""A method's answer on the disk: arrays in a safetensors file, the rest in JSON beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from hwprune.core.errors import RunError
+from hwprune.core.files import atomic_write_bytes, read_json, write_json
+from hwprune.core.widths import SearchSpace
+from hwprune.methods._base import Answer
+
+
+def save_answer(answer: Answer, folder: Path) -> None:
+    """Write `answer.json`, the unit scores and, where the search trained them, the full-size weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(
+        folder / "scores.safetensors",
+        save_arrays({name: np.ascontiguousarray(values) for name, values in answer.scores.items()}),
+    )
+    if answer.state is not None:
+        state = {name: tensor.detach().contiguous() for name, tensor in answer.state.items()}
+        atomic_write_bytes(folder / "state.safetensors", save_tensors(state))
+    document: dict[str, Any] = {
+        "widths": dict(answer.widths),
+        "keep": {name: list(units) for name, units in answer.keep.items()},
+        "predicted_ms": answer.predicted_ms,
+        "image_passes": answer.image_passes,
+        "has_state": answer.state is not None,
+    }
+    write_json(folder / "answer.json", document)
+
+
+def load_answer(folder: Path, space: SearchSpace) -> Answer:
+    """The answer that `save_answer` wrote; `RunError` when it belongs to another search space or is damaged."""
+    document = read_json(folder / "answer.json")
+    try:
+        widths = {str(name): int(width) for name, width in document["widths"].items()}
+        space.check(widths)
+        state = load_tensors((folder / "state.safetensors").read_bytes()) if document["has_state"] else None
+        return Answer(
+            space.make([widths[name] for name in space.names]),
+            {name: tuple(int(unit) for unit in units) for name, units in document["keep"].items()},
+            float(document["predicted_ms"]),
+            load_arrays((folder / "scores.safetensors").read_bytes()),
+            state,
+            int(document["image_passes"]),
+        )
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise RunError(f"the answer in {folder} cannot be read: {error}", hint="remove the run folder") from error

@@ -1,0 +1,129 @@
+"""From a method's answer to a network that measurably meets the budget and uses it.
+
+Predictions steer, measurements decide. A candidate passes when the upper end of its measured interval is within the
+budget. One that misses, or leaves more than 3 % of the budget unused, teaches the controller: the latency model gets
+the new sample, the target moves by what prediction and measurement differ, and the method answers again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hwprune.core.events import CandidateMeasured, OnEvent, ignore
+from hwprune.methods._base import Answer
+
+# The measured latency aimed at, as a share of the budget: half way between the bound and the 3 % that may stay unused.
+AIM = 0.985
+UNUSED = 0.03
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An answer and what the device said: latency and its 95 % interval in ms, and the budget in that session."""
+
+    answer: Answer
+    measured_ms: float
+    measured_ci_ms: tuple[float, float]
+    budget_ms: float
+
+    @property
+    def within(self) -> bool:
+        """Whether even the upper end of the interval meets the budget."""
+        return self.measured_ci_ms[1] <= self.budget_ms
+
+    @property
+    def utilisation(self) -> float:
+        """Measured latency as a share of the budget."""
+        return self.measured_ms / self.budget_ms
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """The chosen trial, which uses the budget best of those within it (the fastest when none is), and all trials."""
+
+    chosen: Trial
+    trials: tuple[Trial, ...]
+
+    @property
+    def next_wider(self) -> Trial | None:
+        """The fastest candidate that missed the budget: what lies beyond the chosen one on the grid."""
+        missed = [trial for trial in self.trials if not trial.within]
+        return min(missed, key=lambda trial: trial.measured_ms, default=None)
+
+
+class BudgetController:
+    """Closes the loop between a method's predictions and the device.
+
+    `measure` times one answer and teaches the latency model; `refit` asks the method for an answer predicted within
+    another target (ms); `predict` is the model's current prediction for an answer's widths.
+    """
+
+    def __init__(
+        self,
+        *,
+        measure: Callable[[Answer], Trial],
+        refit: Callable[[Answer, float], Answer],
+        predict: Callable[[Answer], float],
+        smallest_ms: float,
+        tries: int = 10,
+        on_event: OnEvent = ignore,
+    ) -> None:
+        self.measure = measure
+        self.refit = refit
+        self.predict = predict
+        self.smallest_ms = smallest_ms
+        self.tries = tries
+        self.on_event = on_event
+
+    def settle(self, answer: Answer, *, aim: float = AIM) -> Settlement:
+        """Measure and move until a candidate is within the budget and uses it, or the grid has none between."""
+        trials: dict[tuple[int, ...], Trial] = {}
+        following: Answer | None = answer
+        while following is not None and len(trials) < self.tries:
+            trial = self._try(following)
+            trials[following.widths.values_tuple()] = trial
+            if trial.within and trial.utilisation >= 1 - UNUSED:
+                break
+            following = self._next_answer(trial, trials, aim)
+        if not any(trial.within for trial in trials.values()):
+            least = self.refit(answer, self.smallest_ms)
+            if least.widths.values_tuple() not in trials:
+                trials[least.widths.values_tuple()] = self._try(least)
+        within = [trial for trial in trials.values() if trial.within]
+        fastest = min(trials.values(), key=lambda trial: trial.measured_ms)
+        return Settlement(max(within, key=lambda trial: trial.utilisation, default=fastest), tuple(trials.values()))
+
+    def _try(self, answer: Answer) -> Trial:
+        trial = self.measure(answer)
+        self.on_event(
+            CandidateMeasured(
+                dict(answer.widths), answer.predicted_ms, trial.measured_ms, trial.measured_ci_ms, trial.within
+            )
+        )
+        return trial
+
+    def _next_answer(self, trial: Trial, trials: dict[tuple[int, ...], Trial], aim: float) -> Answer | None:
+        """An answer not tried yet whose predicted latency should measure at `aim` of the budget; None: there is none.
+
+        The bias of the last trial translates the aim into the model's scale; candidates known to pass and to miss
+        bound it. Where the method answers with a network already tried, the target moves towards the open bound.
+        """
+        bias = trial.measured_ms / self.predict(trial.answer)
+        wanted = aim * trial.budget_ms / bias
+        passed = max((self.predict(t.answer) for t in trials.values() if t.within), default=self.smallest_ms)
+        missed = min((self.predict(t.answer) for t in trials.values() if not t.within), default=math.inf)
+        if passed < missed < math.inf and not passed < wanted < missed:
+            wanted = 0.5 * (passed + missed)
+        for target_ms in self._targets(wanted, missed, any_passed=any(t.within for t in trials.values())):
+            answer = self.refit(trial.answer, max(target_ms, self.smallest_ms))
+            if answer.widths.values_tuple() not in trials:
+                return answer
+        return None
+
+    def _targets(self, wanted: float, missed: float, *, any_passed: bool) -> list[float]:
+        if not any_passed:
+            return [wanted, *(wanted * (1 - 0.02 * step) for step in range(1, 6)), self.smallest_ms]
+        beyond = missed * (1 - 1e-9) if missed < math.inf else wanted * 1.05
+        return [wanted, 0.5 * (wanted + beyond), beyond]

@@ -1,0 +1,170 @@
+"""From the chosen units to the verdict: cut, recalibrate, finetune, export, check, and measure what was exported."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from hwprune.core.errors import DeviceError, GraphError
+from hwprune.core.events import Note
+from hwprune.core.files import atomic_write_bytes, write_json
+from hwprune.core.measurement import Measurement, compare
+from hwprune.core.widths import Statistic
+from hwprune.graph import Recipe, cut
+from hwprune.methods._base import Answer
+from hwprune.report.run_data import LayerProfile, NamedOp
+from hwprune.search.workshop import Workshop, example_input
+from hwprune.training import FINETUNE, evaluate, finetune, recalibrate_bn
+
+RECALIBRATION_IMAGES = 1024
+OUTPUT_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The final session: the dense and the exported pruned network, timed in turns, and the budget in ms then."""
+
+    dense: Measurement
+    pruned: Measurement
+    budget_ms: float
+    statistic: Statistic
+
+    @property
+    def within(self) -> bool:
+        """Whether even the upper end of the measured interval meets the budget."""
+        return self.pruned.statistic(self.statistic)[2] <= self.budget_ms
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a result that this session decides."""
+        value, low, high = self.pruned.statistic(self.statistic)
+        return {
+            "verdict": "pass" if self.within else "miss",
+            "budget_ms": self.budget_ms,
+            "dense_ms": self.dense.statistic(self.statistic)[0],
+            "measured_ms": value,
+            "measured_ci_ms": (low, high),
+            "simulated": self.pruned.simulated,
+            "utilisation": value / self.budget_ms,
+            "warnings": tuple(dict.fromkeys((*self.dense.warnings, *self.pruned.warnings))),
+            "measurements": {"dense": self.dense, "pruned": self.pruned},
+            "comparison": compare(self.dense, self.pruned),
+        }
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The pruned network, what it was made from, its test scores through the stages, and its verification."""
+
+    model: nn.Module
+    answer: Answer
+    scores: Mapping[str, float]
+    verified: Verified
+    image_passes: int
+
+
+def finish(shop: Workshop, answer: Answer, attempt: int) -> Finished:
+    """Make the network of an answer, finetune it, export it and measure the exported file against the dense one."""
+    stage = "finetune" if attempt == 0 else f"finetune-{attempt}"
+    scores = {"dense": evaluate(shop.model, shop.data, "test", task=shop.task).score}
+    small, passes = shop.folder.stage(stage, lambda: _finetuned(shop, answer, stage, scores))
+    shipped = shop.folder.stage("export", lambda: export_network(shop, small, answer.keep))
+    seed = shop.settings.seed + 1000 + attempt
+    verified = shop.folder.stage("verify", lambda: verify(shop, shipped, seed=seed))
+    return Finished(small, answer, scores, verified, passes)
+
+
+def verify(shop: Workshop, shipped: bytes, *, seed: int) -> Verified:
+    """Time what ships against the dense network."""
+    timed = shop.measure({"dense": shop.template.dense, "pruned": shipped}, seed=seed)
+    statistic = shop.settings.statistic
+    budget_ms = shop.settings.budget.in_ms(timed["dense"].statistic(statistic)[0])
+    return Verified(timed["dense"], timed["pruned"], budget_ms, statistic)
+
+
+def _finetuned(shop: Workshop, answer: Answer, stage: str, scores: dict[str, float]) -> tuple[nn.Module, int]:
+    """The cut network with finetuned weights, and the images that went forward and backward for it."""
+
+    def score(name: str) -> None:
+        scores[name] = evaluate(small, shop.data, "test", task=shop.task).score
+        shop.folder.emit(Note(f"test score {scores[name]:.4f} ({name})"))
+
+    full = copy.deepcopy(shop.model)
+    if answer.state is not None:
+        full.load_state_dict(dict(answer.state))
+    small = cut(full, shop.graph, answer.keep).eval()
+    score("cut")
+    recalibrate_bn(small, shop.data, RECALIBRATION_IMAGES, seed=shop.settings.seed)
+    score("recalibrated")
+    if not shop.settings.finetune_epochs:
+        return small, 0
+    plan = replace(FINETUNE, epochs=shop.settings.finetune_epochs, batch_size=shop.settings.batch_size)
+    log = finetune(
+        small,
+        shop.model,
+        shop.data,
+        task=shop.task,
+        plan=plan,
+        seed=shop.settings.seed,
+        checkpoint=shop.folder.checkpoint(stage),
+        on_event=shop.folder.emit,
+        stop=shop.stop,
+    )
+    score("finetuned")
+    return small.eval(), log.image_passes
+
+
+def export_network(shop: Workshop, small: nn.Module, keep: Mapping[str, Sequence[int]]) -> bytes:
+    """Write what ships: `model.onnx` (checked against torch), `best.safetensors`, `recipe.json`, `dense.onnx`."""
+    folder = shop.folder.path
+    shipped = shop.template.with_state(keep, small.state_dict())
+    difference = output_difference(shop, small, shipped)
+    if difference > OUTPUT_TOLERANCE:
+        raise GraphError(
+            f"the exported network differs from the torch one by {difference:.2g} (relative; limit {OUTPUT_TOLERANCE})",
+            hint="please report this model: the export is wrong",
+        )
+    shop.folder.emit(Note(f"exported network agrees with torch within {difference:.1e} (relative)"))
+    atomic_write_bytes(folder / "dense.onnx", shop.template.dense)
+    atomic_write_bytes(folder / "model.onnx", shipped)
+    state = {name: tensor.contiguous() for name, tensor in small.state_dict().items()}
+    atomic_write_bytes(folder / "best.safetensors", save_tensors(state))
+    write_json(folder / "recipe.json", Recipe.of(shop.model, shop.graph, keep).to_json())
+    return shipped
+
+
+def output_difference(shop: Workshop, small: nn.Module, shipped: bytes) -> float:
+    """Largest difference between runtime and torch outputs on one batch, relative to the largest output."""
+    images = example_input(shop.data, shop.settings.batch)
+    with torch.no_grad():
+        expected = small.eval()(images).numpy()
+    (found,) = shop.board.infer(shipped, {"input": images.numpy()})
+    return float(np.abs(found - expected).max() / max(1e-12, float(np.abs(expected).max())))
+
+
+def layer_profile(shop: Workshop, shipped: bytes, answer: Answer, *, runs: int = 50) -> LayerProfile | None:
+    """In-network layer times of both networks with their operators; None where the runtime gives none."""
+    try:
+        dense = shop.board.layers(shop.template.dense, runs=runs)
+        pruned = shop.board.layers(shipped, runs=runs)
+    except DeviceError as error:
+        shop.folder.emit(Note(f"no layer times: {error.message}"))
+        return None
+    return LayerProfile(
+        shop.table.tile,
+        dense,
+        pruned,
+        _ops(shop, shop.table.space.dense()),
+        _ops(shop, answer.widths),
+    )
+
+
+def _ops(shop: Workshop, widths: Mapping[str, int]) -> tuple[NamedOp, ...]:
+    templates = shop.graph.op_templates
+    return tuple(NamedOp(t.name, op) for t, op in zip(templates, shop.graph.ops(widths), strict=True))

@@ -1,0 +1,75 @@
+"""More training for the network of a finished run, exported and measured again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from safetensors.torch import load as load_tensors
+from torch import nn
+
+from hwprune.core.errors import RunError
+from hwprune.core.events import OnEvent, ignore
+from hwprune.core.files import read_json, write_json
+from hwprune.graph import Recipe, apply_recipe
+from hwprune.report.run_data import Result, RunData
+from hwprune.search.finish import export_network, verify
+from hwprune.search.run_folder import RunFolder
+from hwprune.search.settings import SearchSettings
+from hwprune.search.workshop import Stop, open_workshop
+from hwprune.training import FINETUNE, Classification, Data, Task, evaluate, finetune
+
+
+def finetune_run(
+    path: Path,
+    model: nn.Module,
+    data: Data,
+    *,
+    epochs: float,
+    seed: int,
+    task: Task | None = None,
+    tables: Path = Path("latency_tables"),
+    on_event: OnEvent = ignore,
+    stop: Stop = lambda: False,
+) -> Result:
+    """Finetune a run's pruned network for `epochs` more, taught by the dense one, then export and measure it.
+
+    `model` is the network the run began with. The run's result is replaced only when all of it is done. Raises
+    `RunError` for a run without a pruned network.
+    """
+    settings = SearchSettings.read(path / "run.toml")
+    before = RunData.read(path).result
+    if before.verdict == "infeasible":
+        raise RunError(f"{path} has no pruned network: its budget was infeasible")
+    with RunFolder.open(path, settings, on_event) as folder:
+        model.load_state_dict(load_tensors((path / "dense.safetensors").read_bytes()))
+        small = apply_recipe(Recipe.from_json(read_json(path / "recipe.json")), model)
+        small.load_state_dict(load_tensors((path / "best.safetensors").read_bytes()))
+        log = finetune(
+            small,
+            model.eval(),
+            data,
+            task=task or Classification(),
+            plan=dataclasses.replace(FINETUNE, epochs=epochs, batch_size=settings.batch_size),
+            seed=seed,
+            checkpoint=folder.checkpoint(f"more-{before.image_passes}-{epochs:g}"),
+            on_event=folder.emit,
+            stop=stop,
+        )
+        with open_workshop(
+            folder, model=model, data=data, task=task or Classification(), tables=tables, stop=stop
+        ) as shop:
+            keep = Recipe.from_json(read_json(path / "recipe.json")).keep
+            shipped = export_network(shop, small, keep)
+            measured = verify(shop, shipped, seed=seed)
+            score = evaluate(small, data, "test", task=shop.task).score
+            result = dataclasses.replace(
+                before,
+                **measured.fields(),
+                score=score,
+                scores={**before.scores, "finetuned": score},
+                seconds=round(folder.elapsed_s, 1),
+                image_passes=before.image_passes + log.image_passes,
+            )
+        write_json(path / "result.json", result.to_json())
+        return result

@@ -1,0 +1,171 @@
+"""One run from settings to verdict. Run again with the same settings, it goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hwprune.core.errors import BudgetInfeasible
+from hwprune.core.events import Caution, Note, OnEvent, ignore
+from hwprune.core.files import read_json, write_json
+from hwprune.methods._base import AbstractMethod, Answer
+from hwprune.models import load_model, load_weights
+from hwprune.report.run_data import Candidate, Result
+from hwprune.search.controller import AIM, Settlement
+from hwprune.search.finish import Finished, finish, layer_profile
+from hwprune.search.run_folder import RunFolder
+from hwprune.search.settings import SearchSettings
+from hwprune.search.stages import (
+    Baseline,
+    dense_network,
+    make_method,
+    measure_baseline,
+    search_answer,
+    settle,
+)
+from hwprune.search.workshop import Stop, Workshop, open_workshop
+from hwprune.training import Classification, Data, Task, load_data
+
+ATTEMPTS = 3
+STEP_BACK = 0.01  # how much lower to aim after the finetuned network missed a budget its candidate had met
+
+
+def run_search(
+    settings: SearchSettings,
+    run_dir: Path,
+    *,
+    model: nn.Module | None = None,
+    data: Data | None = None,
+    task: Task | None = None,
+    tables: Path = Path("latency_tables"),
+    on_event: OnEvent = ignore,
+    stop: Stop = lambda: False,
+) -> Result:
+    """Search under a budget and write the run folder; the result's verdict is a measurement.
+
+    `model` and `data` replace what the settings name. Raises `RunError` for a folder of another run or one in use,
+    `Interrupted` after saving when `stop` says so, and the errors of every stage; an infeasible budget is a result.
+    """
+    method = make_method(settings.method, dict(settings.options))
+    with RunFolder.open(run_dir, settings, on_event) as folder:
+        finished = folder.path / "result.json"
+        if finished.exists():
+            folder.emit(Note(f"{run_dir} is finished; this is its result (another --run-dir starts anew)"))
+            return Result.from_json(read_json(finished))
+        data = data or load_data(settings.data, seed=settings.seed)
+        model = model or _model(settings, data)
+        with open_workshop(
+            folder, model=model, data=data, task=task or Classification(), tables=tables, stop=stop
+        ) as shop:
+            baseline = measure_baseline(shop)
+            try:
+                baseline.check(settings.statistic)
+            except BudgetInfeasible as error:
+                folder.emit(Caution(error.message, error.hint))
+                result = _infeasible(shop, baseline, error.smallest_ms)
+            else:
+                result = _search(shop, baseline, method)
+        write_json(finished, result.to_json())
+        return result
+
+
+def _model(settings: SearchSettings, data: Data) -> nn.Module:
+    model = load_model(settings.model, classes=data.classes, input_shape=data.input_shape, seed=settings.seed)
+    if settings.weights:
+        load_weights(model, Path(settings.weights))
+    return model
+
+
+def _search(shop: Workshop, baseline: Baseline, method: AbstractMethod) -> Result:
+    dense_network(shop)
+    answer = search_answer(shop, method, baseline.budget_ms)
+    settled = [_settle(shop, method, answer, AIM)]
+    done = finish(shop, settled[-1].chosen.answer, attempt=0)
+    while not done.verified.within and settled[-1].chosen.within and len(settled) < ATTEMPTS:
+        shop.folder.emit(Note("the finetuned network measures over the budget its candidate had met: stepping back"))
+        settled.append(_settle(shop, method, answer, AIM - len(settled) * STEP_BACK))
+        done = finish(shop, settled[-1].chosen.answer, attempt=len(settled) - 1)
+    profile = layer_profile(shop, (shop.folder.path / "model.onnx").read_bytes(), done.answer)
+    if profile is not None:
+        write_json(shop.folder.path / "layers.json", profile.to_json())
+    return _result(shop, done, settled, answer.image_passes)
+
+
+def _settle(shop: Workshop, method: AbstractMethod, answer: Answer, aim: float) -> Settlement:
+    return shop.folder.stage("settle", lambda: settle(shop, method, answer, aim=aim))
+
+
+def _common(shop: Workshop) -> dict[str, Any]:
+    """The fields of a result that do not depend on how the run ended."""
+    settings, space = shop.settings, shop.table.space
+    scores = {item.kind: item.scores for item in shop.report.comparison if item.scores is not None}
+    return {
+        "dense_widths": dict(space.dense()),
+        "run_dir": str(shop.folder.path),
+        "target": settings.target,
+        "statistic": settings.statistic,
+        "method": settings.method,
+        "seed": settings.seed,
+        "dense_params": shop.graph.params(space.dense()),
+        "dense_macs": shop.graph.macs(space.dense()),
+        "model": settings.model,
+        "data": settings.data,
+        "score_name": shop.task.score_name,
+        "tile": shop.table.tile,
+        "fit": {kind: _fit_scores(score, shop.report.label_noise) for kind, score in scores.items()},
+        "latency_model": shop.report.chosen,
+    }
+
+
+def _fit_scores(scores: Any, label_noise: float | None) -> dict[str, float]:
+    kept = {name: value for name, value in vars(scores).items() if isinstance(value, float)}
+    return {**kept, **({} if label_noise is None else {"label_noise": label_noise})}
+
+
+def _result(shop: Workshop, done: Finished, settled: list[Settlement], search_passes: int) -> Result:
+    widths = done.answer.widths
+    candidates = [
+        Candidate(dict(t.answer.widths), t.answer.predicted_ms, t.measured_ms, t.measured_ci_ms, t.within)
+        for s in settled
+        for t in s.trials
+    ]
+    return Result(
+        **_common(shop),
+        **done.verified.fields(),
+        predicted_ms=shop.latency.predict(widths).latency_ms,
+        score=done.scores.get("finetuned", done.scores["recalibrated"]),
+        dense_score=done.scores["dense"],
+        widths=dict(widths),
+        seconds=round(shop.folder.elapsed_s, 1),
+        params=shop.graph.params(widths),
+        macs=shop.graph.macs(widths),
+        stages=shop.folder.seconds,
+        image_passes=search_passes + done.image_passes,
+        predictions=tuple(candidates),
+        scores=dict(done.scores),
+    )
+
+
+def _infeasible(shop: Workshop, baseline: Baseline, smallest_ms: float) -> Result:
+    return Result(
+        verdict="infeasible",
+        budget_ms=baseline.budget_ms,
+        dense_ms=baseline.dense.statistic(shop.settings.statistic)[0],
+        measured_ms=None,
+        measured_ci_ms=None,
+        predicted_ms=None,
+        score=None,
+        dense_score=None,
+        widths=dict(shop.table.space.smallest()),
+        seconds=round(shop.folder.elapsed_s, 1),
+        simulated=baseline.dense.simulated,
+        utilisation=None,
+        params=None,
+        macs=None,
+        smallest_ms=smallest_ms,
+        stages=shop.folder.seconds,
+        measurements={"dense": baseline.dense, "smallest": baseline.smallest},
+        **_common(shop),
+    )

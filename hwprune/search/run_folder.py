@@ -1,0 +1,110 @@
+"""The folder of one run: its settings, its journal, its artefacts. The same command continues it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hwprune.core.errors import UsageError
+from hwprune.core.events import Event, Note, OnEvent, Progress, StageDone, StageStarted
+from hwprune.core.files import Journal, lock
+from hwprune.search.settings import SearchSettings
+
+T = TypeVar("T")
+
+
+class RunFolder:
+    """A run on the disk. Every event goes into `journal.jsonl`; a stage is done when its `StageDone` is there."""
+
+    def __init__(self, path: Path, settings: SearchSettings, on_event: OnEvent) -> None:
+        self.path = path
+        self.settings = settings
+        self.journal = Journal(path / "journal.jsonl")
+        self._listener = on_event
+        self._started = time.monotonic()
+        records, damaged = self.journal.read()
+        self._done = {record["stage"]: record for record in records if record.get("event") == "StageDone"}
+        self._elapsed_before = max((float(record.get("time_s") or 0.0) for record in records), default=0.0)
+        if damaged:
+            self.emit(Note(f"{damaged} damaged line(s) in {self.journal.path} were skipped"))
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path, settings: SearchSettings, on_event: OnEvent) -> Iterator[RunFolder]:
+        """Lock the folder for this process and check that it holds this run or none.
+
+        Raises `RunError` when another process has it or its settings differ.
+        """
+        with lock(path):
+            kept = path / "run.toml"
+            if kept.exists():
+                settings.check_same(SearchSettings.read(kept), path)
+            else:
+                settings.write(kept)
+            yield cls(path, settings, on_event)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds this run has taken, earlier sessions included."""
+        return self._elapsed_before + time.monotonic() - self._started
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of every finished stage."""
+        return {stage: float(record["seconds"]) for stage, record in self._done.items()}
+
+    def is_done(self, stage: str) -> bool:
+        """Whether the journal says that this stage ended."""
+        return stage in self._done
+
+    def emit(self, event: Event) -> None:
+        """Record an event and pass it on. Progress is passed on but not kept: it says nothing afterwards."""
+        if not isinstance(event, Progress):
+            record: dict[str, Any] = {"event": type(event).__name__, "time_s": round(self.elapsed_s, 3)}
+            record.update(dataclasses.asdict(event))
+            self.journal.append(record)
+            with open(self.path / "log.txt", "a") as log:
+                log.write(f"{self.elapsed_s:9.1f} s  {_sentence(record)}\n")
+        self._listener(event)
+
+    def stage(self, name: str, work: Callable[[], T], load: Callable[[], T] | None = None) -> T:
+        """Do a stage once: `work` makes and saves its artefact; in a resumed run `load` reads it back instead.
+
+        Without `load` the work is cheap or resumes by itself, and is repeated.
+        """
+        if load is not None and self.is_done(name):
+            return load()
+        started = time.monotonic()
+        self.emit(StageStarted(name))
+        result = work()
+        done = StageDone(name, round(time.monotonic() - started + self.seconds.get(name, 0.0), 3))
+        self.emit(done)
+        self._done[name] = dataclasses.asdict(done)
+        return result
+
+    def checkpoint(self, name: str) -> Path:
+        """Where a training of this run saves its state."""
+        return self.path / "checkpoints" / name
+
+
+def find_run(run: str | Path, root: Path = Path("runs")) -> Path:
+    """The folder of a run named by its path, its name under `root`, or `last` (the one begun or continued last)."""
+    if str(run) == "last":
+        begun = sorted(root.glob("*/run.toml"), key=lambda path: (path.parent / "journal.jsonl").stat().st_mtime)
+        if not begun:
+            raise UsageError(f"there is no run in {root} yet", hint="hwprune search --latency 60%")
+        return begun[-1].parent
+    for folder in (Path(run), root / run):
+        if (folder / "run.toml").exists():
+            return folder
+    known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.toml"))) or "none"
+    raise UsageError(f"'{run}' is not a run folder", hint=f"runs in {root}: {known}")
+
+
+def _sentence(record: dict[str, Any]) -> str:
+    fields = (f"{key}={value}" for key, value in record.items() if key not in ("event", "time_s"))
+    return f"{record['event']} {' '.join(fields)}"

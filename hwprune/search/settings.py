@@ -1,0 +1,103 @@
+"""Everything that decides what a run is. Two runs with equal settings are the same run; the folder keeps them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hwprune.core import config
+from hwprune.core.errors import RunError, UsageError
+from hwprune.core.measurement import Target
+from hwprune.core.units import format_ms
+from hwprune.core.widths import Budget, Statistic
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """The resolved options of `hwprune search`. Names equal the flags; 0 finetune_epochs: none."""
+
+    model: str = "digits_resnet"
+    data: str = "digits"
+    weights: str = ""
+    device: str = "cpu"
+    runtime: str = "onnxruntime"
+    precision: str = "fp32"
+    batch: int = 1
+    threads: int = 1
+    latency_ms: float | None = None
+    latency_fraction: float | None = None
+    statistic: Statistic = "median"
+    method: str = "wgates"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    samples: int = 100
+    tile: int = 0
+    min_keep: float = 0.2
+    dense_epochs: float = 12.0
+    epochs: float = 2.0
+    finetune_epochs: float = 4.0
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.budget  # noqa: B018  (raises when the two forms of the budget are both given or both missing)
+        for name, least in (("batch", 1), ("threads", 1), ("samples", 10), ("tile", 0), ("batch_size", 2)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("dense_epochs", "epochs"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be more than 0")
+        if not self.finetune_epochs >= 0:
+            raise UsageError(f"finetune_epochs is {self.finetune_epochs}; it must be 0 or more")
+        if not 0 < self.min_keep <= 1:
+            raise UsageError(f"min_keep is {self.min_keep}; it must lie above 0 and at most at 1")
+
+    @property
+    def budget(self) -> Budget:
+        """The bound on the measured latency."""
+        return Budget(self.latency_ms, self.latency_fraction, self.statistic)
+
+    @property
+    def target(self) -> Target:
+        """Device, runtime, precision, batch and threads."""
+        return Target(self.device, self.runtime, self.precision, self.batch, self.threads)
+
+    def to_json(self) -> dict[str, Any]:
+        """A document of plain values; `options` stay nested."""
+        return dataclasses.asdict(self)
+
+    def default_folder(self, root: Path) -> Path:
+        """The run folder of these settings: readable, and the same for the same command."""
+        budget = f"{self.latency_fraction:.0%}" if self.latency_fraction else format_ms(self.latency_ms or 0)
+        digest = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:6]
+        parts = (Path(self.model.split("?")[0]).name, self.device, budget, self.method, digest)
+        return root / "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part.replace("%", "pct")).strip("-") for part in parts)
+
+    def write(self, path: Path) -> None:
+        """Write `run.toml`."""
+        from hwprune.core.files import atomic_write_text
+
+        atomic_write_text(path, config.to_toml(self.to_json()))
+
+    @classmethod
+    def read(cls, path: Path) -> SearchSettings:
+        """The settings that `write` wrote."""
+        return config.from_mapping(cls, config.read_toml(path), where=str(path))
+
+    def check_same(self, kept: SearchSettings, folder: Path) -> None:
+        """`RunError` naming every field in which a folder's settings differ from these."""
+        mine, theirs = self.to_json(), kept.to_json()
+        changed = [f"{name}: {theirs[name]!r} there, {mine[name]!r} now" for name in mine if mine[name] != theirs[name]]
+        if changed:
+            raise RunError(
+                f"{folder} holds a run with other settings ({'; '.join(changed)})",
+                hint="repeat the old command to continue it, or choose another --run-dir",
+            )
+
+
+DEFAULTS = SearchSettings(latency_fraction=1.0)

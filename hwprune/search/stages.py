@@ -1,0 +1,162 @@
+"""The stages of a run after profiling: feasible? dense, search, settle. Each can be resumed from its artefact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from hwprune.core import config, plugins
+from hwprune.core.errors import BudgetInfeasible
+from hwprune.core.events import Caution, Note
+from hwprune.core.files import atomic_write_bytes
+from hwprune.core.measurement import Measurement
+from hwprune.core.units import format_ms
+from hwprune.latency.table import TableRow
+from hwprune.methods._base import AbstractMethod, Answer, Problem
+from hwprune.search.answers import load_answer, save_answer
+from hwprune.search.controller import AIM, BudgetController, Settlement, Trial
+from hwprune.search.workshop import Workshop
+from hwprune.training import FINETUNE, TrainPlan, evaluate, train_dense
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The dense and the smallest network, timed in turns; the budget in ms; whether anything can meet it."""
+
+    dense: Measurement
+    smallest: Measurement
+    budget_ms: float
+
+    def check(self, statistic: str) -> None:
+        """Raise `BudgetInfeasible` when even the smallest network is measurably over the budget."""
+        value, low, _ = self.smallest.statistic(statistic)
+        if low > self.budget_ms:
+            raise BudgetInfeasible(
+                f"no network of this space runs within {format_ms(self.budget_ms)}: the smallest allowed one"
+                f" needs {format_ms(value)}, measured (dense: {format_ms(self.dense.statistic(statistic)[0])})",
+                smallest_ms=value,
+                hint="raise the budget, lower --min-keep, or use a smaller input",
+            )
+
+
+def measure_baseline(shop: Workshop) -> Baseline:
+    """Time the dense and the smallest network before anything is trained."""
+    models = {"dense": shop.template.dense, "smallest": shop.template.at_widths(shop.table.space.smallest())}
+    timed = shop.measure(models, seed=shop.settings.seed)
+    dense_ms = timed["dense"].statistic(shop.settings.statistic)[0]
+    return Baseline(timed["dense"], timed["smallest"], shop.settings.budget.in_ms(dense_ms))
+
+
+def dense_network(shop: Workshop) -> None:
+    """Bring trained weights into the model: those it came with, or those of a training that this run does once."""
+    path = shop.folder.path / "dense.safetensors"
+
+    def work() -> None:
+        chance = 1 / shop.data.classes if shop.data.classes else float("inf")
+        before = evaluate(shop.model, shop.data, "val", task=shop.task)
+        if before.score > 2 * chance or shop.settings.weights:
+            shop.folder.emit(Note(f"the network scores {before.score:.4f} on validation data: taken as trained"))
+        else:
+            text = f"the network has no trained weights (validation score {before.score:.4f}): training it first"
+            shop.folder.emit(Note(text))
+            train_dense(
+                shop.model,
+                shop.data,
+                task=shop.task,
+                plan=TrainPlan(epochs=shop.settings.dense_epochs, batch_size=shop.settings.batch_size),
+                seed=shop.settings.seed,
+                checkpoint=shop.folder.checkpoint("dense"),
+                on_event=shop.folder.emit,
+                stop=shop.stop,
+            )
+        state = {name: tensor.contiguous() for name, tensor in shop.model.state_dict().items()}
+        atomic_write_bytes(path, save_tensors(state))
+
+    def load() -> None:
+        shop.model.load_state_dict(load_tensors(path.read_bytes()))
+
+    shop.folder.stage("dense", work, load)
+    shop.model.eval()
+
+
+def make_method(name: str, options: dict[str, Any]) -> AbstractMethod:
+    """The method of that name with its options, which are the fields of its dataclass."""
+    return config.from_mapping(
+        plugins.load("hwprune.methods", name, AbstractMethod),  # type: ignore[type-abstract]
+        options,
+        where=f"method {name}",
+    )
+
+
+def make_problem(shop: Workshop, target_ms: float) -> Problem:
+    """The problem a method solves, at one target."""
+    settings = shop.settings
+    return Problem(
+        model=shop.model,
+        graph=shop.graph,
+        space=shop.table.space,
+        latency=shop.latency,
+        dense_ms=shop.latency.predict(shop.table.space.dense()).latency_ms,
+        target_ms=target_ms,
+        data=shop.data,
+        task=shop.task,
+        plan=replace(FINETUNE, epochs=settings.epochs, batch_size=settings.batch_size),
+        seed=settings.seed,
+        checkpoint=shop.folder.checkpoint("search"),
+        on_event=shop.folder.emit,
+        stop=shop.stop,
+    )
+
+
+def search_answer(shop: Workshop, method: AbstractMethod, budget_ms: float) -> Answer:
+    """What the method finds at the budget; predicted, not yet measured."""
+    folder = shop.folder.path / "answer"
+
+    def work() -> Answer:
+        problem = make_problem(shop, AIM * budget_ms)
+        answers = list(method.search(problem))
+        save_answer(answers[-1], folder)
+        return answers[-1]
+
+    return shop.folder.stage("search", work, lambda: load_answer(folder, shop.table.space))
+
+
+def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float = AIM) -> Settlement:
+    """Measure and move until the candidate meets the budget and uses it."""
+    session = f"search-{shop.folder.path.name}"
+    tried: list[Trial] = []
+
+    def measure(candidate: Answer) -> Trial:
+        models = {"dense": shop.template.dense, "candidate": shop.template.at(candidate.keep)}
+        timed = shop.measure(models, seed=shop.settings.seed + 1 + len(tried))
+        budget_ms = shop.settings.budget.in_ms(timed["dense"].statistic(shop.settings.statistic)[0])
+        value, low, high = timed["candidate"].statistic(shop.settings.statistic)
+        row = TableRow.of(candidate.widths.values_tuple(), timed["candidate"], kind="search", session=session)
+        shop.learn(row)
+        tried.append(Trial(candidate, value, (low, high), budget_ms))
+        return tried[-1]
+
+    def predict(candidate: Answer) -> float:
+        return shop.latency.predict(candidate.widths).latency_ms
+
+    def refit(candidate: Answer, target_ms: float) -> Answer:
+        found = method.refit(make_problem(shop, target_ms), candidate, target_ms)
+        return replace(found, state=answer.state)
+
+    controller = BudgetController(
+        measure=measure,
+        refit=refit,
+        predict=predict,
+        smallest_ms=shop.latency.predict(shop.table.space.smallest()).latency_ms,
+        on_event=shop.folder.emit,
+    )
+    settled = controller.settle(answer, aim=aim)
+    if settled.chosen.within and settled.chosen.utilisation < 0.95:
+        wider = settled.next_wider
+        detail = f"; the next wider candidate needs {format_ms(wider.measured_ms)}" if wider else ""
+        text = f"{settled.chosen.utilisation:.1%} of the budget is used: the grid has no candidate between{detail}"
+        shop.folder.emit(Caution(text, hint="a smaller --tile or --min-keep gives a finer grid"))
+    return settled

@@ -1,0 +1,110 @@
+"""What a user may name as a network to time, and the ONNX bytes behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hwprune.core.errors import UsageError
+from hwprune.graph import OnnxTemplate, trace
+from hwprune.graph.recipe import state_hash
+from hwprune.models import default_input_shape, load_model, load_weights
+from hwprune.search.run_folder import find_run
+from hwprune.search.settings import DEFAULTS
+from hwprune.search.tables import table_name
+from hwprune.training import load_data
+
+SIZE_LIMIT_BYTES = 2**31
+
+
+def onnx_subjects(names: tuple[str, ...], *, batch: int) -> dict[str, bytes]:
+    """Name -> ONNX bytes for files, run folders (their dense and pruned network) and model names."""
+    if not names:
+        raise UsageError("nothing to measure", hint="hwprune bench dense.onnx model.onnx")
+    found: dict[str, bytes] = {}
+    for name in names:
+        if name.endswith(".onnx"):
+            found[name] = read_onnx(Path(name))
+        elif name == "last" or "/" in name or Path(name).is_dir() or (Path("runs") / name).is_dir():
+            folder = find_run(name)
+            found[f"{folder.name}/dense"] = read_onnx(folder / "dense.onnx")
+            found[f"{folder.name}/pruned"] = read_onnx(folder / "model.onnx")
+        else:
+            model, example = named_model(name, None, batch=batch)
+            found[name] = OnnxTemplate.export(model, trace(model, example)).dense
+    return found
+
+
+def read_onnx(path: Path) -> bytes:
+    """The bytes of an ONNX file; `UsageError` when it cannot be read or is too large for one file."""
+    try:
+        if path.stat().st_size >= SIZE_LIMIT_BYTES:
+            raise UsageError(f"{path} has {path.stat().st_size} bytes; ONNX files end at 2 GiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def named_model(
+    spec: str,
+    shape: tuple[int, ...] | None,
+    *,
+    batch: int,
+    classes: int | None = None,
+    weights: Path | None = None,
+    seed: int = 0,
+) -> tuple[nn.Module, Tensor]:
+    """The network that `spec` names and an example input `(batch, C, H, W)`.
+
+    `shape` is a whole input shape, batch included, or None for the network's own. Raises `UsageError` when nobody
+    knows the shape.
+    """
+    image = shape[1:] if shape is not None else default_input_shape(spec)
+    if image is None:
+        raise UsageError(f"the input shape of {spec} is not known", hint="add --input 1x3x224x224, or --data")
+    model = load_model(spec, classes=classes, input_shape=tuple(image), seed=seed)
+    if weights is not None:
+        load_weights(model, weights)
+    size = (shape[0] if shape is not None else batch, *image)
+    return model.eval(), example_of(size[1:], size[0])
+
+
+def model_name(model: str | nn.Module | None) -> str | None:
+    """A text for any model; an object is named by its class and the hash of its state."""
+    if isinstance(model, nn.Module):
+        return f"{type(model).__name__}-{state_hash(model)[:8]}"
+    return model
+
+
+def example_of(image: Sequence[int], batch: int) -> Tensor:
+    """A batch `(batch, *image)` in the range of normalised images, the same every time."""
+    return torch.randn(batch, *image, generator=torch.Generator().manual_seed(0))
+
+
+def model_and_example(
+    model: str | Path | nn.Module | None,
+    x: Tensor | tuple[int, ...] | None,
+    data: str | None,
+    batch: int,
+    seed: int,
+    *,
+    weights: str | Path | None = None,
+) -> tuple[nn.Module, Tensor, str]:
+    """The network, an example input and the name for its tables."""
+    if isinstance(model, nn.Module):
+        if x is None:
+            raise UsageError("a model object needs an example input", hint="pass x, a tensor or a shape")
+        return model, x if isinstance(x, Tensor) else example_of(x[1:], x[0]), table_name(str(model_name(model)))
+    spec = str(model) if model is not None else DEFAULTS.model
+    classes = None
+    shape = tuple(x.shape) if isinstance(x, Tensor) else x
+    if data is not None or model is None:
+        loaded = load_data(data or DEFAULTS.data, seed=seed)
+        classes = loaded.classes or None
+        shape = shape or (batch, *loaded.input_shape)
+    path = None if weights is None else Path(weights)
+    network, example = named_model(spec, shape, batch=batch, classes=classes, weights=path, seed=seed)
+    return network, x if isinstance(x, Tensor) else example, table_name(spec)

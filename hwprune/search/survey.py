@@ -1,0 +1,93 @@
+"""A network on a device, ready to be measured at any width: what `profile`, `predict` and `search` begin with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from hwprune.core.errors import UsageError
+from hwprune.core.events import Note, OnEvent, ignore
+from hwprune.core.files import read_json, write_json
+from hwprune.core.measurement import Target
+from hwprune.core.widths import SearchSpace
+from hwprune.devices import Board, connect
+from hwprune.graph import ChannelGraph, OnnxTemplate, trace
+from hwprune.latency.probe import detect_tile
+from hwprune.latency.table import LatencyTable, table_folder
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The traced network, its ONNX template, the search space on the device's tile, the open device, and the table."""
+
+    graph: ChannelGraph
+    template: OnnxTemplate
+    space: SearchSpace
+    board: Board
+    table: LatencyTable
+
+
+@contextlib.contextmanager
+def survey(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    name: str,
+    target: Target,
+    tables: Path,
+    min_keep: float,
+    tile: int = 0,
+    seed: int = 0,
+    on_event: OnEvent = ignore,
+) -> Iterator[Survey]:
+    """Trace, export once, open the device, find the tile (0: by a probe), and find or create the table.
+
+    Raises `GraphError` for a model that cannot be traced, `UsageError` when nothing can be cut and `DeviceError` for
+    a device that cannot be measured.
+    """
+    graph = traced(model, example, on_event)
+    template = OnnxTemplate.export(model, graph)
+    with connect(target) as board:
+        tile = tile or known_tile(board, tables, seed, on_event)
+        space = graph.space(tile=tile, min_keep=min_keep)
+        if space.size == 1:
+            raise UsageError(
+                f"no channel group of {name} has two widths at a tile of {tile} channels",
+                hint="choose a wider network, or --tile 1 --min-keep 0.1",
+            )
+        table = LatencyTable.obtain(tables, model_name=name, graph=graph, space=space, board=board, tile=tile)
+        board.reference_ms = table.reference_ms  # the milliseconds of all sessions of a table agree
+        yield Survey(graph, template, space, board, table)
+
+
+def traced(model: nn.Module, example: Tensor, on_event: OnEvent = ignore) -> ChannelGraph:
+    """The channel graph; `UsageError` with the reasons when no group can be cut."""
+    graph = trace(model, example)
+    removable = [group for group in graph.groups if group.removable]
+    units = sum(group.units for group in removable)
+    text = f"{len(removable)} of {len(graph.groups)} channel groups can be cut, {units} units"
+    on_event(Note(text + (f"; {len(graph.pins)} place(s) pin channels" if graph.pins else "")))
+    if not removable:
+        reasons = "; ".join(dict.fromkeys(group.reason for group in graph.groups if group.reason))
+        raise UsageError(f"no channel group of this network can be cut: {reasons or 'it has no channels'}")
+    return graph
+
+
+def known_tile(board: Board, tables: Path, seed: int, on_event: OnEvent = ignore) -> int:
+    """The target's tile: probed once, then read from `tile.json` beside the target's tables."""
+    path = table_folder(tables, "any", board.fingerprint, SearchSpace((), ())).parent / "tile.json"
+    digest = board.fingerprint.digest()
+    kept = read_json(path) if path.exists() else {}
+    if digest not in kept:
+        probe = detect_tile(board, seed=seed)
+        kept = {**kept, digest: {"tile": probe.tile, "resolved": probe.resolved, "curve": probe.curve}}
+        write_json(path, kept)
+        if probe.non_monotone:
+            on_event(Note(f"wider is faster at {', '.join(map(str, probe.non_monotone))} channels on this target"))
+    tile = int(kept[digest]["tile"])
+    on_event(Note(f"latency steps every {tile} channels on this target"))
+    return tile

@@ -1,0 +1,71 @@
+"""Which latency table is meant: a folder, or the newest one of a model on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hwprune.core.errors import TableError
+from hwprune.core.measurement import Target
+from hwprune.latency.models._base import AbstractLatencyModel, load_model, make_model
+from hwprune.latency.table import LatencyTable
+
+MODEL_FILE = "latency_model.json"
+
+
+def all_tables(root: Path) -> Iterator[LatencyTable]:
+    """Every table under `root`, the newest first."""
+    files = sorted(root.rglob("table.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    yield from (LatencyTable.open(path.parent) for path in files)
+
+
+def table_name(spec: str) -> str:
+    """The name under which a model's tables are kept: without folders and the source before the colon."""
+    return Path(spec.split(":")[-1]).name
+
+
+def find_table(
+    name: str | None, root: Path, *, device: str | None = None, target: Target | None = None
+) -> LatencyTable:
+    """The table in the folder `name`; else the newest under `root` of the model `name` (None: of any model).
+
+    `device` and `target` narrow it down. Raises `TableError` saying which tables there are when none fits.
+    """
+    if name is not None and (Path(name) / "table.json").exists():
+        return LatencyTable.open(name)
+    known = []
+    for table in all_tables(root):
+        fits = (name is None or table.model_name == table_name(name)) and device in (None, table.fingerprint.device)
+        if fits and (target is None or _measured_as(table) == target):
+            return table
+        known.append(f"{table.model_name} ({_measured_as(table).label()})")
+    there = f"; there are: {', '.join(dict.fromkeys(known))}" if known else ""
+    wanted = f" of {name}" if name else ""
+    on = f" for {target.label()}" if target else ""
+    raise TableError(
+        f"there is no latency table{wanted}{on} in {root}{there}",
+        hint=f"hwprune profile {name or 'MODEL'} --device {device or (target.device if target else 'cpu')}",
+    )
+
+
+def _measured_as(table: LatencyTable) -> Target:
+    mark = table.fingerprint
+    return Target(mark.device, mark.runtime, mark.precision, mark.batch, mark.threads)
+
+
+def store_model(table: LatencyTable, model: AbstractLatencyModel) -> None:
+    """Keep a fitted latency model beside its table, as JSON."""
+    model.save(table.folder / MODEL_FILE)
+
+
+def stored_model(table: LatencyTable, seed: int = 0) -> AbstractLatencyModel:
+    """The latency model kept beside a table; fitted now where there is none or the table has grown since."""
+    path = table.folder / MODEL_FILE
+    samples = table.samples()
+    if path.exists():
+        model = load_model(path)
+        if model.fitted.sample_count == len(samples.merged()):
+            return model
+    model = make_model("lpnet").fit(samples, seed=seed)
+    store_model(table, model)
+    return model

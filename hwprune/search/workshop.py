@@ -1,0 +1,125 @@
+"""What a run works on: the traced network, its search space, the open device, the table and the latency model."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hwprune.core.files import write_json
+from hwprune.core.measurement import Measurement, Protocol
+from hwprune.devices import Board
+from hwprune.graph import ChannelGraph, OnnxTemplate
+from hwprune.latency.fit import FitReport, fit
+from hwprune.latency.models._base import AbstractLatencyModel
+from hwprune.latency.profile import profile
+from hwprune.latency.table import LatencyTable, TableRow
+from hwprune.search.run_folder import RunFolder
+from hwprune.search.settings import SearchSettings
+from hwprune.search.survey import Survey, survey
+from hwprune.search.tables import store_model, table_name
+from hwprune.training import Data, Task
+
+Stop = Callable[[], bool]
+
+
+@dataclass
+class Workshop:
+    """Everything the stages of a run share. `latency` is replaced whenever a measurement teaches it something."""
+
+    folder: RunFolder
+    model: nn.Module
+    data: Data
+    task: Task
+    graph: ChannelGraph
+    template: OnnxTemplate
+    board: Board
+    table: LatencyTable
+    latency: AbstractLatencyModel
+    report: FitReport
+    stop: Stop
+
+    @property
+    def settings(self) -> SearchSettings:
+        """The options of the run."""
+        return self.folder.settings
+
+    def measure(self, models: dict[str, bytes], *, seed: int) -> dict[str, Measurement]:
+        """Time networks in turns in one session."""
+        return self.board.measure(models, protocol=Protocol.default(), seed=seed, on_event=self.folder.emit)
+
+    def learn(self, row: TableRow) -> None:
+        """Add a measured network to the table and fit the latency model again."""
+        self.table.append(row, fingerprint=self.board.fingerprint)
+        self.latency = type(self.latency)(**self.latency.options()).fit(self.table.samples(), seed=self.settings.seed)
+
+
+def example_input(data: Data, batch: int) -> Tensor:
+    """A batch `(batch, C, H, W)` in the range of normalised images, the same every time."""
+    return torch.randn(batch, *data.input_shape, generator=torch.Generator().manual_seed(0))
+
+
+@contextlib.contextmanager
+def open_workshop(
+    folder: RunFolder, *, model: nn.Module, data: Data, task: Task, tables: Path, stop: Stop
+) -> Iterator[Workshop]:
+    """Trace, open the device, profile and fit; nothing is trained yet.
+
+    Raises `GraphError` for a model that cannot be traced, `DeviceError` for a device that cannot be measured.
+    """
+    settings = folder.settings
+    with survey(
+        model,
+        example_input(data, settings.batch),
+        name=table_name(settings.model),
+        target=settings.target,
+        tables=tables,
+        min_keep=settings.min_keep,
+        tile=settings.tile,
+        seed=settings.seed,
+        on_event=folder.emit,
+    ) as found:
+        table = folder.stage("profile", lambda: _profiled(found, folder, stop))
+        report = folder.stage("fit", lambda: fit(table, seed=settings.seed, on_event=folder.emit))
+        store_model(table, report.model)
+        _write_environment(folder, found.board, data)
+        yield Workshop(
+            folder, model, data, task, found.graph, found.template, found.board, table, report.model, report, stop
+        )
+
+
+def _profiled(found: Survey, folder: RunFolder, stop: Stop) -> LatencyTable:
+    settings = folder.settings
+    return profile(
+        found.template,
+        found.graph,
+        found.space,
+        found.board,
+        table=found.table,
+        samples=settings.samples,
+        seed=settings.seed,
+        on_event=folder.emit,
+        stop=stop,
+    )
+
+
+def _write_environment(folder: RunFolder, board: Board, data: Data) -> None:
+    from hwprune import __version__
+
+    facts = {
+        "hwprune": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.platform(),
+        "threads_training": torch.get_num_threads(),
+        "reference_ms": board.reference_ms,
+        "classes": data.classes,
+        "input_shape": list(data.input_shape),
+        **{f"fingerprint.{key}": value for key, value in board.fingerprint.to_json().items()},
+    }
+    write_json(folder.path / "environment.json", facts)

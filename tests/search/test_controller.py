@@ -1,0 +1,89 @@
+"""The budget controller ends within the budget and uses it, whatever the prediction's bias and the noise are."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from random import Random
+
+import pytest
+
+from hwprune.core.events import CandidateMeasured, Event
+from hwprune.core.widths import ChannelGroup, SearchSpace
+from hwprune.methods._base import Answer
+from hwprune.search.controller import UNUSED, BudgetController, Settlement, Trial
+
+GRID = tuple(range(16, 161, 16))
+SPACE = SearchSpace(tuple(ChannelGroup(name, 160) for name in "abc"), (GRID, GRID, GRID))
+ROWS = list(itertools.product(GRID, GRID, GRID))
+
+
+def true_ms(row: tuple[int, ...]) -> float:
+    a, b, c = row
+    return 0.1 + 1e-5 * (3 * a * b + b * c) + 1e-4 * c
+
+
+@dataclass
+class Device:
+    """A noisy device and a latency model that is off by `bias`, half of which each measurement corrects."""
+
+    budget_ms: float
+    bias: float
+    noise: float = 0.0
+    rng: Random = field(default_factory=lambda: Random(0))
+    events: list[Event] = field(default_factory=list)
+
+    def predict(self, answer: Answer) -> float:
+        return self.bias * true_ms(answer.widths.values_tuple())
+
+    def answer(self, target_ms: float) -> Answer:
+        fitting = [row for row in ROWS if self.bias * true_ms(row) <= target_ms] or [ROWS[0]]
+        row = max(fitting, key=true_ms)
+        return Answer(SPACE.make(row), {}, self.bias * true_ms(row), {})
+
+    def measure(self, answer: Answer) -> Trial:
+        latency_ms = true_ms(answer.widths.values_tuple()) * self.rng.gauss(1.0, self.noise)
+        half = 2 * self.noise * latency_ms
+        self.bias += 0.5 * (latency_ms / true_ms(answer.widths.values_tuple()) - self.bias)
+        return Trial(answer, latency_ms, (latency_ms - half, latency_ms + half), self.budget_ms)
+
+    def settle(self) -> Settlement:
+        controller = BudgetController(
+            measure=self.measure,
+            refit=lambda answer, target_ms: self.answer(target_ms),
+            predict=self.predict,
+            smallest_ms=self.bias * true_ms(ROWS[0]),
+            on_event=self.events.append,
+        )
+        return controller.settle(self.answer(self.budget_ms))
+
+
+@pytest.mark.parametrize("bias", [0.8, 0.95, 1.0, 1.1, 1.3])
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.3])
+@pytest.mark.parametrize("noise", [0.0, 0.004])
+def test_ends_within_and_uses_the_budget(bias: float, share: float, noise: float) -> None:
+    device = Device(budget_ms=share * true_ms(ROWS[-1]), bias=bias, noise=noise)
+    settled = device.settle()
+    assert settled.chosen.within
+    assert settled.chosen.utilisation >= 1 - UNUSED
+    assert len(settled.trials) <= 6
+    assert len(device.events) == len(settled.trials)
+    assert all(isinstance(event, CandidateMeasured) for event in device.events)
+
+
+def test_a_coarse_grid_shows_the_next_wider_candidate() -> None:
+    device = Device(budget_ms=0.97 * true_ms((32, 32, 16)), bias=1.0)
+    settled = device.settle()
+    best = max((row for row in ROWS if true_ms(row) <= device.budget_ms), key=true_ms)
+    assert settled.chosen.measured_ms == pytest.approx(true_ms(best))
+    if settled.chosen.utilisation < 1 - UNUSED:
+        assert settled.next_wider is not None
+        between = [r for r in ROWS if settled.chosen.measured_ms < true_ms(r) < settled.next_wider.measured_ms]
+        assert not between
+
+
+def test_nothing_fits() -> None:
+    device = Device(budget_ms=0.5 * true_ms(ROWS[0]), bias=1.0)
+    settled = device.settle()
+    assert not settled.chosen.within
+    assert settled.chosen.measured_ms == pytest.approx(true_ms(ROWS[0]))
