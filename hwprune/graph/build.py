@@ -39,9 +39,14 @@ def build(
         slices={group.name: structure.slices(n) for n, group in enumerate(groups) if group.removable},
         sizes={name: tuple(tensor.shape) for name, tensor in _tensors(model).items()},
         aliases=_aliases(model),
-        edits=tuple(edit for edit in edits if all(group in removable for group, _ in edit.value.terms)),
+        edits=(*_counted(structure, counter), *(e for e in edits if all(g in removable for g, _ in e.value.terms))),
         query_scales=tuple(item for item in structure.query_scales() if item.group in removable),
     )
+
+
+def _counted(structure: Structure, counter: _Counter) -> tuple[AttributeEdit, ...]:
+    counted = ((path, attribute, counter.count(ids)) for path, attribute, ids in structure.record.counted)
+    return tuple(AttributeEdit(path, attribute, None, value) for path, attribute, value in counted if value.terms)
 
 
 class _Counter:

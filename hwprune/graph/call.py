@@ -40,10 +40,11 @@ def _signature(func: torch._ops.OpOverload) -> tuple[tuple[str, object], ...]:
 class Call:
     """The operator that just ran, with its arguments and outputs, and the record to write to."""
 
-    def __init__(self, record: Record, name: str, arguments: Mapping[str, object], *, pointwise: bool) -> None:
+    def __init__(self, record: Record, name: str, arguments: Mapping[str, object], *, pointwise: bool = False) -> None:
         self.record = record
         self.name = name
         self.pointwise = pointwise
+        self.in_place = False
         self._arguments = arguments
         self.inputs = tuple(tensors_in(arguments.values()))
         self.outputs: tuple[Tensor, ...] = ()
@@ -65,9 +66,10 @@ class Call:
         arguments.update(zip((name for name, _ in signature), args, strict=False))
         arguments.update(kwargs)
         name = func._schema.name.removeprefix("aten::")
-        if name.endswith("_") and not name.endswith("__"):
-            name = name[:-1]
-        return cls(record, name, arguments, pointwise=torch.Tag.pointwise in func.tags)
+        in_place = name.endswith("_") and not name.endswith("__")
+        call = cls(record, name[:-1] if in_place else name, arguments, pointwise=torch.Tag.pointwise in func.tags)
+        call.in_place = in_place
+        return call
 
     def finished(self, out: object) -> Call:
         """The same call with its outputs."""

@@ -32,13 +32,19 @@ class Structure:
         """Group name -> its producers."""
         return {group.name: group.producers for group in self.groups}
 
+    @property
+    def is_inexact(self) -> bool:
+        """True if a group may go that a norm takes its statistics over."""
+        chosen = {label for ids, _ in self.record.inexact for label in ids.tolist()}
+        return any(self.group_of[label] >= 0 and self.groups[self.group_of[label]].removable for label in chosen)
+
     def slices(self, number: int) -> tuple[tuple[str, ConsumerSlice], ...]:
         """All parts of parameters and buffers that belong to a group, with their role."""
         consumed = _flags(self.record.labels.count, self.record.consumed)
         result = []
         for source in self.record.labels.sources:
             labels = np.arange(source.first, source.first + source.size)
-            inside = labels[self.group_of[labels] == number]
+            inside = labels[(self.group_of[labels] == number) & (not source.is_virtual)]
             for role, chosen in (("consume", inside[consumed[inside]]), ("produce", inside[~consumed[inside]])):
                 if chosen.size:
                     role_here = role if source.is_parameter else "state"
@@ -177,7 +183,8 @@ def _group(
     first = _first_ids(record, components, inside)
     positions = {int(component): place for place, component in reversed(list(enumerate(components[first])))}
     ordered = sorted(chosen, key=lambda component: positions.get(component, first.size))
-    name = makers[0] if makers else record.labels.source_of(int(members[ordered[0]][0])).name.rpartition(".")[0]
+    owner = record.labels.source_of(int(members[ordered[0]][0])).name
+    name = makers[0] if makers else owner.rpartition(".")[0] or owner
     pin = reasons.get(chosen[0])
     reason = describe(pin) if pin is not None else ""
     if not reason and len(chosen) == 1:

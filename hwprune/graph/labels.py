@@ -15,13 +15,17 @@ from hwprune.graph.layout import Ids
 
 @dataclass(frozen=True)
 class Source:
-    """One dim of one parameter or buffer and the first of its labels: index i carries label `first + i`."""
+    """One dim of one parameter or buffer and the first of its labels: index i carries label `first + i`.
+
+    A virtual source stands for channels that the code makes, such as a padding; nothing is cut there.
+    """
 
     name: str
     dim: int
     first: int
     size: int
     is_parameter: bool
+    is_virtual: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ class Labels:
         self._right: list[Ids] = []
         self._pinned: list[tuple[Ids, Pin]] = []
 
-    def fresh(self, name: str, dim: int, size: int, *, is_parameter: bool) -> Ids:
+    def fresh(self, name: str, dim: int, size: int, *, is_parameter: bool, is_virtual: bool = False) -> Ids:
         """New labels for one dim of a parameter or buffer."""
-        self.sources.append(Source(name, dim, self.count, size, is_parameter))
+        self.sources.append(Source(name, dim, self.count, size, is_parameter, is_virtual))
         self._firsts.append(self.count)
         ids = np.arange(self.count, self.count + size, dtype=np.int64)
         self.count += size

@@ -37,11 +37,10 @@ _FUSED = ("Add", "BatchNormalization", "Clip", "HardSigmoid", "HardSwish", "Leak
 def clean(network: Network) -> Network:
     """An exported network made ready to be cut, with fixed shapes for every value."""
     passes: tuple[Callable[[Network], Network], ...] = (
-        with_inferred_shapes,
         _name_nodes,
+        with_inferred_shapes,
         _sequences_to_split,
-        _resolve_casts,
-        fold_constants,
+        _settle,
         _drop_identities,
         _drop_zero_biases,
         _lower_opset,
@@ -61,10 +60,11 @@ def _name_nodes(network: Network) -> Network:
 
     The notes hold stack traces with paths of this machine.
     """
+    transposed = {node.output[0]: node.input[0] for node in network.nodes if node.op_type == "Transpose"}
     nodes = []
     for node in network.nodes:
         node = copy_node(node)
-        path = _module_path(network, node)
+        path = _module_path(network, node, transposed)
         node.name = f"{path}/{node.op_type}" if path else node.op_type
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
@@ -107,14 +107,17 @@ def name_values(network: Network) -> Network:
     return network.with_names(names)
 
 
-def _module_path(network: Network, node: onnx.NodeProto) -> str:
+def _module_path(network: Network, node: onnx.NodeProto, transposed: dict[str, str]) -> str:
+    """The module that made a node: the exporter's scope, or a deeper one that owns the weight it multiplies with."""
     notes = {item.key: item.value for item in node.metadata_props}
-    if _SCOPES in notes:
-        scopes = ast.literal_eval(notes[_SCOPES])
-        if isinstance(scopes, list) and len(scopes) >= 2:
-            return str(scopes[-2])
-    weights = [name for name in node.input[1:2] if name in network.stateful and "." in name]
-    return weights[0].rpartition(".")[0] if weights else ""
+    scopes = ast.literal_eval(notes.get(_SCOPES, "[]"))
+    path = str(scopes[-2]) if len(scopes) >= 2 else ""
+    if node.op_type in _LAYERS and len(node.input) > 1:
+        weight = transposed.get(node.input[1], node.input[1])
+        owner = weight.rpartition(".")[0]
+        if weight in network.stateful and owner.startswith(f"{path}." if path else ""):
+            return owner
+    return path
 
 
 def _sequences_to_split(network: Network) -> Network:
@@ -156,6 +159,15 @@ def _as_split(network: Network, node: onnx.NodeProto, readers: list[onnx.NodePro
     name = node.name.replace("SplitToSequence", "Split")
     split = onnx.helper.make_node("Split", [node.input[0], f"{node.output[0]}:sizes"], outputs, name=name, axis=axis)
     return split, sizes.astype(np.int64)
+
+
+def _settle(network: Network) -> Network:
+    """Fold constants and infer shapes in turn: a folded shape tells other shapes, which can then be folded."""
+    count = -1
+    while count != len(network.nodes):
+        count = len(network.nodes)
+        network = with_inferred_shapes(fold_constants(_resolve_casts(network)))
+    return network
 
 
 def _resolve_casts(network: Network) -> Network:

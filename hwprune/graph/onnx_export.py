@@ -64,9 +64,10 @@ def shared_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
 def check_against_torch(
     onnx_bytes: bytes, model: nn.Module, example: tuple[Tensor, ...], tolerance: float, infer: Infer
 ) -> float:
-    """The largest absolute difference between an ONNX file, run by `infer`, and the module in eval mode.
+    """The largest difference between the outputs of an ONNX file, run by `infer`, and of the module in eval mode.
 
-    Raises `GraphError` when it exceeds `tolerance` or an output is missing, of another shape or not finite.
+    Relative to the largest value of an output where that exceeds 1, else absolute. Raises `GraphError` when it exceeds
+    `tolerance` or an output is missing, of another shape or not finite.
     """
     names = [value.name for value in onnx.load_model_from_string(onnx_bytes).graph.input]
     with _evaluating(model), torch.no_grad():
@@ -74,15 +75,19 @@ def check_against_torch(
     found = infer(onnx_bytes, dict(zip(names, (value.numpy(force=True) for value in example), strict=True)))
     if len(found) != len(expected):
         raise GraphError(f"the ONNX file gives {len(found)} outputs, the module {len(expected)}")
-    worst = 0.0
-    for index, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
-        if ours.shape != theirs.shape:
-            raise GraphError(f"output {index} of the ONNX file has the shape {ours.shape}, the module's {theirs.shape}")
-        difference = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
-        worst = max(worst, float(difference.max(initial=0.0)))
+    worst = max(
+        (_difference(*pair, index) for index, pair in enumerate(zip(found, expected, strict=True))), default=0.0
+    )
     if not worst <= tolerance:
         raise GraphError(f"the ONNX file differs from the module by {worst:.3g}, more than {tolerance:g}")
     return worst
+
+
+def _difference(found: Array, expected: Array, index: int) -> float:
+    if found.shape != expected.shape:
+        raise GraphError(f"output {index} of the ONNX file has the shape {found.shape}, the module's {expected.shape}")
+    ours, theirs = found.astype(np.float64), expected.astype(np.float64)
+    return float(np.abs(ours - theirs).max(initial=0.0) / max(1.0, np.abs(theirs).max(initial=0.0)))
 
 
 def flat_tensors(output: object) -> list[Tensor]:

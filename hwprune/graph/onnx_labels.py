@@ -149,14 +149,14 @@ class Walk:
             return
         while len(node.input) <= index:
             node.input.append("")
-        name = f"{node.name}:{index}"
+        name = f"{node.name}:in{index}"
         node.input[index] = name
         self.new_tensors[name] = base.astype(np.int64)
         self.counts.append(CountConstant(name, base.astype(np.int64), entries))
 
     def renumber(self, node: onnx.NodeProto, index: int, indices: Ints, source: Labels, kept: Labels | None) -> None:
         """Replace an input by indices into a cut dimension."""
-        name = f"{node.name}:{index}"
+        name = f"{node.name}:in{index}"
         node.input[index] = name
         self.new_tensors[name] = indices
         layout = None if kept is None else self.layout(kept)

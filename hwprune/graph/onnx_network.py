@@ -159,7 +159,7 @@ def with_inferred_shapes(network: Network) -> Network:
     """The same network with the shape and type of every value, by ONNX shape inference."""
     model = onnx.shape_inference.infer_shapes(to_model(network), data_prop=True)
     inferred = from_model(model, network.stateful)
-    return replace(network, shapes=inferred.shapes, types=inferred.types)
+    return replace(network, shapes={**network.shapes, **inferred.shapes}, types={**network.types, **inferred.types})
 
 
 def value_info(network: Network, name: str) -> onnx.ValueInfoProto:

@@ -47,6 +47,17 @@ class GroupLike(Protocol):
     def removable(self) -> bool: ...
 
 
+class ScaleLike(Protocol):
+    """Rows of a weight that a torch cut multiplies by `sqrt(kept / dense)` to undo a changed attention scale."""
+
+    @property
+    def parameter(self) -> str: ...
+    @property
+    def positions(self) -> Ints: ...
+    @property
+    def group(self) -> str: ...
+
+
 class GraphLike(Protocol):
     """What a template reads of a `ChannelGraph`."""
 
@@ -54,6 +65,8 @@ class GraphLike(Protocol):
     def groups(self) -> Sequence[GroupLike]: ...
     @property
     def example(self) -> tuple[Tensor, ...]: ...
+    @property
+    def query_scales(self) -> Sequence[ScaleLike]: ...
     def kept_indices(self, keep: Mapping[str, Sequence[int]]) -> Mapping[str, Mapping[int, Ints]]: ...
 
 

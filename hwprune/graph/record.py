@@ -69,6 +69,7 @@ class Record:
     attention_queries: list[Ids] = field(default_factory=list)
     inexact: list[tuple[Ids, Pin]] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
+    counted: list[tuple[str, str, Ids]] = field(default_factory=list)
     batch: int = 1
     _tensors: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
     _names: Counter[str] = field(default_factory=Counter)
@@ -81,6 +82,20 @@ class Record:
             if size > 1
         ]
         self._tensors[tensor] = TensorRecord(tuple(factors), from_input=False)
+
+    def count_by_attribute(self, value: int, taken: set[str]) -> Ids | None:
+        """Labels for `value` new channels, if the running module keeps that number in an attribute not in `taken`.
+
+        The attribute then follows the channels that stay.
+        """
+        place = self.places[-1] if self.places else None
+        for attribute, own in vars(place.module).items() if place is not None else ():
+            if type(own) is int and own == value > 1 and attribute not in taken and place is not None:
+                taken.add(attribute)
+                ids = self.labels.fresh(f"{place.path}:{attribute}", 0, value, is_parameter=False, is_virtual=True)
+                self.counted.append((place.path, attribute, ids))
+                return ids
+        return None
 
     def add_input(self, tensor: Tensor) -> None:
         """An input of the network: its channels are fixed."""

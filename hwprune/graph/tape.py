@@ -37,7 +37,7 @@ def record_run(model: nn.Module, example: tuple[Tensor, ...]) -> Record:
     inputs = tuple(tensor.detach() for tensor in example)
     for tensor in inputs:
         record.add_input(tensor)
-    watch_modules(model, record)
+    watch_modules(model, record.places)
     outputs = tensors_in(_run(model, inputs, record))
     if not outputs:
         raise GraphError(f"{type(model).__name__} returns no tensor", hint="forward must return tensors")
@@ -64,23 +64,26 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or '(no message)').splitlines()[0]}"
 
 
-def watch_modules(model: nn.Module, record: Record) -> None:
-    """Keep `record.places` at the module that runs. The hooks stay: the model is a copy."""
+def watch_modules(model: nn.Module, places: list[Place]) -> None:
+    """Keep the modules that run in `places`, innermost last. The hooks stay: the model is a copy.
+
+    When a forward raises, the modules it passed through stay in the list, so the last one is where it happened.
+    """
 
     def enter(path: str) -> Callable[[nn.Module, object], None]:
         def hook(module: nn.Module, args: object) -> None:
-            record.places.append(Place(path, module))
+            places.append(Place(path, module))
 
         return hook
 
     def leave(module: nn.Module, args: object, output: object) -> None:
-        if record.places:
-            record.places.pop()
+        while places and places.pop().module is not module:
+            pass
 
     for path, module in model.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):
             module.register_forward_pre_hook(enter(path), prepend=True)
-            module.register_forward_hook(leave, always_call=True)
+            module.register_forward_hook(leave)
 
 
 def _run(model: nn.Module, inputs: Sequence[Tensor], record: Record) -> object:
@@ -153,7 +156,7 @@ class _Attention(TorchFunctionMode):
             return func(*args, **kwargs)
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        call = Call(self.tape.record, "scaled_dot_product_attention", arguments, pointwise=False)
+        call = Call(self.tape.record, "scaled_dot_product_attention", arguments)
         self.tape.paused = True
         try:
             out = func(*args, **kwargs)

@@ -85,7 +85,10 @@ def without_axis(factor: Factor, dim: int, ids: Ids) -> Layout:
 
 @rule("constant_pad_nd")
 def pad(call: Call) -> None:
-    """`pad`: (before, after) for the last dim, then the one before, ...; padded channels can never be removed."""
+    """`pad`: (before, after) for the last dim, then the one before, ...
+
+    Padded channels can never be removed, unless the module keeps their number in an attribute.
+    """
     x, amounts = call.tensor("self"), call.integers("pad")
     layout: list[Factor] = []
     padded = {x.ndim - 1 - n: (amounts[2 * n], amounts[2 * n + 1]) for n in range(len(amounts) // 2)}
@@ -96,9 +99,18 @@ def pad(call: Call) -> None:
         elif min(padded[moved[0]]) < 0 or len(moved) > 1:
             call.pin(factor.ids, "it cuts channels off at a fixed place")
         else:
-            layout.extend(vector(moved[0], np.pad(call.reduced(factor, moved[0]).ids, padded[moved[0]])))
+            layout.extend(vector(moved[0], _padded(call, call.reduced(factor, moved[0]).ids, *padded[moved[0]])))
     call.put(tuple(layout))
     call.note_plain("reshape", x)
+
+
+def _padded(call: Call, ids: Ids, before: int, after: int) -> Ids:
+    taken: set[str] = set()
+    ends = []
+    for amount in (before, after):
+        made = call.record.count_by_attribute(amount, taken)
+        ends.append(made if made is not None else np.zeros(amount, np.int64))
+    return np.concatenate([ends[0], ids, ends[1]])
 
 
 @rule("repeat", "tile")
@@ -190,7 +202,10 @@ def selected(call: Call, x: Tensor, dim: int, index: int) -> Layout:
 
 @rule("slice")
 def slice_(call: Call) -> None:
-    """A range of `dim`. One of k equal parts of the channels is taken for a `chunk`; other ranges pin."""
+    """A range of `dim`. One of k equal parts loses the same positions as the others, as with `split`.
+
+    A range with a literal bound stops being right when channels before it go; the self-check finds and pins those.
+    """
     x = call.tensor("self")
     dim = call.dim("dim", x)
     size, step = x.shape[dim], call.integer("step")
@@ -200,9 +215,10 @@ def slice_(call: Call) -> None:
     factor = factor_on(call.layout(x), dim)
     if factor is None or length == size:
         call.put(call.layout(x))
-    elif step == 1 and length and size % length == 0 and start % length == 0:
-        _tie_parts(call, factor, dim, size // length)
+    elif step == 1:
+        if length and size % length == 0 and start % length == 0:
+            _tie_parts(call, factor, dim, size // length)
         call.put(part_of(call.layout(x), dim, start, start + length))
     else:
-        call.pin(rows(factor, dim), "it takes a range of channels by number")
+        call.pin(factor.ids, "it takes every second or so channel by number")
         call.put(tuple(other for other in call.layout(x) if other is not factor))

@@ -54,3 +54,14 @@ def expand(call: Call) -> None:
     x = call.tensor("self")
     shift = call.outputs[0].ndim - x.ndim
     call.put(renamed(call.layout(x), {dim: dim + shift for dim in range(x.ndim)}))
+
+
+@rule("as_strided")
+def as_strided(call: Call) -> None:
+    """Other strides. Torch itself does it after pooling channels-last tensors, where no index changes its place."""
+    x = call.tensor("self")
+    if tuple(x.shape) == tuple(call.outputs[0].shape) and call.in_place:
+        call.put(call.layout(x))
+        return
+    call.pin_factors(call.layout(x), "it addresses memory directly")
+    call.put()

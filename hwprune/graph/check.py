@@ -1,0 +1,162 @@
+"""One proof: the cut, the masked and the gated network compared on the example, with weights that hide nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from hwprune.graph.call import tensors_in
+from hwprune.graph.channel_graph import ChannelGraph
+from hwprune.graph.gates import gate_parameters
+from hwprune.graph.record import Place
+from hwprune.graph.surgery import cut, mask
+from hwprune.graph.tape import copied, first_line, plain_attention, watch_modules
+
+# Relative to the largest output; wrong wiring is off by a tenth or more, rounding by a millionth.
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a set of groups cannot be removed; `module`: where the cut network stopped, if it did."""
+
+    text: str
+    module: str | None = None
+
+
+class Check:
+    """Tries sets of groups on copies of one model. `norms_without_statistics` proves wiring where norms are inexact."""
+
+    def __init__(self, model: nn.Module, example: tuple[Tensor, ...], *, norms_without_statistics: bool) -> None:
+        self._norms = norms_without_statistics
+        self._example = tuple(_lively_input(tensor) for tensor in example)
+        self.model = lively(model, self._example)
+
+    def __call__(self, graph: ChannelGraph, names: Sequence[str]) -> Failure | None:
+        """What goes wrong when about half of each group is removed; None if nothing does."""
+        keep = _random_keep(graph, names)
+        small = cut(self.model, graph, keep)
+        places: list[Place] = []
+        watch_modules(small, places)
+        try:
+            result = self._run(lambda: small(*self._example))
+        except Exception as error:  # noqa: BLE001 - the user's forward may raise anything on other shapes
+            text = f"the network does not run without some of its channels: {first_line(error)}"
+            return Failure(text, places[-1].path if places else None)
+        masked = mask(self.model, graph, keep)
+        if not _agree(result, self._run(lambda: masked(*self._example))):
+            return Failure("removing some of its channels changes what the others compute")
+        if not _agree(result, self._gated(graph, keep)):
+            return Failure("its channels act on the result in other ways than through the weights that read them")
+        return None
+
+    def _run(self, function: Callable[[], object]) -> list[Tensor]:
+        with torch.no_grad(), plain_attention(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            if self._norms:
+                with _AffineNorms():
+                    return tensors_in(function())
+            return tensors_in(function())
+
+    def _gated(self, graph: ChannelGraph, keep: Mapping[str, list[int]]) -> list[Tensor]:
+        gates = {}
+        for name, kept in keep.items():
+            gates[name] = torch.zeros(graph.group(name).units)
+            gates[name][kept] = 1.0
+        with torch.no_grad():
+            changed = gate_parameters(dict(self.model.named_parameters()), graph, gates)
+        return self._run(lambda: functional_call(self.model, changed, self._example))
+
+
+class _AffineNorms(TorchFunctionMode):
+    """Layer and group norms reduced to their weight and bias: their statistics change with a removal by design."""
+
+    def __torch_function__(
+        self, func: object, types: object, args: tuple[object, ...] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
+        if func in (F.layer_norm, F.group_norm, F.rms_norm):
+            names = ("input", "shape", "weight", "bias")
+            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+            return _affine(given, channels_last=func is not F.group_norm)
+        return func(*args, **(kwargs or {}))  # type: ignore[operator]
+
+
+def _affine(given: Mapping[str, object], *, channels_last: bool) -> Tensor:
+    x = given["input"]
+    assert isinstance(x, Tensor)
+    for name in ("weight", "bias"):
+        vector = given.get(name)
+        if isinstance(vector, Tensor):
+            if not channels_last:
+                vector = vector.reshape(-1, *[1] * (x.ndim - 2))
+            x = x * vector if name == "weight" else x + vector
+    return x
+
+
+def _random_keep(graph: ChannelGraph, names: Sequence[str]) -> dict[str, list[int]]:
+    rng = np.random.default_rng(0)
+    keep = {}
+    for name in names:
+        units = graph.group(name).units
+        keep[name] = sorted(rng.choice(units, max(1, units // 2), replace=False).tolist())
+    return keep
+
+
+def lively(model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
+    """A copy in eval mode whose output depends on every layer.
+
+    A zero-initialised layer would hide every mistake before it, and so would a signal that dies out because the
+    running statistics of a network without training do not fit its activations.
+    """
+    copy = copied(model).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in [*copy.named_parameters(), *copy.named_buffers()]:
+            if _is_constant(tensor):
+                noise = torch.rand(tensor.shape, generator=generator)
+                noise = noise + 0.5 if "var" in name or tensor.flatten()[0] > 0 else noise * 0.2 - 0.1
+                tensor.copy_(noise.to(tensor.device, tensor.dtype))
+        hooks = [item.register_forward_pre_hook(_calibrate) for item in copy.modules() if isinstance(item, _BatchNorm)]
+        with plain_attention():
+            copy(*example)
+        for hook in hooks:
+            hook.remove()
+    return copy
+
+
+def _calibrate(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Set the running statistics of a batch norm to those of its input."""
+    x, mean, variance = args[0].float(), module.running_mean, module.running_var
+    if isinstance(mean, Tensor) and isinstance(variance, Tensor) and x.numel() > x.shape[1]:
+        dims = [dim for dim in range(x.ndim) if dim != 1]
+        spread = x.var(dims, unbiased=False)
+        mean.copy_(x.mean(dims) * 0.9)
+        variance.copy_(spread + 0.1 * spread.mean() + 1e-6)
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+
+
+def _lively_input(tensor: Tensor) -> Tensor:
+    if not _is_constant(tensor):
+        return tensor
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+
+
+def _agree(left: list[Tensor], right: list[Tensor]) -> bool:
+    if [tensor.shape for tensor in left] != [tensor.shape for tensor in right]:
+        return False
+    for one, other in zip(left, right, strict=True):
+        if other.numel() and not float((one - other).abs().max()) <= _TOLERANCE * float(other.abs().max()):
+            return False
+    return True
