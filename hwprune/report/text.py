@@ -36,7 +36,7 @@ def interval(value_ms: float, ci_ms: tuple[float, float]) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return format_ms(value_ms)
     half = max((high - low) / 2, value_ms * 1e-4, 1e-9)
-    decimals = min(max(2 - _exponent(value_ms), 1 - _exponent(half), 0), 4)
+    decimals = min(max(2 - _exponent(value_ms), -_exponent(half), 0), 4)
     return f"{value_ms:.{decimals}f} ms [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
