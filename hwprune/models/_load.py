@@ -123,7 +123,8 @@ def _reference(
 def _unknown_source(name: str) -> UsageError:
     library, colon, _ = name.partition(":")
     error = unknown_name("model", library, LIBRARIES if colon else model_names())
-    return UsageError(error.message, hint=f"known: {', '.join(model_names())}, torchvision:NAME, timm:NAME, FILE.py:FUNCTION")
+    known = ", ".join((*model_names(), "torchvision:NAME", "timm:NAME", "FILE.py:FUNCTION"))
+    return UsageError(error.message, hint=f"known: {known}")
 
 
 def _import_library(library: str) -> ModuleType:

@@ -22,7 +22,7 @@ BLOB_KEYS = frozenset({"blob", "offset", "label"})
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an `.npz` file; `DataError` naming the file when it is missing, damaged or holds objects."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error

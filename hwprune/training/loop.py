@@ -248,7 +248,12 @@ class _Loop:
             packed, document = pack_optimizer(optimizer)
             tensors.update({f"optimizer{number}/{name}": tensor for name, tensor in packed.items()})
             documents.append(document)
-        document = {"identity": self._identity(), "counters": asdict(self.counters), "optimizers": documents}
+        document = {
+            "identity": self._identity(),
+            "threads": torch.get_num_threads(),
+            "counters": asdict(self.counters),
+            "optimizers": documents,
+        }
         save_checkpoint(self.folder, self.counters.step, Checkpoint(tensors, document))
         self.saved = time.monotonic()
         self.save_s = self.saved - now if self.plan.checkpoint_s > 0 else 0.0
@@ -269,6 +274,7 @@ class _Loop:
         if checkpoint is None:
             return
         self._check_identity(checkpoint.document["identity"])
+        self._compare_threads(checkpoint.document["threads"])
         self.counters = _Counters(**checkpoint.document["counters"])
         self.resumed_at = self.counters.step
         self.trainee.load_state(_below("trainee/", checkpoint.tensors))
@@ -286,6 +292,14 @@ class _Loop:
                 f"the checkpoint in {self.folder} belongs to another training: {'; '.join(differing)}",
                 hint="go back to the old settings, or choose a new run folder",
             )
+
+    def _compare_threads(self, before: int) -> None:
+        now = torch.get_num_threads()
+        if before != now:
+            text = (
+                f"{self.stage} began with {before} threads and goes on with {now}: sums may differ in their last bits"
+            )
+            self.on_event(Caution(text, hint=f"set OMP_NUM_THREADS={before} to repeat it exactly"))
 
     def _choose_precision(self) -> None:
         if self.counters.precision:

@@ -44,9 +44,9 @@ def test_a_function_gets_options_classes_and_input_shape(functions: Path) -> Non
 
 
 def test_a_function_must_give_a_module(functions: Path) -> None:
-    with pytest.raises(UsageError, match="gave int, not a torch.nn.Module"):
+    with pytest.raises(UsageError, match=r"gave int, not a torch\.nn\.Module"):
         load_model(f"{functions}:wrong")
-    with pytest.raises(UsageError, match="has no parameter 'widht'. Did you mean 'width'"):
+    with pytest.raises(UsageError, match=r"has no parameter 'widht'\. Did you mean 'width'"):
         load_model(f"{functions}:make?widht=3")
 
 
@@ -79,7 +79,7 @@ def test_libraries_give_models() -> None:
     model = load_model("torchvision:resnet18?classes=4")
     assert model.get_submodule("fc").out_features == 4
     assert default_input_shape("torchvision:resnet18") == (3, 224, 224)
-    with pytest.raises(UsageError, match="torchvision has no model 'resnet19'. Did you mean 'resnet1"):
+    with pytest.raises(UsageError, match=r"torchvision has no model 'resnet19'\. Did you mean 'resnet1"):
         load_model("torchvision:resnet19")
     with pytest.raises(UsageError, match="unknown option 'width' of torchvision:resnet18"):
         load_model("torchvision:resnet18?width=2")

@@ -101,7 +101,9 @@ def _same_reference(images: Tensor, weight: Tensor, stride: int) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize(("size", "kernel", "stride"), [(8, 3, 2), (7, 3, 2), (8, 5, 2), (5, 5, 1), (6, 1, 1), (9, 2, 1)])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"), [(8, 3, 2), (7, 3, 2), (8, 5, 2), (5, 5, 1), (6, 1, 1), (9, 2, 1)]
+)
 def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int) -> None:
     conv = SameConv2d(2, 3, kernel, stride, bias=False)
     images = torch.randn(1, 2, size, size)
