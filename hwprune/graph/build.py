@@ -87,9 +87,7 @@ def _op_templates(structure: Structure, counter: _Counter) -> tuple[OpTemplate, 
     )
 
 
-def _parameter_templates(
-    structure: Structure, model: nn.Module, counter: _Counter
-) -> tuple[ParameterTemplate, ...]:
+def _parameter_templates(structure: Structure, model: nn.Module, counter: _Counter) -> tuple[ParameterTemplate, ...]:
     sources = {(source.name, source.dim): source for source in structure.record.labels.sources}
     result = []
     for name, parameter in model.named_parameters():

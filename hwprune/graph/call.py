@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ def rule_of(operator: str) -> Rule | None:
     return _RULES.get(operator)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _signature(func: torch._ops.OpOverload) -> tuple[tuple[str, object], ...]:
     return tuple((item.name, item.default_value) for item in func._schema.arguments)
 

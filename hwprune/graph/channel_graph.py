@@ -49,7 +49,9 @@ class QueryScale:
     Removing head channels changes that scale; multiplying these rows by sqrt(kept/dense) restores it.
     """
 
-    rows: ConsumerSlice
+    parameter: str
+    dim: int
+    positions: npt.NDArray[np.int64]
     group: str
 
 

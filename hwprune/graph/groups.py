@@ -55,7 +55,7 @@ class Structure:
     def query_scales(self) -> tuple[QueryScale, ...]:
         """The rows that make attention queries, group by group."""
         return tuple(
-            QueryScale(item, group.name)
+            QueryScale(item.parameter, item.dim, item.positions, group.name)
             for number, group in enumerate(self.groups)
             for item in self._rows(self.record.attention_queries, number)
         )
@@ -206,9 +206,7 @@ def _distinct(ops: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _consumers(
-    record: Record, components: Ids, inside: np.ndarray[tuple[int], np.dtype[np.bool_]]
-) -> tuple[str, ...]:
+def _consumers(record: Record, components: Ids, inside: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for ids in record.consumed:
         mine = ids[(ids != 0) & inside[components[ids]]]

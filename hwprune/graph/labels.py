@@ -88,7 +88,8 @@ class Labels:
             return np.arange(self.count, dtype=np.int64)
         left, right = np.concatenate(self._left), np.concatenate(self._right)
         graph = coo_matrix((np.ones(left.size, np.int8), (left, right)), shape=(self.count, self.count))
-        return connected_components(graph, directed=False)[1].astype(np.int64)
+        components: Ids = connected_components(graph, directed=False)[1].astype(np.int64)
+        return components
 
     def reasons(self, components: Ids) -> Mapping[int, Pin]:
         """The first pin of every component that has one."""

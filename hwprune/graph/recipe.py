@@ -70,9 +70,7 @@ class Recipe:
         return {
             "schema": _SCHEMA,
             "keep": {name: list(kept) for name, kept in self.keep.items()},
-            "kept": {
-                name: {str(dim): list(stay) for dim, stay in dims.items()} for name, dims in self.kept.items()
-            },
+            "kept": {name: {str(dim): list(stay) for dim, stay in dims.items()} for name, dims in self.kept.items()},
             "edits": [list(edit) for edit in self.edits],
             "scales": [
                 {"parameter": s.parameter, "dim": s.dim, "positions": list(s.positions), "factor": s.factor}
@@ -91,8 +89,7 @@ class Recipe:
         return cls(
             keep={name: tuple(kept) for name, kept in document["keep"].items()},
             kept={
-                name: {int(dim): tuple(stay) for dim, stay in dims.items()}
-                for name, dims in document["kept"].items()
+                name: {int(dim): tuple(stay) for dim, stay in dims.items()} for name, dims in document["kept"].items()
             },
             edits=tuple((str(m), str(a), None if i is None else int(i), int(v)) for m, a, i, v in document["edits"]),
             dense_hash=document["dense_hash"],
@@ -192,9 +189,8 @@ def _scales(graph: ChannelGraph, keep: Mapping[str, tuple[int, ...]]) -> tuple[S
         group = graph.group(item.group)
         if item.group not in keep or len(keep[item.group]) == group.units:
             continue
-        rows = item.rows
-        stay = indices[rows.parameter][rows.dim]
-        positions = np.flatnonzero(np.isin(stay, rows.positions))
+        stay = indices[item.parameter][item.dim]
+        positions = np.flatnonzero(np.isin(stay, item.positions))
         factor = math.sqrt(len(keep[item.group]) / group.units)
-        result.append(Scale(rows.parameter, rows.dim, tuple(positions.tolist()), factor))
+        result.append(Scale(item.parameter, item.dim, tuple(positions.tolist()), factor))
     return tuple(result)

@@ -103,7 +103,7 @@ class Record:
 
     def get(self, tensor: Tensor) -> TensorRecord:
         """What is known of the tensor; a tensor the tape never saw is a constant without labels."""
-        found: TensorRecord | None = self._tensors.get(tensor)
+        found: TensorRecord | None = self._tensors.get(tensor)  # type: ignore[no-untyped-call]
         return found if found is not None else TensorRecord((), from_input=False)
 
     def put(self, tensor: Tensor, record: TensorRecord) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -94,7 +94,7 @@ def _run(model: nn.Module, inputs: Sequence[Tensor], record: Record) -> object:
             return model(*inputs)
     except GraphError:
         raise
-    except Exception as error:  # noqa: BLE001 - the user's forward may raise anything; it is shown with its cause
+    except Exception as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
         where = record.places[-1].path if record.places else ""
         raise GraphError(
@@ -104,7 +104,7 @@ def _run(model: nn.Module, inputs: Sequence[Tensor], record: Record) -> object:
 
 
 @contextmanager
-def plain_attention():  # type: ignore[no-untyped-def]
+def plain_attention() -> Iterator[None]:
     """Switch off the fused fast path of `nn.MultiheadAttention`, which no tape can look into."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -143,11 +143,11 @@ def apply_rule(call: Call) -> None:
         call.put(output=number)
 
 
-class _Attention(TorchFunctionMode):
+class _Attention(TorchFunctionMode):  # type: ignore[no-untyped-call]
     """Hands `scaled_dot_product_attention` to its rule in one piece: its kernels differ and hide the scale."""
 
     def __init__(self, tape: _Tape) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

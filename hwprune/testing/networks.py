@@ -408,6 +408,6 @@ def build(family: str, seed: int = 0) -> Built:
             elif name.endswith("running_var"):
                 buffer.uniform_(0.3, 1.0)
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 and "norm" in name or ".1." in name and parameter.ndim == 1:
+            if (parameter.ndim == 1 and "norm" in name) or (".1." in name and parameter.ndim == 1):
                 parameter.data.uniform_(-0.5, 1.0)
     return model.eval(), example

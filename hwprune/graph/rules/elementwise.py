@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 from hwprune.graph.call import Call, rule
 from hwprune.graph.layout import Factor, Layout, renamed
@@ -18,9 +19,23 @@ _ACTIVATIONS = {
     "clamp_max": "clip",
 } | {
     name: name
-    for name in (
-        "relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid hardsigmoid hardswish tanh softplus threshold"
-    ).split()
+    for name in [
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "silu",
+        "mish",
+        "sigmoid",
+        "hardsigmoid",
+        "hardswish",
+        "tanh",
+        "softplus",
+        "threshold",
+    ]
 }
 _SUMS = ("add", "sub", "rsub")
 _PRODUCTS = ("mul", "div")
@@ -49,7 +64,7 @@ def like(call: Call) -> None:
     call.put(call.layout(call.inputs[0]))
 
 
-def _activations_first(call: Call) -> list:  # type: ignore[type-arg]
+def _activations_first(call: Call) -> list[Tensor]:
     return sorted(call.inputs, key=lambda tensor: not call.seen(tensor).from_input)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from hwprune.graph.call import Call, rule, tensors_in
-from hwprune.graph.layout import Factor, Ids, Layout, factor_on, renamed, rows, vector
+from hwprune.graph.layout import Factor, Ids, Layout, factor_on, renamed, vector
 from hwprune.graph.rules.elementwise import broadcast
 
 

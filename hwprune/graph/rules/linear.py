@@ -63,7 +63,9 @@ def _outer(call: Call, tensor: Tensor, contracted: int, last: int) -> Layout:
     result = []
     for factor in call.layout(tensor):
         if own in factor.dims:
-            result.append(factor if contracted not in factor.dims and 0 not in factor.dims else call.reduced(factor, own))
+            result.append(
+                factor if contracted not in factor.dims and 0 not in factor.dims else call.reduced(factor, own)
+            )
     # In a batched product with a batch dim that carries labels together with the outer dim, both stay joint.
     for factor in call.layout(tensor):
         if tensor.ndim == 3 and factor.dims == (0, own):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
 from hwprune.graph.call import Call, rule
 from hwprune.graph.labels import Pin
-from hwprune.graph.layout import Factor, Ids, Layout, rows
+from hwprune.graph.layout import Factor, Ids, Layout
 from hwprune.graph.record import user_line
 
 _STATISTICS = "its mean and variance are taken over these channels, so the rest would change with each removal"

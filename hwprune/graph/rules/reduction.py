@@ -6,6 +6,7 @@ from torch import Tensor
 
 from hwprune.graph.call import Call, rule
 from hwprune.graph.layout import Layout, renamed
+from hwprune.graph.rules.elementwise import elementwise
 
 _REASON = "it combines these channels into one value, which removal would change"
 
@@ -18,8 +19,6 @@ def reduce(call: Call) -> None:
     """Values over some dims, which vanish or keep size 1."""
     x = call.tensor("self")
     if call.optional("other") is not None:  # max and min of two tensors are elementwise
-        from hwprune.graph.rules.elementwise import elementwise
-
         elementwise(call)
         return
     dims = set(call.dims("dim", x))

@@ -12,13 +12,12 @@ _POOLS = tuple(
     for suffix in ("", "_with_indices")
 )
 _RESIZES = tuple(
-    f"{prefix}upsample_{mode}{suffix}"
+    f"{prefix}upsample_{mode}"
     for prefix in ("", "_")
     for mode in (
-        "nearest1d", "nearest2d", "nearest3d", "nearest-exact1d", "nearest_exact1d", "nearest_exact2d",
-        "nearest_exact3d", "linear1d", "bilinear2d", "trilinear3d", "bicubic2d", "bilinear2d_aa", "bicubic2d_aa",
+        "nearest1d", "nearest2d", "nearest3d", "nearest_exact1d", "nearest_exact2d", "nearest_exact3d", "linear1d",
+        "bilinear2d", "trilinear3d", "bicubic2d", "bilinear2d_aa", "bicubic2d_aa",
     )
-    for suffix in ("",)
 )  # fmt: skip
 _PADS = tuple(f"{mode}_pad{n}d" for mode in ("reflection", "replication") for n in (1, 2, 3))
 
