@@ -113,7 +113,7 @@ def _module_path(network: Network, node: onnx.NodeProto, transposed: dict[str, s
     scopes = ast.literal_eval(notes.get(_SCOPES, "[]"))
     path = str(scopes[-2]) if len(scopes) >= 2 else ""
     if node.op_type in _LAYERS and len(node.input) > 1:
-        weight = transposed.get(node.input[1], node.input[1])
+        weight = str(transposed.get(node.input[1], node.input[1]))
         owner = weight.rpartition(".")[0]
         if weight in network.stateful and owner.startswith(f"{path}." if path else ""):
             return owner

@@ -8,7 +8,7 @@ keep set is then arithmetic on the plan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 
 from hwprune.core.errors import GraphError
-from hwprune.graph.onnx_network import Array, Ints, Network, copy_node
+from hwprune.graph.onnx_network import Array, Ints, Network, attribute, copy_node
 
 Labels = npt.NDArray[np.int32]
 Dims = tuple[Labels | None, ...]  # one entry a dimension; None: every index stays
@@ -75,11 +75,15 @@ class CutPlan:
     groups: tuple[GroupCount, ...]
 
 
+Rule = Callable[["Walk", onnx.NodeProto], None]
+
+
 @dataclass
 class Walk:
     """The state of the walk: labels so far and the plan so far; the rules of the operators write into it."""
 
     network: Network
+    rules: Mapping[str, Rule]
     labels: dict[str, Dims] = field(default_factory=dict)
     layouts: dict[bytes, int] = field(default_factory=dict)
     layout_arrays: list[Labels] = field(default_factory=list)
@@ -88,7 +92,8 @@ class Walk:
     indices: list[IndexConstant] = field(default_factory=list)
     groups: list[GroupCount] = field(default_factory=list)
     new_tensors: dict[str, Array] = field(default_factory=dict)
-    position: int = 0
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    makers: dict[str, onnx.NodeProto] = field(default_factory=dict)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The dense shape of a value."""
@@ -131,7 +136,7 @@ class Walk:
         name = node.input[index]
         if name in self.network.tensors and name not in self.network.stateful and not self.is_cut(name):
             node.input[index] = self._cut_constant(name, dims)
-        elif not same_dims(self.dims(name), dims):
+        elif not same_dims(self.dims(name), dims) and not self._widen_padding(name, dims):
             refuse(node, f"its inputs would lose different indices ('{name}')")
 
     def _cut_constant(self, name: str, dims: Dims) -> str:
@@ -141,6 +146,30 @@ class Walk:
         cut = f"{name}:" + ",".join(f"{dim}.{layout}" for dim, layout in cuts)
         self.tensors.setdefault(cut, TensorCut(cut, name, cuts))
         return cut
+
+    def is_padding(self, name: str) -> bool:
+        """Whether a value was padded with a constant: then what was padded on can follow other labels."""
+        maker = self.makers.get(name)
+        return maker is not None and maker.op_type == "Pad" and attribute(maker, "mode", b"constant") == b"constant"
+
+    def _widen_padding(self, name: str, dims: Dims) -> bool:
+        """Let the channels that a Pad adds follow `dims`, when the channels between them already do."""
+        amounts = self.constant(self.makers[name].input[1]) if self.is_padding(name) else None
+        if amounts is None or amounts.min() < 0:
+            return False
+        rank = len(dims)
+        counted: dict[int, Labels] = {}
+        for dim, (new, old) in enumerate(zip(dims, self.dims(name), strict=True)):
+            before, after = int(amounts[dim]), int(amounts[dim + rank])
+            size = self.shape(name)[dim]
+            new, old = explicit(new, size), explicit(old, size)
+            if not np.array_equal(new[before : size - after], old[before : size - after]):
+                return False
+            if before or after:
+                counted |= {dim: new[:before], dim + rank: new[size - after :]}
+        self.set(name, dims)
+        self.count(self.makers[name], 1, amounts, counted)
+        return True
 
     def count(self, node: onnx.NodeProto, index: int, base: Array, counted: Mapping[int, Labels]) -> None:
         """Replace an integer input by a constant whose entries in `counted` are counts of living labels."""
@@ -164,14 +193,25 @@ class Walk:
 
     def count_groups(self, labels: Labels) -> None:
         """Let the current node's `group` attribute be the number of living labels."""
-        self.groups.append(GroupCount(self.position, self.layout(labels)))
+        self.groups.append(GroupCount(len(self.nodes), self.layout(labels)))
 
-    def plan(self, nodes: tuple[onnx.NodeProto, ...]) -> CutPlan:
-        """The finished plan for the rewritten nodes."""
+    def visit(self, original: onnx.NodeProto) -> None:
+        """Label the outputs of the next node, and rewrite its inputs where they depend on the widths."""
+        node = copy_node(original)
+        if any(self.is_cut(name) for name in node.input):
+            rule = self.rules.get(node.op_type)
+            if rule is None:
+                refuse(node, "there is no rule for this operator")
+            rule(self, node)
+        self.nodes.append(node)
+        self.makers.update((name, node) for name in node.output)
+
+    def plan(self) -> CutPlan:
+        """The finished plan."""
         tensors = dict(self.network.tensors) | self.new_tensors
         tensors |= {cut.name: self.network.tensors[cut.source] for cut in self.tensors.values()}
         return CutPlan(
-            network=replace(self.network, nodes=nodes, tensors=tensors).without_unused(),
+            network=replace(self.network, nodes=tuple(self.nodes), tensors=tensors).without_unused(),
             layouts=tuple(self.layout_arrays),
             tensors=tuple(self.tensors.values()),
             counts=tuple(self.counts),
@@ -188,26 +228,19 @@ def plan_cuts(network: Network, labels: Mapping[str, Mapping[int, Labels]]) -> C
     """
     from hwprune.graph.onnx_rules import RULES
 
-    walk = Walk(network)
+    walk = Walk(network, RULES)
     for name, by_dim in labels.items():
         if name in network.tensors:
             walk.set(name, tuple(by_dim.get(dim) for dim in range(network.tensors[name].ndim)))
             cuts = tuple((dim, walk.layout(array)) for dim, array in enumerate(walk.dims(name)) if array is not None)
             if cuts:
                 walk.tensors[name] = TensorCut(name, name, cuts)
-    nodes = []
-    for walk.position, original in enumerate(network.nodes):
-        node = copy_node(original)
-        if any(walk.is_cut(name) for name in node.input):
-            rule = RULES.get(node.op_type)
-            if rule is None:
-                refuse(node, "there is no rule for this operator")
-            rule(walk, node)
-        nodes.append(node)
+    for node in network.nodes:
+        walk.visit(node)
     for name in network.outputs:
         if walk.is_cut(name):
             raise GraphError(f"the ONNX output '{name}' would lose indices", hint="protect the last layer")
-    return walk.plan(tuple(nodes))
+    return walk.plan()
 
 
 def refuse(node: onnx.NodeProto, reason: str) -> NoReturn:

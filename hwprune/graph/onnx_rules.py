@@ -5,16 +5,12 @@ An operator that is not in `RULES` and meets a dimension with labels is refused 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx
 
-from hwprune.graph.onnx_labels import Dims, Labels, Walk, refuse, reshape_labels, same
+from hwprune.graph.onnx_labels import Dims, Labels, Rule, Walk, refuse, reshape_labels, same
 from hwprune.graph.onnx_network import attribute, integer
 from hwprune.graph.onnx_rules_shape import SHAPE_RULES
-
-Rule = Callable[[Walk, onnx.NodeProto], None]
 
 _ONE_INPUT = (
     "Abs Acos Asin Atan Cast Ceil Celu Clip Cos Elu Erf Exp Floor Gelu HardSigmoid HardSwish IsInf IsNaN LeakyRelu Log"
@@ -50,8 +46,8 @@ def broadcasting(walk: Walk, node: onnx.NodeProto) -> None:
 
 
 def _agreed(walk: Walk, node: onnx.NodeProto, dim: int, size: int) -> Labels | None:
-    """The labels of the first input that has any along `dim` (counted from the end)."""
-    for name in node.input:
+    """The labels along `dim` (counted from the end) of the first input that has any; padded inputs follow others."""
+    for name in sorted(node.input, key=walk.is_padding):
         own = walk.shape(name)
         if len(own) >= -dim and own[dim] == size:
             labels = walk.dims(name)[dim]

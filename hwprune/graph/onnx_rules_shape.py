@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx
 
-from hwprune.graph.onnx_labels import Dims, Labels, Walk, explicit, plain, refuse, reshape_labels, same_dims
+from hwprune.graph.onnx_labels import Dims, Labels, Rule, Walk, explicit, plain, refuse, reshape_labels, same_dims
 from hwprune.graph.onnx_network import Array, attribute, integer
 
 
@@ -113,7 +111,7 @@ def gather(walk: Walk, node: onnx.NodeProto) -> None:
 
 
 def pad(walk: Walk, node: onnx.NodeProto) -> None:
-    """Pad: new elements always stay."""
+    """Pad: new elements stay, unless a later operator demands otherwise (`Walk.match`)."""
     dims = list(walk.dims(node.input[0]))
     amounts = _constant(walk, node, 1)
     for dim, labels in enumerate(dims):
@@ -193,7 +191,7 @@ def _constant(walk: Walk, node: onnx.NodeProto, index: int) -> Array:
     return value
 
 
-SHAPE_RULES: dict[str, Callable[[Walk, onnx.NodeProto], None]] = {
+SHAPE_RULES: dict[str, Rule] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), reshape),
     "Transpose": transpose,
     "Concat": concat,

@@ -7,21 +7,22 @@ every initialiser and shape constant is done once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from hwprune.core.errors import GraphError
 from hwprune.core.files import atomic_write_bytes, read_json, write_json
-from hwprune.graph.onnx_cut import Cutter
+from hwprune.graph.onnx_cut import Alive, Cutter
 from hwprune.graph.onnx_export import export_network, shared_names
 from hwprune.graph.onnx_fold import TensorLabels, fold_batch_norms
-from hwprune.graph.onnx_labels import plan_cuts
+from hwprune.graph.onnx_labels import Labels, plan_cuts
 from hwprune.graph.onnx_network import (
     SIZE_LIMIT_BYTES,
     Array,
@@ -31,7 +32,7 @@ from hwprune.graph.onnx_network import (
     to_model,
     with_inferred_shapes,
 )
-from hwprune.graph.onnx_units import Units, find_labels, labels_from_json, labels_to_json, verify_labels
+from hwprune.graph.onnx_units import Shapes, Units, find_labels, labels_from_json, labels_to_json, verify_labels
 
 SCHEMA = "hwprune.onnx_template/1"
 
@@ -47,13 +48,22 @@ class GroupLike(Protocol):
     def removable(self) -> bool: ...
 
 
-class ScaleLike(Protocol):
-    """Rows of a weight that a torch cut multiplies by `sqrt(kept / dense)` to undo a changed attention scale."""
+class RowsLike(Protocol):
+    """Some indices along one dimension of a weight."""
 
     @property
     def parameter(self) -> str: ...
     @property
+    def dim(self) -> int: ...
+    @property
     def positions(self) -> Ints: ...
+
+
+class ScaleLike(Protocol):
+    """Rows of a weight that a torch cut multiplies by `sqrt(kept / dense)` to undo a changed attention scale."""
+
+    @property
+    def rows(self) -> RowsLike: ...
     @property
     def group(self) -> str: ...
 
@@ -70,6 +80,31 @@ class GraphLike(Protocol):
     def kept_indices(self, keep: Mapping[str, Sequence[int]]) -> Mapping[str, Mapping[int, Ints]]: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Rows of a tensor along `dim` that follow the attention scale of a group."""
+
+    tensor: str
+    dim: int
+    rows: Ints
+    group: str
+
+    @classmethod
+    def of(cls, item: ScaleLike, alias: Mapping[str, str]) -> Scale:
+        """From a graph's entry; `alias` gives the tensor's name in the ONNX file."""
+        name = item.rows.parameter
+        return cls(alias.get(name, name), item.rows.dim, np.asarray(item.rows.positions, np.int64), item.group)
+
+    def undo(self, array: Array, labels: Labels | None, alive: Alive, ratio: float) -> Array:
+        """The cut tensor with these rows divided by `sqrt(ratio)`; `labels` are the dense ones along `dim`."""
+        rows = self.rows
+        if labels is not None:
+            rows = (np.cumsum(alive[labels]) - 1)[rows[alive[labels[rows]]]]
+        factors = np.ones(array.shape[self.dim])
+        factors[rows] = ratio**-0.5
+        return (array * factors.reshape(-1, *(1,) * (array.ndim - self.dim - 1))).astype(array.dtype)
+
+
 class OnnxTemplate:
     """The dense network as ONNX and everything needed to cut it to any widths.
 
@@ -77,9 +112,21 @@ class OnnxTemplate:
     (numbered where there are several), and the name of a node begins with the dotted path of its module.
     """
 
-    def __init__(self, network: Network, units: Units, labels: TensorLabels, state: Mapping[str, str]) -> None:
-        """`network` is unfolded; `state` maps each of its tensors to its name in the module's state dict."""
+    def __init__(
+        self,
+        network: Network,
+        units: Units,
+        labels: TensorLabels,
+        state: Mapping[str, str],
+        scales: Sequence[Scale],
+    ) -> None:
+        """`network` is unfolded; `state` maps each of its tensors to its name in the module's state dict.
+
+        `scales`: rows that a torch cut multiplies by `sqrt(kept / dense)`. The file holds the dense attention scale
+        as a constant and needs them unmultiplied.
+        """
         self._network = network
+        self._scales = tuple(scales)
         self._units = units
         self._labels = labels
         self._state = dict(state)
@@ -106,7 +153,8 @@ class OnnxTemplate:
         saved = model.state_dict().keys()
         state = {name: other for other, name in alias.items() if other in saved and name not in saved}
         state |= {name: name for name in shapes if name in saved}
-        return cls(network, units, labels, state)
+        scales = [Scale.of(item, alias) for item in graph.query_scales]
+        return cls(network, units, labels, state, [scale for scale in scales if scale.tensor in shapes])
 
     @cached_property
     def dense(self) -> bytes:
@@ -126,11 +174,16 @@ class OnnxTemplate:
 
         Raises `GraphError`, naming the tensor and both shapes, when the state does not fit the cut.
         """
-        network = self._unfolded.network(self._units.alive(keep))
+        alive = self._units.alive(keep)
+        network = self._unfolded.network(alive)
         tensors = dict(network.tensors)
         for name, key in self._state.items():
             if name in tensors:
                 tensors[name] = _state_array(state, key, tensors[name])
+        for scale in self._scales:
+            labels = self._labels.get(scale.tensor, {}).get(scale.dim)
+            ratio = self._units.kept_ratio(scale.group, alive)
+            tensors[scale.tensor] = scale.undo(tensors[scale.tensor], labels, alive, ratio)
         folded, _ = fold_batch_norms(replace(network, tensors=tensors), {})
         return bytes(to_model(folded).SerializeToString())
 
@@ -142,6 +195,7 @@ class OnnxTemplate:
             "groups": [[name, size] for name, size in zip(self._units.names, self._units.sizes, strict=True)],
             "stateful": sorted(self._network.stateful),
             "state": self._state,
+            "scales": [[scale.tensor, scale.dim, scale.rows.tolist(), scale.group] for scale in self._scales],
             "labels": labels_to_json(self._labels),
         }
         write_json(Path(folder) / "dense.json", document)
@@ -157,7 +211,8 @@ class OnnxTemplate:
         network = with_inferred_shapes(from_model(model, document["stateful"]))
         units = Units(tuple(name for name, _ in document["groups"]), tuple(size for _, size in document["groups"]))
         shapes = {name: network.shape(name) for name in network.stateful}
-        return cls(network, units, labels_from_json(document["labels"], units, shapes), document["state"])
+        labels = labels_from_json(document["labels"], units, shapes)
+        return cls(network, units, labels, document["state"], _read_scales(document["scales"], units, shapes))
 
     @cached_property
     def _unfolded(self) -> Cutter:
@@ -189,9 +244,22 @@ def _read_model(path: Path) -> onnx.ModelProto:
     return model
 
 
+def _read_scales(items: list[Any], units: Units, shapes: Shapes) -> list[Scale]:
+    try:
+        scales = [Scale(str(name), int(dim), np.array(rows, np.int64), str(group)) for name, dim, rows, group in items]
+    except (TypeError, ValueError) as error:
+        raise GraphError(f"the attention scales of the ONNX template are malformed: {error}") from error
+    for scale in scales:
+        shape = shapes.get(scale.tensor, ())
+        inside = 0 <= scale.dim < len(shape) and np.isin(scale.rows, np.arange(shape[scale.dim])).all()
+        if not inside or scale.group not in units.names:
+            raise GraphError(f"the attention scale of '{scale.tensor}' does not fit the ONNX template")
+    return scales
+
+
 def _read_document(path: Path) -> dict[str, Any]:
     document = read_json(path)
-    fields = {"groups": list, "stateful": list, "state": dict, "labels": dict}
+    fields = {"groups": list, "stateful": list, "state": dict, "scales": list, "labels": dict}
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise GraphError(f"{path} is not an ONNX template of this version (schema {SCHEMA})")
     for key, kind in fields.items():

@@ -63,6 +63,11 @@ class Units:
             alive[offset + width : offset + size] = False
         return alive
 
+    def kept_ratio(self, name: str, alive: Alive) -> float:
+        """The share of a group's units that live."""
+        offset, size = self._group(name)
+        return float(alive[offset : offset + size].mean())
+
     def _group(self, name: str) -> tuple[int, int]:
         if name not in self.offsets:
             raise unknown_name("removable channel group", name, self.names)
