@@ -1,0 +1,1 @@
+"""Latency models, one file each, found by name: `lpnet`, `linear`, `forest`, `table_sum`, `macs`."""

@@ -1,0 +1,143 @@
+"""Fill a latency table: measure planned sub-networks on an open device, batch by batch, and some layer by layer.
+
+No network is exported twice: the template cuts the dense ONNX graph to any widths in milliseconds. The networks of a
+batch are interleaved in random order by the device, so a slow drift of the machine does not become a bias. Every row
+is on the disk before the next batch begins; the same call continues a table that was interrupted.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from hwprune.core.errors import Interrupted, TableError
+from hwprune.core.events import OnEvent, Progress, ignore
+from hwprune.core.files import lock
+from hwprune.core.widths import SearchSpace, Widths
+from hwprune.latency.features import restrict
+from hwprune.latency.plan import Kind, plan_widths
+from hwprune.latency.samples import LayerSample
+from hwprune.latency.table import LatencyTable, TableRow
+
+if TYPE_CHECKING:
+    from hwprune.devices import Board
+    from hwprune.graph import ChannelGraph, OnnxTemplate
+
+BATCH = 5
+LAYER_SAMPLES = 10
+LAYER_RUNS = 30
+REPEATS = 8
+
+Planned = tuple[Widths, Kind]
+
+
+def profile(
+    template: OnnxTemplate,
+    graph: ChannelGraph,
+    space: SearchSpace,
+    board: Board,
+    *,
+    table: LatencyTable,
+    samples: int = 100,
+    seed: int = 0,
+    on_event: OnEvent = ignore,
+    stop: Callable[[], bool] = lambda: False,
+) -> LatencyTable:
+    """Measure what is missing of `samples` planned sub-networks and append it to the table, which is returned.
+
+    After the rows come layer times of the first few networks, then a second measurement of some networks in a new
+    session, which is what the label noise is known from. `stop` is asked between batches; when it says True, the
+    table is complete up to there and `Interrupted` is raised. Raises `TableError` for a table of another network,
+    space or fingerprint.
+    """
+    table.check(board.fingerprint)
+    if table.space.signature() != space.signature():
+        raise TableError(f"the table in {table.folder} was measured for another search space", hint="profile anew")
+    if table.op_templates != restrict(graph.op_templates, space, graph.dense()):
+        raise TableError(f"the table in {table.folder} was measured for another network", hint="profile anew")
+    with lock(table.folder):
+        plan = plan_widths(space, samples, seed)
+        _Profile(template, board, table, seed, on_event, stop).run(plan)
+    return table
+
+
+class _Profile:
+    """One run of `profile`: what it works with, and the clock behind its estimate of the time left."""
+
+    def __init__(
+        self,
+        template: OnnxTemplate,
+        board: Board,
+        table: LatencyTable,
+        seed: int,
+        on_event: OnEvent,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.template = template
+        self.board = board
+        self.table = table
+        self.seed = seed
+        self.on_event = on_event
+        self.stop = stop
+        self.begin_s = time.monotonic()
+        self.done = self.fresh = self.total = 0
+
+    def run(self, plan: Sequence[Planned]) -> None:
+        """Rows, layer times, repeats: whatever of each is missing."""
+        have, layered = self.table.measured(), {sample.values for sample in self.table.layer_rows}
+        missing = [item for item in plan if item[0] not in have]
+        layers = [widths for widths, _ in plan[:LAYER_SAMPLES] if widths.values_tuple() not in layered]
+        repeats = self._missing_repeats(plan)
+        self.total = len(plan) + LAYER_SAMPLES + len(repeats)
+        self.done = len(plan) - len(missing) + LAYER_SAMPLES - len(layers)
+        self._measure(missing, _session("profile"))
+        for widths in layers:
+            self._check_stop()
+            times = self.board.layers(self.template.at_widths(widths), runs=LAYER_RUNS)
+            sample = LayerSample(widths.values_tuple(), times)
+            self.table.append_layers(sample, fingerprint=self.board.fingerprint)
+            self._progress(1, "layers")
+        self._measure(repeats, _session("repeat"))
+
+    def _missing_repeats(self, plan: Sequence[Planned]) -> list[Planned]:
+        """The networks to measure a second time: the first ones of the plan that have one session only."""
+        sessions: dict[tuple[int, ...], set[str]] = {}
+        for row in self.table.rows:
+            sessions.setdefault(row.widths, set()).add(row.session)
+        return [item for item in plan[:REPEATS] if len(sessions.get(item[0].values_tuple(), ())) < 2]
+
+    def _measure(self, planned: Sequence[Planned], session: str) -> None:
+        for batch in _batches(planned, BATCH):
+            self._check_stop()
+            models = {str(place): self.template.at_widths(widths) for place, (widths, _) in enumerate(batch)}
+            protocol = self.table.provenance.protocol
+            measured = self.board.measure(models, protocol=protocol, seed=self.seed + self.done)
+            for place, (widths, kind) in enumerate(batch):
+                row = TableRow.of(widths.values_tuple(), measured[str(place)], kind=kind, session=session)
+                self.table.append(row, fingerprint=self.board.fingerprint)
+            self._progress(len(batch), f"{measured[str(len(batch) - 1)].latency_ms:.3g} ms")
+
+    def _check_stop(self) -> None:
+        if self.stop():
+            raise Interrupted(
+                f"stopped after {self.done} of {self.total} measurements; they are in {self.table.folder}",
+                hint="the same command goes on from there",
+            )
+
+    def _progress(self, count: int, detail: str) -> None:
+        self.done += count
+        self.fresh += count
+        each_s = (time.monotonic() - self.begin_s) / self.fresh
+        self.on_event(Progress("profile", self.done, self.total, each_s * (self.total - self.done), detail))
+
+
+def _batches(planned: Sequence[Planned], size: int) -> Iterator[Sequence[Planned]]:
+    for begin in range(0, len(planned), size):
+        yield planned[begin : begin + size]
+
+
+def _session(name: str) -> str:
+    """A label that no other session of this or another process has."""
+    return f"{name} {datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='microseconds')}"

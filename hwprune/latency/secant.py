@@ -1,0 +1,79 @@
+"""Latency inside a gradient search: the value at hard widths, the slope over one allowed step.
+
+A latency model that resolves the target's staircase has slope 0 almost everywhere, and one that does not has an
+arbitrary one. The useful slope is the secant to the next allowed width on either side (methods/wgates_lpnet.md, 4.1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hwprune.core.widths import SearchSpace
+from hwprune.latency.features import Array, IntArray
+from hwprune.latency.models._base import AbstractLatencyModel
+
+
+class SecantLatency:
+    """Predicted latency of one sub-network as a differentiable function of its widths.
+
+    Call it with a tensor of widths `(G,)` in space order, of any real values: the forward reads the nearest allowed
+    widths; the backward passes `dE/dn_g = [E(n + step) - E(n - step)] / gap` straight through the snap, one-sided at
+    the ends of the grid. Negative slopes would reward widening, so they count as 0; `clamped` says how many there
+    were, `queried` out of how many.
+    """
+
+    def __init__(self, model: AbstractLatencyModel, space: SearchSpace | None = None) -> None:
+        self.model = model
+        self.space = space or model.space
+        self.clamped = 0
+        self.queried = 0
+
+    def __call__(self, widths: Tensor) -> Tensor:
+        """Predicted ms, a scalar, for widths `(G,)`."""
+        result: Tensor = _Secant.apply(widths, self)  # type: ignore[no-untyped-call]
+        return result
+
+    def secants(self, widths: IntArray) -> tuple[float, Array]:
+        """Predicted ms and the slopes `(G,)` in ms a unit, not clamped, at allowed widths `(G,)`."""
+        below, above = self._neighbours(widths)
+        count = len(widths)
+        rows = np.tile(widths, (2 * count + 1, 1))
+        groups = np.arange(count)
+        rows[1 + groups, groups] = above
+        rows[1 + count + groups, groups] = below
+        predicted = self.model.predict_batch(rows)
+        gap = np.maximum(above - below, 1)
+        return float(predicted[0]), np.asarray((predicted[1 : count + 1] - predicted[count + 1 :]) / gap)
+
+    def _neighbours(self, widths: IntArray) -> tuple[IntArray, IntArray]:
+        """The allowed widths next below and above each one; the width itself at the end of the grid."""
+        below, above = widths.copy(), widths.copy()
+        for group, allowed in enumerate(self.space.widths):
+            place = allowed.index(int(widths[group]))
+            below[group] = allowed[max(place - 1, 0)]
+            above[group] = allowed[min(place + 1, len(allowed) - 1)]
+        return below, above
+
+
+def secant_latency(model: AbstractLatencyModel, space: SearchSpace, widths: Tensor) -> Tensor:
+    """`SecantLatency(model, space)(widths)`: predicted ms with secants as the gradient."""
+    return SecantLatency(model, space)(widths)
+
+
+class _Secant(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, widths: Tensor, latency: SecantLatency) -> Tensor:
+        snapped = latency.space.snap([float(width) for width in widths.detach()])
+        predicted_ms, slopes = latency.secants(np.array(snapped.values_tuple(), dtype=np.int64))
+        latency.clamped += int(np.sum(slopes < 0))
+        latency.queried += len(slopes)
+        ctx.slopes = widths.new_tensor(np.maximum(slopes, 0.0))
+        return widths.new_tensor(predicted_ms)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.slopes, None
