@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -40,40 +41,50 @@ class Structure:
 
     def slices(self, number: int) -> tuple[tuple[str, ConsumerSlice], ...]:
         """All parts of parameters and buffers that belong to a group, with their role."""
+        gated = (("gate", item) for item in self._rows(self.record.gated).get(number, ()))
+        return (*self._owned.get(number, ()), *gated)
+
+    @cached_property
+    def _owned(self) -> dict[int, list[tuple[str, ConsumerSlice]]]:
         consumed = _flags(self.record.labels.count, self.record.consumed)
-        result = []
+        result: dict[int, list[tuple[str, ConsumerSlice]]] = {}
         for source in self.record.labels.sources:
             labels = np.arange(source.first, source.first + source.size)
-            inside = labels[(self.group_of[labels] == number) & (not source.is_virtual)]
-            for role, chosen in (("consume", inside[consumed[inside]]), ("produce", inside[~consumed[inside]])):
-                if chosen.size:
-                    role_here = role if source.is_parameter else "state"
-                    result.append((role_here, self._slice(source, chosen)))
-        result += [("gate", item) for item in self._rows(self.record.gated, number)]
-        return tuple(result)
+            numbers = self.group_of[labels]
+            for number in np.unique(numbers[numbers >= 0]).tolist() if not source.is_virtual else ():
+                inside = labels[numbers == number]
+                for role, chosen in (("consume", inside[consumed[inside]]), ("produce", inside[~consumed[inside]])):
+                    if chosen.size:
+                        role_here = role if source.is_parameter else "state"
+                        result.setdefault(number, []).append((role_here, self._slice(source, chosen)))
+        return result
 
     def query_scales(self) -> tuple[QueryScale, ...]:
         """The rows that make attention queries, group by group."""
         return tuple(
-            QueryScale(item.parameter, item.dim, item.positions, group.name)
-            for number, group in enumerate(self.groups)
-            for item in self._rows(self.record.attention_queries, number)
+            QueryScale(item.parameter, item.dim, item.positions, self.groups[number].name)
+            for number, items in sorted(self._rows(self.record.attention_queries).items())
+            for item in items
         )
 
     def _slice(self, source: Source, labels: Ids) -> ConsumerSlice:
         return ConsumerSlice(source.name, source.dim, labels - source.first, self.unit_of[labels])
 
-    def _rows(self, collected: list[Ids], number: int) -> list[ConsumerSlice]:
-        """The parameter rows that carry these labels, with the rows of the same module's other vectors (its bias)."""
+    def _rows(self, collected: list[Ids]) -> dict[int, list[ConsumerSlice]]:
+        """The parameter rows that carry these labels, by group, with the rows of the same module's bias."""
+        if not collected:
+            return {}
         flags = _flags(self.record.labels.count, collected)
-        result: dict[tuple[str, int], ConsumerSlice] = {}
+        result: dict[int, dict[tuple[str, int], ConsumerSlice]] = {}
         for source in self.record.labels.sources:
             labels = np.arange(source.first, source.first + source.size)
-            chosen = labels[flags[labels] & (self.group_of[labels] == number)]
-            if chosen.size:
-                for other in self._companions(source, chosen - source.first):
-                    result.setdefault((other.name, other.dim), self._slice(other, chosen - source.first + other.first))
-        return list(result.values())
+            labels = labels[flags[labels] & (self.group_of[labels] >= 0)]
+            for number in np.unique(self.group_of[labels]).tolist():
+                places = labels[self.group_of[labels] == number] - source.first
+                for other in self._companions(source, places):
+                    row = self._slice(other, places + other.first)
+                    result.setdefault(number, {}).setdefault((other.name, other.dim), row)
+        return {number: list(rows.values()) for number, rows in result.items()}
 
     def _companions(self, source: Source, positions: Ids) -> list[Source]:
         module = source.name.rpartition(".")[0]
@@ -197,8 +208,9 @@ def _group(
 
 def _first_ids(record: Record, components: Ids, inside: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Ids:
     """The output labels of the operator that first makes channels of the group: a convolution or linear, if any."""
-    having = [op for op in record.ops if inside[components[op.out_ids[op.out_ids != 0]]].any()]
-    return next((op for op in having if op.kind in _MAKERS), having[0]).out_ids
+    having = (op for op in record.ops if inside[components[op.out_ids[op.out_ids != 0]]].any())
+    first = next(having)
+    return next((op for op in (first, *having) if op.kind in _MAKERS), first).out_ids
 
 
 def _distinct(ops: object) -> tuple[str, ...]:

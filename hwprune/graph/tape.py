@@ -114,9 +114,9 @@ def plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-class _Tape(TorchDispatchMode):
+class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, record: Record) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.record = record
         self.paused = False
 
@@ -143,11 +143,11 @@ def apply_rule(call: Call) -> None:
         call.put(output=number)
 
 
-class _Attention(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class _Attention(TorchFunctionMode):
     """Hands `scaled_dot_product_attention` to its rule in one piece: its kernels differ and hide the scale."""
 
     def __init__(self, tape: _Tape) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.tape = tape
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

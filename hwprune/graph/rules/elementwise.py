@@ -17,26 +17,12 @@ _ACTIVATIONS = {
     "clamp": "clip",
     "clamp_min": "clip",
     "clamp_max": "clip",
-} | {
-    name: name
-    for name in [
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "celu",
-        "gelu",
-        "silu",
-        "mish",
-        "sigmoid",
-        "hardsigmoid",
-        "hardswish",
-        "tanh",
-        "softplus",
-        "threshold",
-    ]
 }
+_SAME_NAME = (
+    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "hardsigmoid",
+    "hardswish", "tanh", "softplus", "threshold",
+)  # fmt: skip
+_ACTIVATIONS |= {name: name for name in _SAME_NAME}
 _SUMS = ("add", "sub", "rsub")
 _PRODUCTS = ("mul", "div")
 _COPIES = ("clone", "_to_copy", "detach", "alias", "lift_fresh", "copy", "to", "contiguous", "native_dropout")

@@ -60,17 +60,9 @@ def _product(call: Call, left: Tensor, right: Tensor) -> None:
 def _outer(call: Call, tensor: Tensor, contracted: int, last: int) -> Layout:
     """The labels of an operand that survive: those of its own outer dim. A joint factor gives up the contracted dim."""
     own = last - 1 if contracted == last else last
-    result = []
-    for factor in call.layout(tensor):
-        if own in factor.dims:
-            result.append(
-                factor if contracted not in factor.dims and 0 not in factor.dims else call.reduced(factor, own)
-            )
-    # In a batched product with a batch dim that carries labels together with the outer dim, both stay joint.
-    for factor in call.layout(tensor):
-        if tensor.ndim == 3 and factor.dims == (0, own):
-            result = [factor]
-    return tuple(result)
+    mine = [factor for factor in call.layout(tensor) if own in factor.dims]
+    # Heads in the batch dim that carry labels together with the outer dim stay joint; any other joint factor is tied.
+    return tuple(factor if factor.dims == (0, own) else call.reduced(factor, own) for factor in mine)
 
 
 def _with_batch(call: Call, left: Tensor, right: Tensor, layout: Layout) -> Layout:
