@@ -62,7 +62,7 @@ def _evaluate(
     program: list[onnx.NodeProto], sources: dict[str, Array], wanted: set[str], opset: int
 ) -> dict[str, Array]:
     """The values of `wanted` after running the nodes of `program` on the constants in `sources`."""
-    values = {name: sources[name] for name in wanted if name in sources}
+    values = {name: sources[name] for name in sorted(wanted) if name in sources}
     computed = sorted(wanted - values.keys())
     if not computed:
         return values

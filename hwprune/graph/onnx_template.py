@@ -48,8 +48,8 @@ class GroupLike(Protocol):
     def removable(self) -> bool: ...
 
 
-class RowsLike(Protocol):
-    """Some indices along one dimension of a weight."""
+class ScaleLike(Protocol):
+    """Rows of a weight that a torch cut multiplies by `sqrt(kept / dense)` to undo a changed attention scale."""
 
     @property
     def parameter(self) -> str: ...
@@ -57,13 +57,6 @@ class RowsLike(Protocol):
     def dim(self) -> int: ...
     @property
     def positions(self) -> Ints: ...
-
-
-class ScaleLike(Protocol):
-    """Rows of a weight that a torch cut multiplies by `sqrt(kept / dense)` to undo a changed attention scale."""
-
-    @property
-    def rows(self) -> RowsLike: ...
     @property
     def group(self) -> str: ...
 
@@ -92,8 +85,8 @@ class Scale:
     @classmethod
     def of(cls, item: ScaleLike, alias: Mapping[str, str]) -> Scale:
         """From a graph's entry; `alias` gives the tensor's name in the ONNX file."""
-        name = item.rows.parameter
-        return cls(alias.get(name, name), item.rows.dim, np.asarray(item.rows.positions, np.int64), item.group)
+        name = alias.get(item.parameter, item.parameter)
+        return cls(name, item.dim, np.asarray(item.positions, np.int64), item.group)
 
     def undo(self, array: Array, labels: Labels | None, alive: Alive, ratio: float) -> Array:
         """The cut tensor with these rows divided by `sqrt(ratio)`; `labels` are the dense ones along `dim`."""
