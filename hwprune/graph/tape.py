@@ -120,6 +120,11 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.record = record
         self.paused = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise torch imports its whole compiler at the first operator, which takes seconds.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         call = None if self.paused else Call.of(self.record, func, args, kwargs or {})
         out = func(*args, **(kwargs or {}))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def conv_norm_relu(c_in: int, c_out: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
+def conv_bn(c_in: int, c_out: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(c_out),
@@ -87,8 +87,8 @@ class Bottleneck(nn.Module):
     def __init__(self, c_in: int, width: int, c_out: int, stride: int, groups: int = 1) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            conv_norm_relu(c_in, width, 1),
-            conv_norm_relu(width, width, 3, stride, groups),
+            conv_bn(c_in, width, 1),
+            conv_bn(width, width, 3, stride, groups),
             nn.Conv2d(width, c_out, 1, bias=False),
             nn.BatchNorm2d(c_out),
         )
@@ -119,7 +119,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         self.residual = stride == 1 and c_in == c_out
         self.body = nn.Sequential(
-            conv_norm_relu(c_in, hidden, 1),
+            conv_bn(c_in, hidden, 1),
             nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
             nn.BatchNorm2d(hidden),
             nn.ReLU6(),
@@ -156,11 +156,11 @@ class UNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.down1, self.down2, self.bottom = conv_norm_relu(3, 6), conv_norm_relu(6, 10), conv_norm_relu(10, 12)
+        self.down1, self.down2, self.bottom = conv_bn(3, 6), conv_bn(6, 10), conv_bn(10, 12)
         self.up2 = nn.ConvTranspose2d(12, 10, 2, 2)
-        self.merge2 = conv_norm_relu(20, 10)
+        self.merge2 = conv_bn(20, 10)
         self.up1 = nn.ConvTranspose2d(10, 6, 2, 2, bias=False)
-        self.merge1 = conv_norm_relu(12, 6)
+        self.merge1 = conv_bn(12, 6)
         self.head = nn.Conv2d(6, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.conv = conv_norm_relu(3, 12), conv_norm_relu(12, 12)
+        self.stem, self.conv = conv_bn(3, 12), conv_bn(12, 12)
         self.reduce, self.expand = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
         self.fc = nn.Linear(12, 5)
 
@@ -192,8 +192,8 @@ class GroupedTransposed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = conv_norm_relu(3, 12)
-        self.grouped = conv_norm_relu(12, 24, groups=3)
+        self.stem = conv_bn(3, 12)
+        self.grouped = conv_bn(12, 24, groups=3)
         self.up = nn.ConvTranspose2d(24, 12, 2, 2, groups=3)
         self.multiplied = nn.Conv2d(12, 24, 3, padding=1, groups=12)
         self.prelu = nn.PReLU(24)
@@ -211,12 +211,11 @@ class Shuffle(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = conv_norm_relu(3, 16)
+        self.stem = conv_bn(3, 16)
         self.branches = nn.ModuleList(
-            nn.Sequential(conv_norm_relu(8, 8, 1), conv_norm_relu(8, 8, groups=8), conv_norm_relu(8, 8, 1))
-            for _ in range(2)
+            nn.Sequential(conv_bn(8, 8, 1), conv_bn(8, 8, groups=8), conv_bn(8, 8, 1)) for _ in range(2)
         )
-        self.tail = conv_norm_relu(16, 10, 1)
+        self.tail = conv_bn(16, 10, 1)
         self.fc = nn.Linear(10, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -234,10 +233,10 @@ class C2f(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = conv_norm_relu(3, 8, stride=2)
-        self.cv1 = conv_norm_relu(8, 16, 1)
-        self.blocks = nn.ModuleList(nn.Sequential(conv_norm_relu(8, 6), conv_norm_relu(6, 8)) for _ in range(2))
-        self.cv2 = conv_norm_relu(32, 12, 1)
+        self.stem = conv_bn(3, 8, stride=2)
+        self.cv1 = conv_bn(8, 16, 1)
+        self.blocks = nn.ModuleList(nn.Sequential(conv_bn(8, 6), conv_bn(6, 8)) for _ in range(2))
+        self.cv2 = conv_bn(32, 12, 1)
         self.head, self.coarse = nn.Conv2d(20, 7, 1), nn.Conv2d(12, 7, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -309,9 +308,9 @@ class TwoInputs(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = conv_norm_relu(3, 8)
-        self.left, self.right = conv_norm_relu(8, 10), conv_norm_relu(8, 10)
-        self.join = conv_norm_relu(20, 6, 1)
+        self.stem = conv_bn(3, 8)
+        self.left, self.right = conv_bn(8, 10), conv_bn(8, 10)
+        self.join = conv_bn(20, 6, 1)
         self.classes, self.box = nn.Linear(6, 5), nn.Linear(6, 4)
 
     def forward(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:

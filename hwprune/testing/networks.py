@@ -27,7 +27,7 @@ from hwprune.testing.network_blocks import (
     Transformer,
     TwoInputs,
     UNet,
-    conv_norm_relu,
+    conv_bn,
 )
 
 Built = tuple[nn.Module, tuple[Tensor, ...]]
@@ -39,26 +39,24 @@ def _image(size: int, batch: int = 2) -> tuple[Tensor, ...]:
 
 def _option(block: Callable[[int, int, int], nn.Module]) -> Built:
     blocks = [block(8, 8, 1), block(8, 16, 2), block(16, 16, 1), block(16, 32, 2), block(32, 32, 1)]
-    return ResNet(conv_norm_relu(3, 8), blocks, 32), _image(12)
+    return ResNet(conv_bn(3, 8), blocks, 32), _image(12)
 
 
 def _resnet18() -> Built:
-    stem = nn.Sequential(*conv_norm_relu(3, 8, 7, 2), nn.MaxPool2d(3, 2, 1))
+    stem = nn.Sequential(*conv_bn(3, 8, 7, 2), nn.MaxPool2d(3, 2, 1))
     blocks: list[nn.Module] = [OptionBBlock(8, 8, 1), OptionBBlock(8, 12, 2), OptionBBlock(12, 12, 1)]
     return ResNet(stem, blocks, 12), _image(24)
 
 
 def _resnet50(groups: int = 1) -> Built:
     blocks: list[nn.Module] = [Bottleneck(8, 8, 16, 1, groups), Bottleneck(16, 12, 24, 2, groups)]
-    return ResNet(conv_norm_relu(3, 8), blocks, 24), _image(12)
+    return ResNet(conv_bn(3, 8), blocks, 24), _image(12)
 
 
 def _mobilenetv1() -> Built:
     layers = [(8, 12, 1), (12, 16, 2), (16, 16, 1)]
-    blocks: list[nn.Module] = [
-        nn.Sequential(conv_norm_relu(a, a, 3, s, a), conv_norm_relu(a, b, 1)) for a, b, s in layers
-    ]
-    return ResNet(conv_norm_relu(3, 8, 3, 2), blocks, 16), _image(16)
+    blocks: list[nn.Module] = [nn.Sequential(conv_bn(a, a, 3, s, a), conv_bn(a, b, 1)) for a, b, s in layers]
+    return ResNet(conv_bn(3, 8, 3, 2), blocks, 16), _image(16)
 
 
 def _mobilenetv2() -> Built:
@@ -66,9 +64,9 @@ def _mobilenetv2() -> Built:
         InvertedResidual(8, 24, 10, 1),
         InvertedResidual(10, 30, 10, 1),
         InvertedResidual(10, 30, 12, 2),
-        conv_norm_relu(12, 20, 1),
+        conv_bn(12, 20, 1),
     ]
-    return ResNet(conv_norm_relu(3, 8, 3, 2), blocks, 20), _image(16)
+    return ResNet(conv_bn(3, 8, 3, 2), blocks, 20), _image(16)
 
 
 FAMILIES: dict[str, Callable[[], Built]] = {
