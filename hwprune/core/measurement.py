@@ -1,9 +1,10 @@
 """A measurement: every lap that was timed, how, on what, and the statistics that follow from them.
 
-A lap is always timed between two runs of a reference kernel. What counts is the ratio of the lap to the mean of its
-two neighbours; `reference_ms` (the reference kernel's undisturbed time, fixed once for a latency table) turns the
-ratio back into milliseconds. A round is a burst of laps, and rounds, not laps, are what intervals are computed from:
-laps of one burst share the state of the machine. This file needs the standard library only and runs on the device.
+Laps are timed in short bursts between runs of a reference kernel, and count when that kernel ran at its floor on both
+sides: the machine was undisturbed. What counts is the ratio of the lap to the reference time; `reference_ms` (the
+kernel's undisturbed time, fixed once for a latency table) turns it back into milliseconds. A round is one visit to a
+network, and rounds, not laps, are what intervals are computed from: laps of one visit share the state of the machine.
+This file needs the standard library only and runs on the device.
 """
 
 from __future__ import annotations
@@ -39,39 +40,67 @@ BIMODAL_GAP = 0.03  # two clusters of round medians further apart than this are 
 
 @dataclass(frozen=True)
 class Round:
-    """One visit to a network: bursts of `burst` laps, the reference kernel timed before, between and after them.
+    """One visit to a network: bursts of `burst` laps, the reference kernel timed before and after each.
 
-    Burst i ran between references i and i + 1. `index` numbers the visits of a session, the same for all its
-    subjects. `void` says why the round does not count, "" when it does. `wall_ms` is the median lap by the wall
-    clock; `waited` the share of the wall time in which the process was ready to run and did not.
+    A burst is quiet when the reference kernel took at most `quiet_ms` on both sides of it; `floor_ms` is its time on
+    the undisturbed machine. `index` numbers the visits of a session, the same for all its subjects. `void` says why
+    the round does not count, "" when it does. `wall_ms` is the median lap by the wall clock; `waited` the share of
+    the wall time in which the process was ready to run and did not.
     """
 
     index: int
     laps_ms: tuple[float, ...]
-    references_ms: tuple[float, ...]
-    burst: int = 1
+    before_ms: tuple[float, ...]
+    after_ms: tuple[float, ...]
+    burst: int
+    floor_ms: float
+    quiet_ms: float
     void: str = ""
     wall_ms: float = 0.0
     waited: float = 0.0
 
+    @cached_property
+    def _levels(self) -> tuple[float, ...]:
+        return tuple(map(max, self.before_ms, self.after_ms))
+
     @property
+    def quiet_laps(self) -> int:
+        """How many laps ran on an undisturbed machine."""
+        return sum(self.burst for level in self._levels if level <= self.quiet_ms)
+
+    @cached_property
     def ratios(self) -> tuple[float, ...]:
-        """Each lap over the mean of the reference times right before and right after its burst."""
-        before, after = self.references_ms[:-1], self.references_ms[1:]
-        return tuple(
-            2 * lap / (before[place // self.burst] + after[place // self.burst])
-            for place, lap in enumerate(self.laps_ms)
-        )
+        """The laps that count, in units of the reference kernel's time.
+
+        Quiet laps over the mean of the reference times around their burst. Where there are none, the laps of the
+        least disturbed quarter of the bursts over `floor_ms`: disturbances slow different networks by different
+        factors, so they are left in rather than taken out with the wrong one.
+        """
+        levels = self._levels
+        if min(levels) <= self.quiet_ms:
+            units = [(a + b) / 2 for a, b in map(_pair, self.before_ms, self.after_ms)]
+            chosen = [place for place, level in enumerate(levels) if level <= self.quiet_ms]
+        else:
+            units = [self.floor_ms] * len(levels)
+            chosen = sorted(sorted(range(len(levels)), key=levels.__getitem__)[: math.ceil(len(levels) / 4)])
+        laps = self.burst
+        return tuple(lap / units[place] for place in chosen for lap in self.laps_ms[place * laps : (place + 1) * laps])
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document from which `from_json` makes an equal round."""
-        return {**asdict(self), "laps_ms": list(self.laps_ms), "references_ms": list(self.references_ms)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Round:
         """The round that `to_json` wrote."""
-        laps, references = tuple(document["laps_ms"]), tuple(document["references_ms"])
-        return cls(**{**document, "laps_ms": laps, "references_ms": references})
+        fields: dict[str, Any] = dict(document)
+        for name in ("laps_ms", "before_ms", "after_ms"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
+
+
+def _pair(before: float, after: float) -> tuple[float, float]:
+    return before, after
 
 
 WARNINGS: dict[str, tuple[str, str]] = {
@@ -84,8 +113,8 @@ WARNINGS: dict[str, tuple[str, str]] = {
         "quieten the machine (`hwprune doctor` says how) or raise rounds_max",
     ),
     "all_rounds_void": (
-        "every round was disturbed; the number is from the disturbed rounds",
-        "quieten the machine: see `hwprune doctor`",
+        "every round was disturbed; the number is from the least disturbed moments, and rather too high",
+        "stop other load on the machine: see `hwprune doctor`",
     ),
     "many_void_rounds": (
         "more than a third of the rounds were disturbed and repeated",
@@ -217,7 +246,7 @@ class Measurement:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Names out of `WARNINGS`, which holds the sentence and the advice for each."""
-        references = [statistics.median(item.references_ms) for item in self.valid_rounds]
+        references = [statistics.median(item.before_ms) for item in self.valid_rounds]
         voided = sum(self.void_rounds.values())
         found = {
             "single_round": self.round_count == 1,

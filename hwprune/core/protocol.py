@@ -22,8 +22,8 @@ class Protocol:
     warmup_s: float = field(default=0.2, metadata={"help": "longest warm-up of a newly built engine"})
     settle: float = field(default=0.01, metadata={"help": "warm when three windows of runs differ by less"})
     interval_target: float = field(default=0.01, metadata={"help": "stop at this relative half-width (95 %)"})
-    rebuild: bool = field(default=True, metadata={"help": "build the engine anew for every round"})
-    reference_tolerance: float = field(default=0.25, metadata={"help": "void rounds whose reference is slower"})
+    patience_s: float = field(default=0.15, metadata={"help": "longest wait for quiet moments in a round"})
+    quiet_tolerance: float = field(default=0.06, metadata={"help": "quiet: reference this close to its floor"})
     trend_tolerance: float = field(default=0.02, metadata={"help": "void rounds that drift by more"})
     wait_tolerance: float = field(default=0.05, metadata={"help": "void wall-clock rounds that waited longer"})
     retries: int = field(default=3, metadata={"help": "how often a void round is repeated"})
@@ -33,19 +33,19 @@ class Protocol:
             raise UsageError(f"rounds_min={self.rounds_min} and rounds_max={self.rounds_max} must be 1 <= min <= max")
         if self.laps < 3:
             raise UsageError(f"laps={self.laps} is too few for a median", hint="use 3 or more")
-        for item in ("interval_target", "reference_tolerance", "trend_tolerance", "wait_tolerance", "settle"):
+        for item in ("interval_target", "quiet_tolerance", "trend_tolerance", "wait_tolerance", "settle"):
             if not 0 < getattr(self, item) < math.inf:
                 raise UsageError(f"{item}={getattr(self, item)} must be a positive number")
 
     @classmethod
     def sample(cls) -> Protocol:
         """A row of a latency table: one round of 8 paired laps, well under 100 ms with the building of the session."""
-        return cls("sample", rounds_min=1, rounds_max=1, laps=8, warmup_laps=3, warmup_s=0.0, retries=0)
+        return cls("sample", rounds_min=1, rounds_max=1, laps=8, warmup_s=0.0, patience_s=0.08, retries=1)
 
     @classmethod
     def quick(cls) -> Protocol:
         """3 to 5 rounds of 20 laps, to 3 %."""
-        return cls("quick", rounds_min=3, rounds_max=5, laps=20, warmup_s=0.1, interval_target=0.03)
+        return cls("quick", rounds_min=3, rounds_max=5, laps=20, warmup_s=0.1, interval_target=0.03, patience_s=0.1)
 
     @classmethod
     def default(cls) -> Protocol:
@@ -55,7 +55,8 @@ class Protocol:
     @classmethod
     def publish(cls) -> Protocol:
         """10 to 40 rounds of 100 laps, to 0.5 %."""
-        return cls("publish", rounds_min=10, rounds_max=40, laps=100, warmup_s=0.5, interval_target=0.005)
+        rounds = {"rounds_min": 10, "rounds_max": 40, "laps": 100}
+        return cls("publish", **rounds, warmup_s=0.5, interval_target=0.005, patience_s=0.5)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document from which `from_json` makes an equal protocol."""

@@ -8,21 +8,19 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from hwprune.core import plugins, statistics
+from hwprune.core import plugins
 from hwprune.core.errors import UsageError
 from hwprune.core.events import OnEvent, Progress, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Round, Target
 from hwprune.devices.files import find_device, resolve
 from hwprune.devices.reference import REFERENCE_NAME, reference_model
 from hwprune.runtimes._base import AbstractRuntime, AbstractSession
-from hwprune.runtimes._timing import TimingLoop, calibrate
+from hwprune.runtimes._timing import Reference, TimingLoop, calibrate
 
 if TYPE_CHECKING:
     import numpy as np
 
     from hwprune.devices.checks import Check
-
-FLOOR_QUANTILE = 0.10  # of the reference times: low, so that disturbances do not count, not the least, which is luck
 
 
 class Board:
@@ -39,10 +37,10 @@ class Board:
         plain = runtime.fingerprint(target)
         self.fingerprint: Fingerprint = replace(plain, flags=(*plain.flags, ("reference", REFERENCE_NAME)))
         self._clock = runtime.clock(target)
-        self._reference: AbstractSession = runtime.open(reference_model(target.batch), target)
+        self._session: AbstractSession = runtime.open(reference_model(), replace(target, batch=1))
         with runtime.measuring(target):
-            times = calibrate(self._reference, self._clock)
-        self.floor_ms = statistics.quantile(times, FLOOR_QUANTILE)
+            self.floor_ms = calibrate(self._session, self._clock)
+        self._reference = Reference(self._session, self._clock, self.floor_ms)
         self.reference_ms = reference_ms if reference_ms is not None else self.floor_ms
 
     @property
@@ -69,7 +67,7 @@ class Board:
 
     def close(self) -> None:
         """Free the reference session."""
-        self._reference.close()
+        self._session.close()
 
     def measure(
         self, models: Mapping[str, bytes], *, protocol: Protocol, seed: int = 0, on_event: OnEvent = ignore
@@ -113,7 +111,6 @@ class Board:
             self._reference,
             self._clock,
             reference_ms=self.reference_ms,
-            floor_ms=self.floor_ms,
             fingerprint=self.fingerprint,
             simulated=self.simulated,
         )

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hwprune.core.measurement import Protocol
+from hwprune.devices.reference import probe_model
+from hwprune.runtimes._host import usable_cores
 
 if TYPE_CHECKING:
     from hwprune.devices.board import Board
 
+GIB = 1 << 30
+PROBE = "probe"
+
 
 @dataclass(frozen=True)
 class Check:
-    """One line of `hwprune doctor`. `status` is pass, warn or fail; `fix` is "" where nothing is to be done."""
+    """One line of `hwprune doctor`; `fix` says what to do, "" where nothing is to be done."""
 
     name: str
-    status: str
+    status: Literal["pass", "warn", "fail"]
     detail: str
     fix: str = ""
 
@@ -24,5 +34,109 @@ class Check:
 
 
 def run_checks(board: Board) -> tuple[Check, ...]:
-    """All checks of a local board."""
-    return (Check("runtime", "pass", f"{board.fingerprint.runtime} {board.fingerprint.runtime_version}"),)
+    """All checks of a board: its runtime, the machine it is in, and how well it can be measured now."""
+    return tuple(_checks(board))
+
+
+def _checks(board: Board) -> Iterator[Check]:
+    print_ = board.fingerprint
+    if board.simulated:
+        yield Check("hardware", "warn", "SIMULATED: no hardware is timed", "use --device cpu for real latencies")
+    else:
+        yield Check("processor", "pass", f"{print_.cpu_model}, {usable_cores()} cores usable, {print_.threads} used")
+        yield virtual_machine(Path("/proc/cpuinfo"))
+        yield governor(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
+        yield load(Path("/proc/loadavg"), Path("/proc/pressure/cpu"), usable_cores())
+        yield memory(Path("/proc/meminfo"))
+        yield priority(print_.threads)
+    yield Check("runtime", "pass", f"{print_.runtime} {print_.runtime_version}")
+    yield Check("precision", "pass", f"computes in {print_.precision}")
+    yield from noise(board)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def virtual_machine(cpuinfo: Path) -> Check:
+    """Whether strangers may share the processor."""
+    if "hypervisor" in _text(cpuinfo):
+        detail = "virtual machine: neighbours on the same processor slow it now and then"
+        return Check("virtual machine", "warn", detail, "none from inside; measure on the real device for a final word")
+    return Check("virtual machine", "pass", "none seen")
+
+
+def governor(path: Path) -> Check:
+    """Whether the clock is left to change."""
+    name = _text(path).strip()
+    if not name:
+        return Check("clock", "pass", "no frequency control visible")
+    if name == "performance":
+        return Check("clock", "pass", "governor performance")
+    return Check(
+        "clock",
+        "warn",
+        f"governor {name}: the clock changes with the load",
+        "sudo cpupower frequency-set -g performance",
+    )
+
+
+def load(loadavg: Path, pressure: Path, cores: int) -> Check:
+    """How busy the machine is with other work."""
+    fields = _text(loadavg).split()
+    if not fields:
+        return Check("load", "pass", "not visible on this system")
+    busy = float(fields[0])
+    detail = f"load {busy:.1f} on {cores} cores"
+    shares = [word[len("avg10=") :] for word in _text(pressure).split() if word.startswith("avg10=")]
+    waiting = float(shares[0]) if shares else 0.0
+    if shares:
+        detail += f", processes waited for a core {waiting:.0f} % of the last 10 s"
+    if busy > cores or waiting > 50:
+        return Check("load", "fail", detail, "stop other work on this machine, then measure")
+    if busy > cores / 2 or waiting > 10:
+        return Check("load", "warn", detail, "stop other work on this machine for the narrowest intervals")
+    return Check("load", "pass", detail)
+
+
+def memory(meminfo: Path) -> Check:
+    """Whether there is room for models and sessions."""
+    rows = dict(line.split(":", 1) for line in _text(meminfo).splitlines() if ":" in line)
+    if "MemAvailable" not in rows:
+        return Check("memory", "pass", "not visible on this system")
+    free, total = (int(rows[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
+    detail = f"{free / GIB:.1f} GiB free of {total / GIB:.1f} GiB"
+    return Check("memory", "pass", detail) if free >= GIB else Check("memory", "warn", detail, "close other programs")
+
+
+def priority(threads: int) -> Check:
+    """Whether the measuring thread may go before all others; it may not for most users, and need not."""
+    if threads > 1 or not hasattr(os, "sched_setscheduler"):
+        return Check("priority", "pass", "normal")
+    previous = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except OSError:
+        return Check("priority", "pass", "normal: other processes may interrupt a run (CPU time does not count them)")
+    os.sched_setscheduler(0, *previous)
+    return Check("priority", "pass", "real-time while measuring")
+
+
+def noise(board: Board) -> Iterator[Check]:
+    """The share of quiet moments, and the interval that a network of about 1 ms gets in the default protocol."""
+    measured = board.measure({PROBE: probe_model(board.target.batch)}, protocol=Protocol.default())[PROBE]
+    laps = sum(len(item.laps_ms) for item in measured.rounds)
+    share = sum(item.quiet_laps for item in measured.rounds) / laps
+    scatter = 100 * 1.4826 * measured.mad_ms / measured.latency_ms
+    detail = f"{100 * share:.0f} % of the runs were undisturbed; they scatter by {scatter:.1f} %"
+    fix = "stop other work; on a shared machine choose a quieter hour"
+    quiet: Literal["pass", "warn", "fail"] = "pass" if share >= 0.3 else "warn" if share >= 0.02 else "fail"
+    yield Check("quiet moments", quiet, detail, "" if quiet == "pass" else fix)
+    low, high = measured.ci_ms
+    half = 50 * (high - low) / measured.latency_ms
+    detail = f"+-{half:.1f} % (95 %) for a network of {measured.latency_ms:.2f} ms, {measured.round_count} rounds"
+    status: Literal["pass", "warn", "fail"] = "pass" if half <= 1.5 else "warn" if half <= 5 else "fail"
+    yield Check("interval", status, detail, "" if status == "pass" else fix)

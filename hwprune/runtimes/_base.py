@@ -43,6 +43,10 @@ class AbstractClock(ABC):
         """Seconds so far in which this process could have run and did not; 0 where the system does not tell."""
         return 0.0
 
+    def elsewhere(self) -> None:
+        """Go on on another core, where there is one: its neighbours may be quieter."""
+        return
+
     def counters(self) -> Mapping[str, int]:
         """Counters whose change during a round voids it, such as a device's throttle events."""
         return {}

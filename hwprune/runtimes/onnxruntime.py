@@ -8,7 +8,6 @@ process only, so every session here asks for it: a convolution on denormal input
 from __future__ import annotations
 
 import json
-import os
 import platform
 import tempfile
 from collections.abc import Mapping
@@ -23,7 +22,8 @@ import numpy as np
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
-from hwprune.runtimes._clocks import ThreadCpuClock, WallClock, pinned
+from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
+from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -129,7 +129,7 @@ class OnnxRuntime(AbstractRuntime):
 
     def check(self, target: Target) -> None:
         _ort()
-        cores = _usable_cores()
+        cores = usable_cores()
         if target.precision not in self.precisions:
             raise UsageError(
                 f"onnxruntime on a CPU computes in fp32 here, not in {target.precision}", hint="use precision fp32"
@@ -176,7 +176,7 @@ class OnnxRuntime(AbstractRuntime):
         return _layers(events, runs)
 
     def measuring(self, target: Target) -> AbstractContextManager[None]:
-        return pinned(target.threads)
+        return undisturbed(target.threads)
 
 
 def _options(target: Target) -> Any:
@@ -212,20 +212,3 @@ def _layers(events: list[dict[str, Any]], runs: int) -> tuple[LayerTime, ...]:
 
 def _shapes(entries: list[dict[str, list[int]]]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(shape) for entry in entries for shape in entry.values())
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@lru_cache(maxsize=1)
-def cpu_model() -> str:
-    """The processor's name with family and model numbers, since a virtual machine may hide the name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = facts.get("model name", platform.machine())
-    numbers = [facts[key] for key in ("cpu family", "model", "stepping") if key in facts]
-    return f"{name} ({'/'.join(numbers)})" if numbers else name
