@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -59,17 +60,19 @@ class Cutter:
         return changed
 
     def network(self, alive: Alive) -> Network:
-        """The cut network; `shapes` of its values are not known."""
-        network = self.plan.network
-        nodes = list(network.nodes)
+        """The cut network; of its shapes only those of inputs and outputs are known."""
+        dense = self.plan.network
+        nodes = list(dense.nodes)
         for index, count in self._group_counts(alive):
             nodes[index] = copy_node(nodes[index])
             _set_group(nodes[index], count)
-        tensors = dict(network.tensors) | self.cut_tensors(alive)
-        return Network(
-            tuple(nodes), tensors, network.stateful, network.inputs, network.outputs, network.shapes, network.types,
-            network.opset,
-        )  # fmt: skip
+        interface = {*dense.inputs, *dense.outputs}
+        return replace(
+            dense,
+            nodes=tuple(nodes),
+            tensors=dict(dense.tensors) | self.cut_tensors(alive),
+            shapes={name: shape for name, shape in dense.shapes.items() if name in interface},
+        )
 
     def model_bytes(self, alive: Alive) -> bytes:
         """The cut network as a serialised ONNX file."""

@@ -151,6 +151,8 @@ def _refuse(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx"):
             raise GraphError(f"ONNX node '{node.name}' ({node.domain}::{node.op_type}) is not a standard operator")
+        if any(item.t.external_data or item.t.data_location == onnx.TensorProto.EXTERNAL for item in node.attribute):
+            raise GraphError(f"a constant of ONNX node '{node.name}' lies in another file", hint="store weights inside")
         if any(item.HasField("g") or item.graphs for item in node.attribute):
             raise GraphError(f"ONNX node '{node.name}' ({node.op_type}) holds a subgraph: control flow cannot be cut")
 

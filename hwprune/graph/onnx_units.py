@@ -36,6 +36,11 @@ class Units:
         """The number of the first unit of each group."""
         return dict(zip(self.names, itertools.accumulate((0, *self.sizes)), strict=False))
 
+    @cached_property
+    def size_of(self) -> dict[str, int]:
+        """The number of units of each group."""
+        return dict(zip(self.names, self.sizes, strict=True))
+
     @property
     def total(self) -> int:
         """The number of units of all groups."""
@@ -71,7 +76,7 @@ class Units:
     def _group(self, name: str) -> tuple[int, int]:
         if name not in self.offsets:
             raise unknown_name("removable channel group", name, self.names)
-        return self.offsets[name], self.sizes[self.names.index(name)]
+        return self.offsets[name], self.size_of[name]
 
 
 def find_labels(units: Units, kept_indices: KeptIndices, shapes: Shapes) -> TensorLabels:
@@ -84,7 +89,8 @@ def find_labels(units: Units, kept_indices: KeptIndices, shapes: Shapes) -> Tens
     numbered = tuple(zip(units.names, units.sizes, strict=True))
     only_first = [{name: [0] for i, (name, _) in enumerate(numbered) if not i >> bit & 1} for bit in group_bits]
     all_but_first = [
-        {name: range(1, size) for i, (name, size) in enumerate(numbered) if not i >> bit & 1} for bit in group_bits
+        {name: range(1, size) for i, (name, size) in enumerate(numbered) if size > 1 and not i >> bit & 1}
+        for bit in group_bits
     ]
     unit_bits = range((max(units.sizes, default=1) - 1).bit_length())
     with_bit = [
