@@ -21,8 +21,8 @@ STYLES = (
     (r"^(warning):", "yellow"),
     (r"^(hint|next|note):", "cyan"),
     (r"\b(SIMULATED)\b", "bold magenta"),
-    (r"(?<![\w.-])(pass|PASS|faster)(?![\w.-])", "green"),
-    (r"(?<![\w.-])(miss|MISS|FAIL|fail|infeasible|INFEASIBLE|slower|over budget)(?![\w.-])", "red"),
+    (r"(?<![\w.-])(pass|PASS)(?![\w.-])", "green"),
+    (r"(?<![\w.-])(miss|MISS|FAIL|fail|infeasible|INFEASIBLE|over budget)(?![\w.-])", "red"),
     (r"(?<![\w.-])(warn)(?![\w.-])", "yellow"),
     (r"^([A-Z][A-Z0-9 %./()<>+-]{8,})$", "bold"),
 )

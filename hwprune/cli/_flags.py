@@ -39,6 +39,13 @@ Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Images per inferen
 Samples = Annotated[
     int, typer.Option(metavar="N", min=10, help="Networks to measure for the latency table.", rich_help_panel=TARGET)
 ]
+MinKeep = Annotated[
+    float, typer.Option(metavar="SHARE", min=0, max=1, help="Least share of a group that stays.", rich_help_panel=SPACE)
+]
+Tile = Annotated[
+    str,
+    typer.Option(metavar="N", help="Step of the widths in channels; auto: found by a probe.", rich_help_panel=SPACE),
+]
 Tables = Annotated[Path, typer.Option(metavar="FOLDER", help="Latency tables.", rich_help_panel=TARGET)]
 
 
@@ -115,6 +122,11 @@ _COMMON: tuple[tuple[str, Any, Any], ...] = (
         False,
     ),
 )
+
+
+def epochs_flag(of_what: str) -> Any:
+    """A flag for a number of epochs of some training."""
+    return typer.Option(metavar="N", min=0, help=f"Epochs of {of_what}.", rich_help_panel=TRAINING)
 
 
 def common_parameters() -> list[inspect.Parameter]:

@@ -166,6 +166,7 @@ def parser_error(error: Exception) -> UsageError:
         place = origin(context, param.name, source.name) if source is not None else "flag"
         if place not in ("flag", "default"):
             message = f"{place}: {message}"
+    message = message.replace("Value error, ", "")
     return UsageError(message[:1].lower() + message[1:].rstrip(".") if message else "wrong usage", hint=help_command)
 
 

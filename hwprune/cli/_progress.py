@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -25,19 +27,33 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 LINE_EVERY_S = 10.0
+REDRAW_EVERY_S = 0.2
+WORTH_A_LINE_S = 2.0
+SHOWN_EPOCHS = 30
+
+
+@dataclass
+class _Stage:
+    """A stage that is being shown: when it began, its latest line and when a line of it was last printed."""
+
+    name: str
+    began: float
+    printed: float
+    line: str = ""
+    bar: TaskID | None = None
 
 
 class ProgressDisplay:
-    """A listener for `on_event`. Use it as a context manager, so that the bars leave the terminal whole."""
+    """A listener for `on_event`. Use it as a context manager, so that the bars leave the terminal whole.
+
+    One stage is shown at a time; a stage that took some seconds leaves its last line behind.
+    """
 
     def __init__(self, streams: Streams) -> None:
-        self._streams = streams
+        self._verbosity = streams.verbosity
         self._console = streams.console(stderr=True)
-        self._bars: Bars | None = None
-        self._tasks: dict[str, TaskID] = {}
-        self._last_line: dict[str, float] = {}
-        if self._console.is_terminal and streams.verbosity >= 0:
-            self._bars = _bars(self._console)
+        self._stage: _Stage | None = None
+        self._bars = _bars(self._console) if self._console.is_terminal and streams.verbosity >= 0 else None
 
     def __enter__(self) -> ProgressDisplay:
         if self._bars is not None:
@@ -47,6 +63,7 @@ class ProgressDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._finish_stage()
         if self._bars is not None:
             self._bars.stop()
 
@@ -56,52 +73,72 @@ class ProgressDisplay:
             self._line(f"warning: {event.text}")
             if event.hint:
                 self._line(f"hint: {event.hint}")
-        elif self._streams.verbosity >= 0:
+        elif self._verbosity >= 0:
             self._talk(event)
 
     def _talk(self, event: Event) -> None:
         if isinstance(event, StageStarted):
+            self._finish_stage()
             self._line(f"{event.stage:<9} {event.detail}".rstrip())
         elif isinstance(event, Note):
             self._line(f"{'':<9} {event.text}")
         elif isinstance(event, CandidateMeasured):
             self._line(f"{'measured':<9} {candidate_line(event)}")
-        elif isinstance(event, Progress):
-            self._step(event.stage, event.done, event.total, event.detail, event.remaining_s)
         elif isinstance(event, EpochDone):
-            detail = " ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
-            self._step(event.stage, event.epoch, event.epochs, f"{detail}", None, unit="epoch")
+            self._epoch(event)
+        elif isinstance(event, Progress):
+            line = progress_line(event.stage, event.done, event.total, event.detail, event.remaining_s)
+            self._step(event.stage, event.done, event.total, line, event.detail)
         elif isinstance(event, SearchStep):
-            figures = " ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
-            detail = f"predicted {format_ms(event.predicted_ms)} {figures}".rstrip()
-            self._step("search", event.step, event.steps, detail, None, unit="step")
+            detail = f"{format_ms(event.predicted_ms)} predicted   {figures(event.metrics)}".rstrip()
+            line = progress_line("search", event.step, event.steps, detail, None)
+            self._step("search", event.step, event.steps, line, detail)
 
-    def _step(
-        self, stage: str, done: int, total: int, detail: str, remaining_s: float | None, *, unit: str = ""
-    ) -> None:
-        if self._bars is not None:
-            if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(f"{stage:<9}", total=total, detail="")
-            self._bars.update(self._tasks[stage], completed=done, total=total, detail=detail)
-            if done >= total:
-                self._bars.remove_task(self._tasks.pop(stage))
-                self._line(progress_line(stage, done, total, detail, None, unit))
-            return
+    def _epoch(self, event: EpochDone) -> None:
+        if self._verbosity > 0 or event.epochs <= SHOWN_EPOCHS or event.epoch == event.epochs:
+            counted = f"epoch {event.epoch}/{event.epochs}"
+            self._line(f"{event.stage:<9} {counted}   {figures(event.metrics)}".rstrip())
+
+    def _step(self, name: str, done: int, total: int, line: str, detail: str) -> None:
         now = time.monotonic()
-        due = now - self._last_line.setdefault(stage, now) >= LINE_EVERY_S
-        if due or done >= total or self._streams.verbosity > 0:
-            self._last_line[stage] = now
-            self._line(progress_line(stage, done, total, detail, remaining_s, unit))
+        if self._stage is None or self._stage.name != name:
+            self._finish_stage()
+            self._stage = _Stage(name, now, now)
+            if self._bars is not None:
+                self._stage.bar = self._bars.add_task(f"{name:<9}", total=total, detail="")
+        self._stage.line = line
+        if self._bars is not None and self._stage.bar is not None:
+            self._bars.update(self._stage.bar, completed=done, total=total, detail=detail)
+            if now - self._stage.printed >= REDRAW_EVERY_S:
+                self._stage.printed = now
+                self._bars.refresh()
+        elif now - self._stage.printed >= LINE_EVERY_S or self._verbosity > 0:
+            self._stage.printed = now
+            self._line(line)
+
+    def _finish_stage(self) -> None:
+        stage, self._stage = self._stage, None
+        if stage is None:
+            return
+        if self._bars is not None and stage.bar is not None:
+            self._bars.remove_task(stage.bar)
+        now = time.monotonic()
+        if now - stage.began >= WORTH_A_LINE_S and self._verbosity == 0:
+            self._line(stage.line)
 
     def _line(self, text: str) -> None:
         (self._console if self._bars is None else self._bars.console).print(styled(text))
 
 
-def progress_line(stage: str, done: int, total: int, detail: str, remaining_s: float | None, unit: str) -> str:
+def figures(metrics: Mapping[str, float]) -> str:
+    """`loss 0.412  score 0.981`."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def progress_line(stage: str, done: int, total: int, detail: str, remaining_s: float | None) -> str:
     """`profile   40/100   1:05 left   0.412 ms`."""
-    counted = f"{unit} {done}/{total}" if unit else f"{done}/{total}"
-    left = f"{format_duration(remaining_s)} left" if remaining_s is not None else ""
-    return "   ".join(part for part in (f"{stage:<9} {counted}", left, detail) if part)
+    left = f"{format_duration(remaining_s)} left" if remaining_s else ""
+    return "   ".join(part for part in (f"{stage:<9} {done}/{total}", left, detail) if part)
 
 
 def candidate_line(event: CandidateMeasured) -> str:
@@ -122,4 +159,5 @@ def _bars(console: Console) -> Bars:
         TextColumn("{task.fields[detail]}", markup=False),
         console=console,
         transient=True,
+        auto_refresh=False,  # no thread may wake up beside a measurement
     )

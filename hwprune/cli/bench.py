@@ -9,7 +9,7 @@ import typer
 from hwprune.cli import _flags as flags
 from hwprune.cli._console import Outcome
 from hwprune.cli._verb import Call, register
-from hwprune.core.errors import UsageError
+from hwprune.core.errors import unknown_name
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import parse_latency_ms
 from hwprune.report.text import bench_text
@@ -22,11 +22,15 @@ def bench(
     call: Call,
     subjects: Annotated[list[str], typer.Argument(help="ONNX files, models or runs; the first is the baseline.")],
     fail_above: Annotated[
-        str | None, typer.Option(help="Exit 1 when a latency's upper bound is above, as 4ms.")
+        str | None, typer.Option(metavar="MS", help="Exit 1 when a latency's upper bound is above, as 4ms.")
     ] = None,
-    protocol: Annotated[str, typer.Option(help=f"How long to measure: {', '.join(PROTOCOLS)}.")] = "default",
-    laps: Annotated[int | None, typer.Option(min=3, help="Timed runs a round, instead of the protocol's.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds, instead of the protocol's.")] = None,
+    protocol: Annotated[
+        str, typer.Option(metavar="NAME", help=f"How long to measure: {', '.join(PROTOCOLS)}.")
+    ] = "default",
+    laps: Annotated[
+        int | None, typer.Option(metavar="N", min=3, help="Timed runs a round, instead of the protocol's.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Rounds, instead of the protocol's.")] = None,
     device: flags.Device = "cpu",
     runtime: flags.Runtime = None,
     threads: flags.Threads = 1,
@@ -36,7 +40,7 @@ def bench(
     from hwprune import api
 
     if protocol not in PROTOCOLS:
-        raise UsageError(f"unknown protocol '{protocol}'", hint=f"known: {', '.join(PROTOCOLS)}")
+        raise unknown_name("protocol", protocol, PROTOCOLS)
     limit_ms = None if fail_above is None else parse_latency_ms(fail_above)
     with call.watch() as on_event:
         result = api.bench(

@@ -17,23 +17,22 @@ def devices(call: Call) -> Outcome:
 
     found = api.devices()
     rows = [
-        (
-            item.name,
-            item.kind,
-            ", ".join(item.runtimes),
-            ", ".join(item.aliases) or "-",
-            item.description,
-        )
+        (item.name, item.connection.kind, ", ".join(item.runtimes), ", ".join(item.aliases) or "-", item.description)
         for item in found
     ]
     text = table(("NAME", "KIND", "RUNTIMES", "ALIASES", "DESCRIPTION"), rows, left=(0, 1, 2, 3, 4))
-    keys = ("name", "kind", "runtimes", "aliases", "description")
-    document = {"devices": [{key: _plain(getattr(item, key)) for key in keys} for item in found]}
-    return Outcome(text, document, next=("hwprune doctor --device NAME",))
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
+    documents = [
+        {
+            "name": item.name,
+            "kind": item.connection.kind,
+            "runtimes": list(item.runtimes),
+            "aliases": list(item.aliases),
+            "description": item.description,
+            "source": item.source,
+        }
+        for item in found
+    ]
+    return Outcome(text, {"devices": documents}, next=("hwprune doctor --device NAME",))
 
 
 def add_to(app: typer.Typer) -> None:

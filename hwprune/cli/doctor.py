@@ -34,9 +34,7 @@ def doctor(
     document = {
         "device": device,
         "verdict": "fail" if failed else "pass",
-        "checks": [
-            {"name": check.name, "status": check.status, "detail": check.detail, "fix": check.fix} for check in checks
-        ],
+        "checks": [check.to_json() for check in checks],
     }
     return Outcome("\n".join([device, *lines]), document, int(failed > 0))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,17 +18,18 @@ EXAMPLE = "hwprune finetune last --epochs 10"
 def finetune(
     call: Call,
     run: flags.Run = "last",
-    epochs: Annotated[float | None, typer.Option(min=0, help="Epochs to train.")] = None,
+    epochs: Annotated[float | None, flags.epochs_flag("finetuning; the run's own number by default")] = None,
     data: flags.Data = None,
+    tables: flags.Tables = Path("latency_tables"),
 ) -> Outcome:
     """Finetune a run's pruned network, taught by the dense one, and measure it again."""
     from hwprune import api
 
     with call.job() as (on_event, stop):
         done = api.finetune(
-            call.run(run), epochs=epochs, data=data, seed=call.common.seed, on_event=on_event, stop=stop
+            call.run(run), epochs=epochs, data=data, seed=call.common.seed, tables=tables, on_event=on_event, stop=stop
         )
-    return outcome_of(done.folder)
+    return outcome_of(done.folder, done.result)
 
 
 def add_to(app: typer.Typer) -> None:

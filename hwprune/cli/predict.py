@@ -20,7 +20,7 @@ def predict(
     call: Call,
     model: flags.Model = None,
     widths: Annotated[
-        str | None, typer.Option(help="GROUP=UNITS,... or a JSON file; groups left out stay dense.")
+        str | None, typer.Option(metavar="WIDTHS", help="GROUP=UNITS,... or a JSON file; groups left out stay dense.")
     ] = None,
     data: flags.Data = None,
     input: flags.Input = None,

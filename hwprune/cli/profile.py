@@ -11,6 +11,7 @@ from hwprune.cli._console import Outcome
 from hwprune.cli._verb import Call, example_shape, register
 from hwprune.core.units import format_ms
 from hwprune.report.text import device_sentence, facts
+from hwprune.search.settings import DEFAULTS
 
 EXAMPLE = "hwprune profile mobilenetv2 --device cpu --samples 100"
 
@@ -26,6 +27,8 @@ def profile(
     batch: flags.Batch = 1,
     samples: flags.Samples = 100,
     tables: flags.Tables = Path("latency_tables"),
+    min_keep: flags.MinKeep = DEFAULTS.min_keep,
+    tile: flags.Tile = "auto",
 ) -> Outcome:
     """Measure networks of many widths on a device and write a latency table.
 
@@ -45,6 +48,8 @@ def profile(
             batch=batch,
             samples=samples,
             tables=tables,
+            min_keep=min_keep,
+            tile=tile,
             seed=call.common.seed,
             on_event=on_event,
             stop=stop,

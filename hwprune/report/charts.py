@@ -93,7 +93,7 @@ def sample_plot(measurement: Measurement, *, budget_ms: float | None, kind: str)
     """Every lap that counts in the order of measuring, rounds apart, with the interval of the median as a band."""
     rounds = [[ratio * measurement.reference_ms for ratio in item.ratios] for item in measurement.valid_rounds]
     values = sorted(measurement.samples_ms)
-    shown = values[: max(1, int(0.95 * len(values)))] + ([budget_ms] if budget_ms else [])
+    shown = values[: max(1, int(0.9 * len(values)))] + ([budget_ms] if budget_ms else [])
     x = Axis(0, len(values), f"{measurement.lap_count} laps in {measurement.round_count} rounds")
     plot = Plot(x, Axis.around(shown, "ms"), height=220, label=f"laps of {measurement.subject}")
     low, high = measurement.ci_ms

@@ -9,7 +9,6 @@ from typing import Any
 
 from hwprune.core.config import to_toml
 from hwprune.core.files import atomic_write_text, finite
-from hwprune.core.measurement import WARNINGS
 from hwprune.core.units import format_bytes, format_count, format_duration, format_ms
 from hwprune.report import charts, text
 from hwprune.report.run_data import RunData
@@ -129,10 +128,11 @@ def _environment(run: RunData) -> list[tuple[str, str]]:
 def _flat(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for key, value in document.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not key.startswith("fingerprint"):
             found += _flat(value, f"{prefix}{key} ")
-        elif value not in (None, ""):
-            found.append((f"{prefix}{key}".replace("_", " "), str(value)))
+        elif value not in (None, "") and not key.startswith("fingerprint"):
+            shown = " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+            found.append((f"{prefix}{key}".replace("_", " "), shown))
     return found
 
 
@@ -151,9 +151,7 @@ def _samples(run: RunData) -> list[tuple[str, str, str]]:
 
 
 def _warnings(run: RunData) -> list[str]:
-    found = list(run.result.warnings)
-    for name, measurement in run.result.measurements.items():
-        found += [f"{name}: {WARNINGS[key][0]}; {WARNINGS[key][1]}" for key in measurement.warnings]
+    found = list(text.warnings_of(run.result))
     if run.damaged_records:
         found.append(f"{run.damaged_records} damaged line(s) of the journal were left out")
     return found

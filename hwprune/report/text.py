@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from hwprune.core.measurement import WARNINGS, Comparison, Fingerprint, Measurement
 from hwprune.core.units import format_count, format_duration, format_ms
@@ -104,7 +105,24 @@ def search_text(result: Result) -> str:
         ("run", result.run_dir),
         ("took", _took(result)),
     ]
-    return "\n".join([*body, facts(closing), *(f"warning: {text}" for text in result.warnings)])
+    return "\n".join([*body, facts(closing), *(f"warning: {text}" for text in warnings_of(result))])
+
+
+def warnings_of(result: Result) -> tuple[str, ...]:
+    """What the run and its measurements warn about, as sentences with advice, each once."""
+    found = [text for text in result.warnings if text not in WARNINGS]
+    for name, item in result.measurements.items():
+        found += [f"{name}: {WARNINGS[key][0]}; {WARNINGS[key][1]}" for key in item.warnings]
+    return tuple(dict.fromkeys(found))
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Each name without the folders that all of them share."""
+    parts = [name.split("/") for name in names]
+    shared = 0
+    while len(names) > 1 and all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
+        shared += 1
+    return {name: "/".join(part[shared:]) if shared else name for name, part in zip(names, parts, strict=True)}
 
 
 def verdict_sentence(result: Result) -> str:
@@ -136,17 +154,20 @@ def bench_text(
 ) -> str:
     """Every subject's statistics, then the comparisons with their intervals, then the limit."""
     first = next(iter(measurements.values()))
+    short = short_names(list(measurements))
     lines = [device_sentence(first.fingerprint), ""]
-    rows = [_bench_row(name, measurement) for name, measurement in measurements.items()]
+    rows = [_bench_row(short[name], measurement) for name, measurement in measurements.items()]
     lines.append(table(("SUBJECT", "LATENCY [95 %]", "P90", "P99", "MAD", "ROUNDS", "LAPS", "VOID"), rows))
     lines.append("")
-    lines += [f"{item.subject}: {speed_sentence(item)}" for item in comparisons]
-    if limit_ms is not None:
-        for name, item in measurements.items():
-            lines.append(f"{name}: {'FAIL' if item.ci_ms[1] > limit_ms else 'pass'} under {format_ms(limit_ms)}")
-    for name, item in measurements.items():
-        lines += [f"warning: {name}: {WARNINGS[key][0]}; {WARNINGS[key][1]}" for key in item.warnings]
-    if any(item.p99_ms is None for item in measurements.values()):
+    for item in comparisons:
+        named = replace(item, baseline=short.get(item.baseline, item.baseline))
+        lines.append(f"{short.get(item.subject, item.subject)}: {speed_sentence(named)}")
+    for name, timed in measurements.items() if limit_ms is not None else ():
+        over = limit_ms is not None and timed.ci_ms[1] > limit_ms
+        lines.append(f"{short[name]}: {'FAIL: not' if over else 'pass:'} under {format_ms(limit_ms or 0)}")
+    for name, timed in measurements.items():
+        lines += [f"warning: {short[name]}: {WARNINGS[key][0]}; {WARNINGS[key][1]}" for key in timed.warnings]
+    if any(timed.p99_ms is None for timed in measurements.values()):
         lines.append("note: p99 takes 473 laps or more")
     return "\n".join(lines)
 
