@@ -87,26 +87,25 @@ class ProgressDisplay:
         elif isinstance(event, EpochDone):
             self._epoch(event)
         elif isinstance(event, Progress):
-            line = progress_line(event.stage, event.done, event.total, event.detail, event.remaining_s)
-            self._step(event.stage, event.done, event.total, line, event.detail)
+            detail = "   ".join(filter(None, (time_left(event.remaining_s), event.detail)))
+            self._step(event.stage, event.done, event.total, detail)
         elif isinstance(event, SearchStep):
             detail = f"{format_ms(event.predicted_ms)} predicted   {figures(event.metrics)}".rstrip()
-            line = progress_line("search", event.step, event.steps, detail, None)
-            self._step("search", event.step, event.steps, line, detail)
+            self._step("search", event.step, event.steps, detail)
 
     def _epoch(self, event: EpochDone) -> None:
         if self._verbosity > 0 or event.epochs <= SHOWN_EPOCHS or event.epoch == event.epochs:
             counted = f"epoch {event.epoch}/{event.epochs}"
             self._line(f"{event.stage:<9} {counted}   {figures(event.metrics)}".rstrip())
 
-    def _step(self, name: str, done: int, total: int, line: str, detail: str) -> None:
+    def _step(self, name: str, done: int, total: int, detail: str) -> None:
         now = time.monotonic()
         if self._stage is None or self._stage.name != name:
             self._finish_stage()
             self._stage = _Stage(name, now, now)
             if self._bars is not None:
                 self._stage.bar = self._bars.add_task(f"{name:<9}", total=total, detail="")
-        self._stage.line = line
+        self._stage.line = line = f"{name:<9} {done}/{total}   {detail}".rstrip()
         if self._bars is not None and self._stage.bar is not None:
             self._bars.update(self._stage.bar, completed=done, total=total, detail=detail)
             if now - self._stage.printed >= REDRAW_EVERY_S:
@@ -135,10 +134,9 @@ def figures(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
-def progress_line(stage: str, done: int, total: int, detail: str, remaining_s: float | None) -> str:
-    """`profile   40/100   1:05 left   0.412 ms`."""
-    left = f"{format_duration(remaining_s)} left" if remaining_s else ""
-    return "   ".join(part for part in (f"{stage:<9} {done}/{total}", left, detail) if part)
+def time_left(remaining_s: float | None) -> str:
+    """`1:05 left`; "" when nothing is known or nothing is left."""
+    return f"{format_duration(remaining_s)} left" if remaining_s else ""
 
 
 def candidate_line(event: CandidateMeasured) -> str:
@@ -149,13 +147,12 @@ def candidate_line(event: CandidateMeasured) -> str:
 
 
 def _bars(console: Console) -> Bars:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[detail]}", markup=False),
         console=console,
         transient=True,

@@ -129,7 +129,19 @@ def measurement(subject: str, latency_ms: float, *, seed: int, simulated: bool) 
         level = latency_ms * rng.gauss(1, 0.002)
         references = tuple(rng.gauss(0.2, 0.0005) for _ in range(31))
         laps = tuple(level * rng.gauss(1, 0.004) * (1.3 if rng.random() < 0.02 else 1) for _ in range(30))
-        rounds.append(Round(index, laps, references, void="reference slower" if index == 3 else "", wall_ms=level))
+        rounds.append(
+            Round(
+                index,
+                laps,
+                before_ms=references[:-1],
+                after_ms=references[1:],
+                burst=1,
+                floor_ms=0.2,
+                quiet_ms=0.212,
+                void="trend" if index == 3 else "",
+                wall_ms=level,
+            )
+        )
     runtime = "simulated" if simulated else "onnxruntime"
     fingerprint = Fingerprint(
         "simulated" if simulated else "cpu", "made-up CPU", 1, runtime, "1.31.1", "fp32", 1, 1, "Linux x86_64"

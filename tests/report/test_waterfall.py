@@ -1,0 +1,261 @@
+"""Reasons are given where they hold and nowhere else: hand-made layers with known causes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from random import Random
+
+import pytest
+from made_run import DENSE, KEPT, TILE, layer_times, ops
+
+from hwprune.core.measurement import LayerTime
+from hwprune.core.ops import OpKey
+from hwprune.report.run_data import LayerProfile, NamedOp
+from hwprune.report.waterfall import LayerRow, Waterfall, module_path, padding_text, waterfall
+from hwprune.report.waterfall_text import lost_sentence, waterfall_text
+
+FLOOR = LayerTime("Reshape", "Reshape", 0.001)
+
+
+def conv(into: int, out: int, *, size: int = 16, kernel: int = 3, groups: int = 1) -> OpKey:
+    return OpKey("conv", into, out, (kernel, kernel), (1, 1), groups, (size, size), (size, size))
+
+
+def layer(name: str, latency_ms: float, op: OpKey | None = None, *, kind: str = "Conv") -> LayerTime:
+    if op is None:
+        return LayerTime(name, kind, latency_ms)
+    return LayerTime(name, kind, latency_ms, ((1, op.in_channels, *op.in_size),), ((1, op.out_channels, *op.out_size),))
+
+
+def compare(
+    dense: tuple[float, OpKey],
+    pruned: tuple[float, OpKey],
+    *,
+    tile: int = 1,
+    names: tuple[str, str] = ("block.conv/Conv", "block.conv/Conv"),
+    shapes: bool = False,
+    extra: tuple[LayerTime, ...] = (),
+) -> Waterfall:
+    sides = [
+        (FLOOR, layer(name, latency, op if shapes else None))
+        for name, (latency, op) in zip(names, (dense, pruned), strict=True)
+    ]
+    profile = LayerProfile(
+        tile, sides[0], (*sides[1], *extra), (NamedOp("block.conv", dense[1]),), (NamedOp("block.conv", pruned[1]),)
+    )
+    return waterfall(profile)
+
+
+def row(result: Waterfall, name: str = "block.conv") -> LayerRow:
+    return next(item for item in result.rows if item.name == name)
+
+
+def causes(item: LayerRow) -> dict[str, float]:
+    return {cause.name: cause.cost_ms for cause in item.causes}
+
+
+def test_time_that_follows_the_macs_has_no_cause() -> None:
+    found = row(compare((1.0, conv(64, 64)), (0.5, conv(64, 32))))
+    assert found.promised_ms == pytest.approx(0.5)
+    assert found.causes == ()
+    assert found.why == ""
+    assert not found.in_vain
+
+
+def test_padding_by_the_tile() -> None:
+    found = row(compare((1.0, conv(64, 64)), (0.5005, conv(64, 25)), tile=32))
+    assert found.why == "25 -> padded to 32"
+    assert causes(found)["padding"] == pytest.approx(0.999 * (32 - 25) / 64, rel=1e-6)
+    assert set(causes(found)) <= {"padding", "overhead"}
+
+
+def test_padding_by_the_runtimes_own_shapes() -> None:
+    """The runtime says 48 channels in and out where the model has 40: what it says goes before the tile."""
+    dense, pruned = conv(64, 64), conv(40, 40)
+    profile = LayerProfile(
+        8,
+        (FLOOR, layer("c/Conv", 1.0, dense)),
+        (FLOOR, layer("c/Conv", 0.5625, conv(48, 48))),
+        (NamedOp("c", dense),),
+        (NamedOp("c", pruned),),
+    )
+    found = row(waterfall(profile), "c")
+    assert found.why == "40 -> padded to 48, 40 -> padded to 48 (input)"
+    assert causes(found)["padding"] == pytest.approx(0.999 * (48 * 48 - 40 * 40) / 64**2, rel=1e-6)
+
+
+def test_no_padding_where_the_runtime_computes_the_channels_as_they_are() -> None:
+    found = row(compare((1.0, conv(64, 64)), (0.9, conv(64, 25)), tile=32, shapes=True))
+    assert "padding" not in causes(found)
+    assert found.why == "not explained by padding, layout, memory or overhead"
+
+
+def test_leaving_the_blocked_layout() -> None:
+    names = ("block.conv/Conv+Relu_nchwc", "block.conv/Conv")
+    dense, pruned = conv(144, 144, groups=144), conv(90, 90, groups=90)
+    found = row(compare((0.026, dense), (0.29, pruned), tile=16, names=names, shapes=True))
+    assert found.why == "left the blocked layout: 90 channels at a tile of 16"
+    assert found.in_vain
+
+
+def test_bound_by_activations() -> None:
+    """A 1x1 convolution of few channels on a large map: halving one side halves the MACs, not the bytes."""
+    wide, narrow = conv(8, 8, size=128, kernel=1), conv(4, 8, size=128, kernel=1)
+    busy = conv(256, 256)
+    profile = LayerProfile(
+        1,
+        (FLOOR, layer("thin/Conv", 0.1), layer("busy/Conv", 1.0)),
+        (FLOOR, layer("thin/Conv", 0.0752), layer("busy/Conv", 1.0)),
+        (NamedOp("thin", wide), NamedOp("busy", busy)),
+        (NamedOp("thin", narrow), NamedOp("busy", busy)),
+    )
+    found = row(waterfall(profile), "thin")
+    assert found.why == "bound by memory (activations)"
+    assert causes(found)["memory"] == pytest.approx(0.25 * 0.099, rel=0.03)
+
+
+def test_bound_by_weights() -> None:
+    """A layer on one pixel reads each weight once; its biases aside it follows the weights, so inputs decide."""
+    before, after = conv(2048, 4, size=1, kernel=1), conv(2048, 2, size=1, kernel=1)
+    busy = conv(256, 256)
+    profile = LayerProfile(
+        1,
+        (FLOOR, layer("head/Conv", 0.1), layer("busy/Conv", 0.2)),
+        (FLOOR, layer("head/Conv", 0.0605), layer("busy/Conv", 0.2)),
+        (NamedOp("head", before), NamedOp("busy", busy)),
+        (NamedOp("head", after), NamedOp("busy", busy)),
+    )
+    found = row(waterfall(profile), "head")
+    assert found.why == "bound by memory (weights)"
+
+
+def test_the_fixed_cost_of_a_node() -> None:
+    found = row(compare((0.0015, conv(64, 64)), (0.001125, conv(64, 16))))
+    assert found.why == "fixed cost of a node (1.0 us) does not shrink"
+    assert causes(found)["overhead"] == pytest.approx(0.00075)
+
+
+def test_what_nothing_explains_is_said_to_be_unexplained() -> None:
+    found = row(compare((1.0, conv(64, 64)), (1.4, conv(64, 32))))
+    assert max(causes(found), key=causes(found).__getitem__) == "other"
+    assert found.in_vain
+    assert found.change_ms == pytest.approx(0.4)
+
+
+def test_fusion_lost_and_inserted_conversions_stand_on_one_side() -> None:
+    extra = (layer("block.relu/Relu", 0.02, kind="Relu"), layer("ReorderOutput_token_7", 0.01, kind="ReorderOutput"))
+    result = compare((1.0, conv(64, 64)), (0.5, conv(64, 32)), extra=extra)
+    assert row(result, "block.relu").why == "fusion lost: runs on its own in the pruned network"
+    assert row(result, "ReorderOutput").why == "layout conversion inserted by the runtime"
+    assert row(result, "ReorderOutput").dense_ms is None
+    assert result.lost_by_cause()["added nodes"] == pytest.approx(0.03)
+
+
+def test_a_node_that_only_the_dense_network_has() -> None:
+    profile = LayerProfile(1, (FLOOR, layer("gone/Add", 0.1, kind="Add")), (FLOOR,), (), ())
+    found = row(waterfall(profile), "gone")
+    assert found.pruned_ms is None
+    assert found.why == "only in the dense network: fused or gone"
+
+
+def test_time_of_nodes_that_belong_to_no_module() -> None:
+    result = compare((1.0, conv(64, 64)), (0.5, conv(64, 32)))
+    assert result.unattributed_ms == pytest.approx(FLOOR.latency_ms)
+    assert not row(result, "Reshape").in_model
+    assert row(result).in_model
+
+
+def test_unpruned_layers_are_called_so() -> None:
+    found = row(compare((1.0, conv(64, 64)), (1.2, conv(64, 64))))
+    assert found.why == "not pruned"
+    assert found.lost_ms == 0
+
+
+def test_nodes_of_one_module_are_summed() -> None:
+    profile = LayerProfile(
+        1,
+        (layer("m/Conv", 0.3), layer("m/Conv_1", 0.2)),
+        (layer("m/Conv", 0.1), layer("m/Conv_1", 0.1)),
+        (NamedOp("m", conv(8, 8)),),
+        (NamedOp("m", conv(8, 4)),),
+    )
+    found = row(waterfall(profile), "m")
+    assert (found.dense_ms, found.pruned_ms) == (pytest.approx(0.5), pytest.approx(0.2))
+
+
+@pytest.mark.parametrize(
+    ("node", "path"),
+    [
+        ("layer1.0.conv1/Conv+Relu_nchwc", "layer1.0.conv1"),
+        ("fc/Gemm", "fc"),
+        ("ReorderOutput_token_12", "ReorderOutput"),
+        ("GlobalAveragePool_nchwc", "GlobalAveragePool"),
+        ("Mul_18", "Mul"),
+        ("Reshape", "Reshape"),
+    ],
+)
+def test_module_path(node: str, path: str) -> None:
+    assert module_path(node) == path
+
+
+def test_padding_text_of_a_depthwise_layer_names_its_channels_once() -> None:
+    op = conv(90, 90, groups=90)
+    assert padding_text(op, replace(op, out_channels=96)) == "90 -> padded to 96"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_causes_add_up_to_what_is_lost(seed: int) -> None:
+    rng = Random(seed)
+    kept = {name: rng.randint(4, units) for name, units in DENSE.items()}
+    noisy = tuple(replace(item, latency_ms=item.latency_ms * rng.uniform(0.7, 2)) for item in layer_times(kept, seed))
+    result = waterfall(LayerProfile(TILE, layer_times(DENSE, 1), noisy, ops(DENSE), ops(kept)))
+    for item in result.rows:
+        if item.causes:
+            lost = (item.pruned_ms or 0) - (item.promised_ms or 0)
+            assert item.lost_ms == pytest.approx(lost, rel=0.05)
+            assert all(cause.cost_ms > 0 for cause in item.causes)
+    assert result.dense_sum_ms == pytest.approx(math.fsum(item.latency_ms for item in layer_times(DENSE, 1)))
+    assert result.pruned_sum_ms == pytest.approx(math.fsum(item.latency_ms for item in noisy))
+
+
+def made() -> Waterfall:
+    profile = LayerProfile(TILE, layer_times(DENSE, 1), layer_times(KEPT, 2), ops(DENSE), ops(KEPT))
+    return waterfall(profile, dense_ms=3.04, pruned_ms=1.84, simulated=True)
+
+
+def test_the_made_up_run_blames_the_width_off_the_tile() -> None:
+    result = made()
+    assert row(result, "layer1.1.conv1").why == "25 -> padded to 32"
+    assert row(result, "layer1.1.conv2").why == "25 -> padded to 32 (input)"
+    assert next(iter(result.lost_by_cause())) == "padding"
+    assert [item.name for item in result.rows][:3] == ["stem", "layer1.0.conv1", "layer1.0.conv2"]
+
+
+def test_json_has_units_and_reasons() -> None:
+    document = made().to_json()
+    assert document["dense_ms"] == 3.04
+    assert document["rows"][3]["why"] == "25 -> padded to 32"
+    assert document["rows"][3]["change_ms"] < 0
+
+
+def test_text_lists_sums_and_layers() -> None:
+    lines = waterfall_text(made(), limit=4).splitlines()
+    assert lines[0].startswith("SIMULATED")
+    assert lines[1] == "dense     3.04 ms measured, layers add up to 3.13 ms"
+    assert any(line.startswith("(14 shorter ones)") for line in lines)
+    assert any(line.startswith("sum ") and "-40 %" in line for line in lines)
+    assert lines[-1].endswith("the measured whole decides.")
+
+
+def test_text_of_layers_in_vain() -> None:
+    text = waterfall_text(compare((1.0, conv(64, 64)), (1.4, conv(64, 32))))
+    assert "1 layer lost channels and less than 5 % of the time:\n  block.conv  not explained" in text
+
+
+def test_lost_sentence() -> None:
+    assert lost_sentence(made()).startswith("0.0681 ms padding, ")
+
+
+def test_nothing_lost_says_nothing() -> None:
+    assert "lost      nothing" in waterfall_text(compare((1.0, conv(64, 64)), (0.5, conv(64, 32))))
