@@ -162,14 +162,17 @@ class Call:
         for factor in layout:
             self.pin(factor.ids, reason)
 
-    def keep_only(self, tensor: Tensor, dims: set[int]) -> Layout:
-        """The layout on these dims; labels elsewhere are pinned, because the operator mixes positions there."""
+    def keep_only(self, tensor: Tensor, dims: set[int], reason: str = "it mixes their positions") -> Layout:
+        """The layout on these dims, joint factors reduced to them; labels elsewhere are pinned."""
         kept = []
         for factor in self.layout(tensor):
-            if set(factor.dims) <= dims:
+            inside = [dim for dim in factor.dims if dim in dims]
+            if len(inside) == len(factor.dims):
                 kept.append(factor)
+            elif inside:
+                kept.append(self.reduced(factor, factor.preferred if factor.preferred in inside else inside[-1]))
             else:
-                self.pin(factor.ids, "it mixes their positions")
+                self.pin(factor.ids, reason)
         return tuple(kept)
 
     def contract(self, left: Tensor, left_dim: int, right: Tensor, right_dim: int) -> None:

@@ -28,6 +28,12 @@ class ConsumerSlice:
     positions: npt.NDArray[np.int64]
     units: npt.NDArray[np.int64]
 
+    @cached_property
+    def is_ordered(self) -> bool:
+        """True if position i belongs to unit i."""
+        order = np.arange(self.positions.size)
+        return bool((self.positions == order).all() and (self.units == order).all())
+
 
 @dataclass(frozen=True)
 class AttributeEdit:

@@ -22,6 +22,7 @@ from hwprune.graph.tape import copied, first_line, plain_attention, watch_module
 
 # Relative to the largest output; wrong wiring is off by a tenth or more, rounding by a millionth.
 _TOLERANCE = 1e-4
+_COARSE = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ def lively(model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     running statistics of a network without training do not fit its activations.
     """
     copy = copied(model).eval()
+    if any(parameter.dtype in _COARSE for parameter in copy.parameters()):
+        copy = copy.float()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in [*copy.named_parameters(), *copy.named_buffers()]:
@@ -147,6 +150,8 @@ def _is_constant(tensor: Tensor) -> bool:
 
 
 def _lively_input(tensor: Tensor) -> Tensor:
+    if tensor.dtype in _COARSE:
+        tensor = tensor.float()
     if not _is_constant(tensor):
         return tensor
     generator = torch.Generator().manual_seed(0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hwprune.core.errors import GraphError
-from hwprune.graph.channel_graph import ChannelGraph
+from hwprune.graph.channel_graph import ChannelGraph, ConsumerSlice
 
 
 def gate_parameters(
@@ -27,9 +27,15 @@ def gate_parameters(
             raise GraphError(f"the gate of group '{name}' has shape {tuple(gate.shape)}", hint=f"it must be ({units},)")
         for item in graph.consumer_slices(name):
             weight = changed.get(item.parameter, parameters[item.parameter])
-            positions = torch.as_tensor(item.positions, device=weight.device)
-            units_at = torch.as_tensor(item.units, device=gate.device)
-            factor = torch.ones(weight.shape[item.dim], dtype=weight.dtype, device=weight.device)
-            factor = factor.index_put((positions,), gate[units_at].to(weight.dtype))
+            factor = _factor(gate.to(weight), item, weight.shape[item.dim])
             changed[item.parameter] = weight * factor.reshape([-1 if d == item.dim else 1 for d in range(weight.ndim)])
     return changed
+
+
+def _factor(gate: Tensor, item: ConsumerSlice, size: int) -> Tensor:
+    """The gate spread over a dim of `size`: 1 where the weight reads other channels."""
+    if item.is_ordered and item.positions.size == size == gate.numel():
+        return gate
+    positions = torch.as_tensor(item.positions, device=gate.device)
+    units = torch.as_tensor(item.units, device=gate.device)
+    return gate.new_ones(size).index_put((positions,), gate[units])

@@ -107,6 +107,7 @@ def find_groups(record: Record, *, allow_inexact: bool) -> Structure:
             labels.pin(ids, pin)
     components = labels.components()
     reasons = labels.reasons(components)
+    inexact = {c: pin for ids, pin in record.inexact for c in np.unique(components[ids[ids != 0]]).tolist()}
     first_op = _first_ops(record, components)
     classes = _classes(record, components, reasons, first_op)
     group_of = np.full(labels.count, -1, np.int64)
@@ -116,6 +117,8 @@ def find_groups(record: Record, *, allow_inexact: bool) -> Structure:
     names: Counter[str] = Counter()
     for chosen in classes:
         group, ordered = _group(record, components, members, chosen, reasons)
+        if group.removable and chosen[0] in inexact:
+            group = replace(group, reason=f"inexact until finetuned: {describe(inexact[chosen[0]])}")
         names[group.name] += 1
         if names[group.name] > 1:
             group = replace(group, name=f"{group.name}#{names[group.name]}")

@@ -163,7 +163,10 @@ def channel_view(record: Record, tensor: Tensor) -> tuple[Ids, int, tuple[int, i
     shape = tuple(tensor.shape)
     layout = record.get(tensor).layout
     if layout:
-        factor = max(layout, key=lambda item: item.ids.size)
+        # Tokens may be labelled too (by a position embedding): images have channels at 1, sequences at the end.
+        usual = (1, len(shape) - 1) if len(shape) > 3 else (len(shape) - 1,)
+        found = (factor_on(layout, dim) for dim in usual)
+        factor = next((item for item in found if item is not None), max(layout, key=lambda item: item.ids.size))
         dims, ids = factor.dims, factor.ids.ravel()
     elif len(shape) > 1:
         dims = (len(shape) - 1 if len(shape) == 3 else 1,)

@@ -33,7 +33,7 @@ def trace(
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     if not inputs or not all(isinstance(item, Tensor) for item in inputs):
         raise GraphError(
-            "the example input must be a tensor or a tuple of tensors", hint="trace(model, torch.randn(...))"
+            "the example input is not a tensor or a tuple of tensors", hint="trace(model, torch.randn(...))"
         )
     structure = find_groups(record_run(model, inputs), allow_inexact=allow_inexact)
     pinned = _protected(structure.groups_by_producer(), protect)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from hwprune.graph.check import lively
 from hwprune.testing.network_blocks import (
     Bottleneck,
     C2f,
@@ -92,16 +93,8 @@ FAMILIES: dict[str, Callable[[], Built]] = {
 
 
 def build(family: str, seed: int = 0) -> Built:
-    """The network of a family in eval mode, with weights and running statistics drawn from the seed."""
+    """The network of a family in eval mode, its weights drawn from the seed and its signal alive in every layer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, example = FAMILIES[family]()
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_(0, 0.3)
-            elif name.endswith("running_var"):
-                buffer.uniform_(0.3, 1.0)
-        for name, parameter in model.named_parameters():
-            if (parameter.ndim == 1 and "norm" in name) or (".1." in name and parameter.ndim == 1):
-                parameter.data.uniform_(-0.5, 1.0)
-    return model.eval(), example
+    return lively(model, example), example

@@ -34,17 +34,7 @@ def reduce(call: Call) -> None:
 
 def outside(call: Call, x: Tensor, dims: set[int]) -> Layout:
     """The layout on the other dims; labels on these are pinned."""
-    kept: list[Layout] = []
-    for factor in call.layout(x):
-        if dims.isdisjoint(factor.dims):
-            kept.append((factor,))
-            continue
-        plain = call.reduced(factor, factor.preferred)
-        if dims.isdisjoint(plain.dims):
-            kept.append((plain,))
-        else:
-            call.pin(plain.ids, _REASON)
-    return tuple(factor for item in kept for factor in item)
+    return call.keep_only(x, set(range(x.ndim)) - dims, _REASON)
 
 
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "flip",
