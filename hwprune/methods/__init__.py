@@ -15,4 +15,4 @@ def names() -> tuple[str, ...]:
 
 def load(name: str) -> type[AbstractMethod]:
     """The class of a method; its dataclass fields are its options. Raises `UsageError` for an unknown name."""
-    return plugins.load(__name__, name, AbstractMethod)
+    return plugins.load(__name__, name, AbstractMethod)  # type: ignore[type-abstract]

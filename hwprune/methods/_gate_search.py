@@ -101,7 +101,7 @@ class GateSearch(AbstractTrainee):
             len(images),
         )
         for index, gate in enumerate(gates):
-            gate.register_hook(partial(self._task_gradient, step, index))
+            gate.register_hook(partial(self._task_gradient, step, index))  # type: ignore[no-untyped-call]
         parameters = dict(self.model.named_parameters())
         named = dict(zip(self.problem.space.names, gates, strict=True))
         changed = gate_parameters(parameters, self.problem.graph, named)

@@ -105,7 +105,7 @@ class GateNetwork(nn.Module):
         weight = model.get_parameter(producer.parameter).movedim(producer.dim, 0).flatten(1)
         if producer.norm and self.scale_fix:
             norm = model.get_submodule(producer.norm)
-            scale = (norm.running_var + norm.eps).rsqrt()  # type: ignore[operator, union-attr]
+            scale = (norm.running_var + norm.eps).rsqrt()  # type: ignore[operator]
             weight = weight * (scale * norm.weight)[:, None]  # type: ignore[operator]
         return weight[producer.rows].flatten(1)
 
@@ -171,4 +171,5 @@ def best_mask(scores: Tensor, count: int) -> Tensor:
 
 def binarise(scores: Tensor, mask: Tensor, surrogate: Surrogate, sharpness: float) -> Tensor:
     """The gates `mask` (exactly 0.0 or 1.0), with the surrogate's gradient to `scores`."""
-    return torch.as_tensor(_Binarise.apply(scores, mask, slope_of(scores, surrogate, sharpness)))
+    gates: Tensor = _Binarise.apply(scores, mask, slope_of(scores, surrogate, sharpness))  # type: ignore[no-untyped-call]
+    return gates

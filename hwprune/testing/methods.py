@@ -107,9 +107,9 @@ def family(name: str) -> Family:
         images = torch.randn(64, *example[0].shape[1:])
         classes = model(example[0]).shape[1]
         targets = torch.randint(0, classes, (64,))
-    parts = [ArraySet(images[low:high], targets[low:high]) for low, high in ((0, 48), (48, 56), (56, 64))]
+    train, val, test = (ArraySet(images[at], targets[at]) for at in (slice(48), slice(48, 56), slice(56, 64)))
     channels = images.shape[1]
-    return Family(model, graph, Data(name, *parts, classes, (0.0,) * channels, (1.0,) * channels))
+    return Family(model, graph, Data(name, train, val, test, classes, (0.0,) * channels, (1.0,) * channels))
 
 
 def tiny_problem(name: str = "resnet_option_b", budget: float = 0.6, *, seed: int = 0, tile: int = 4) -> Problem:
