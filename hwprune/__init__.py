@@ -6,6 +6,8 @@ The public names are loaded when they are first used: `import hwprune` loads no 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -78,6 +80,17 @@ def __getattr__(name: str) -> object:
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value  # the next access does not come here
     return value
+
+
+class _Package(ModuleType):
+    """Keeps `hwprune.search` the verb: importing the folder `hwprune/search` would bind the module to that name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

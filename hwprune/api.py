@@ -6,18 +6,17 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from hwprune import devices as device_files
 from hwprune.core.errors import UsageError, did_you_mean, unknown_name
 from hwprune.core.events import OnEvent, ignore
 from hwprune.core.files import atomic_write_bytes, read_json
 from hwprune.core.measurement import Prediction, Protocol, Target, compare
-from hwprune.core.units import parse_fraction, parse_latency_ms
-from hwprune.core.widths import Statistic
-from hwprune.devices import Check, DeviceInfo, connect
+from hwprune.core.units import parse_latency_ms
+from hwprune.devices import Check, DeviceInfo, connect, find_device, resolve
+from hwprune.devices import devices as all_devices
 from hwprune.graph import OnnxTemplate, trace
 from hwprune.graph.onnx_export import check_against_torch
 from hwprune.latency.fit import KINDS, FitReport
@@ -31,11 +30,14 @@ from hwprune.search.outcomes import BenchResult, Exported, Run, builder, load
 from hwprune.search.refine import finetune_run
 from hwprune.search.run import run_search
 from hwprune.search.run_folder import find_run
-from hwprune.search.settings import DEFAULTS, SearchSettings
+from hwprune.search.settings import DEFAULTS, SearchOptions, SearchSettings, parse_tile
 from hwprune.search.subjects import example_of, model_and_example, model_name, onnx_subjects, read_onnx
 from hwprune.search.survey import survey
 from hwprune.search.tables import find_table, store_model, stored_model
 from hwprune.training import Data, Task, load_data
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "bench",
@@ -68,60 +70,20 @@ def search(
     *,
     latency_ms: float | None = None,
     latency: str | None = None,
-    statistic: Statistic = "median",
-    method: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    weights: str | Path | None = None,
-    epochs: float | None = None,
-    finetune_epochs: float | None = None,
-    dense_epochs: float | None = None,
-    device: str = "cpu",
-    runtime: str | None = None,
-    threads: int = 1,
-    batch: int = 1,
-    samples: int = 100,
-    tables: str | Path = "latency_tables",
-    min_keep: float | None = None,
-    tile: int | str = "auto",
     run_dir: str | Path | None = None,
-    seed: int = 0,
+    tables: str | Path = "latency_tables",
     task: Task | None = None,
     on_event: OnEvent = ignore,
     stop: Stop = never,
+    **options: Unpack[SearchOptions],
 ) -> Run:
     """The most accurate network found that measurably meets a latency budget.
 
     `latency_ms`, or `latency` as "60%" of the dense measured latency or "4ms". `model` and `data`: what the command
-    line takes, or the objects themselves. The same call continues an interrupted run.
+    line takes, or the objects themselves. The same call continues an interrupted run. `SearchOptions` lists `options`.
     """
-    if latency is not None and not latency.strip().endswith("%"):
-        latency_ms, latency = parse_latency_ms(latency), None
-    given = {
-        "model": model_name(model),
-        "data": data.name if isinstance(data, Data) else data,
-        "method": method,
-        "weights": None if weights is None else str(weights),
-        "epochs": epochs,
-        "finetune_epochs": finetune_epochs,
-        "dense_epochs": dense_epochs,
-        "min_keep": min_keep,
-    }
-    target = device_files.resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads))
-    settings = SearchSettings(
-        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
-        device=target.device,
-        runtime=target.runtime,
-        precision=target.precision,
-        batch=batch,
-        threads=threads,
-        latency_ms=latency_ms,
-        latency_fraction=None if latency is None else parse_fraction(latency),
-        statistic=statistic,
-        options=dict(options or {}),
-        samples=samples,
-        tile=_tile(tile),
-        seed=seed,
-    )
+    named = {"model": model_name(model), "data": data.name if isinstance(data, Data) else data}
+    settings = SearchSettings.make(latency_ms=latency_ms, latency=latency, **named, **options)
     folder = Path(run_dir) if run_dir is not None else settings.default_folder(RUNS)
     network = model if isinstance(model, nn.Module) else None
     result = run_search(
@@ -163,10 +125,10 @@ def profile(
         network,
         example,
         name=name,
-        target=device_files.resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads)),
+        target=resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads)),
         tables=Path(tables),
         min_keep=DEFAULTS.min_keep if min_keep is None else min_keep,
-        tile=_tile(tile),
+        tile=parse_tile(tile),
         seed=seed,
         on_event=on_event,
     ) as found:
@@ -219,7 +181,7 @@ def predict(
 
     Nothing is measured. `x`, `runtime`, `threads` and `batch` say which of several tables is meant.
     """
-    target = device_files.resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads))
+    target = resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads))
     found = find_table(model_name(model) or DEFAULTS.model, Path(tables), target=target)
     dense = found.space.dense()
     for group in widths or {}:
@@ -310,7 +272,7 @@ def bench(
     if rounds is not None:
         plan = dataclasses.replace(plan, rounds_min=rounds, rounds_max=rounds)
     models = onnx_subjects(tuple(map(str, subjects)), batch=batch)
-    target = device_files.resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads))
+    target = resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads))
     with connect(target) as board:
         timed = board.measure(models, protocol=plan, seed=seed, on_event=on_event)
     ordered = {name: timed[name] for name in models}
@@ -336,26 +298,18 @@ def report(run: str | Path) -> Path:
 
 def devices() -> tuple[DeviceInfo, ...]:
     """The known devices: shipped, the user's and the working directory's."""
-    return device_files.devices()
+    return all_devices()
 
 
 def device(name: str) -> DeviceInfo:
     """The device of that name or alias."""
-    return device_files.find_device(name)
+    return find_device(name)
 
 
 def doctor(device: str = "cpu", *, runtime: str | None = None, threads: int = 1) -> tuple[Check, ...]:
     """Whether a device is fit to be measured on, and how wide an interval to expect."""
-    with connect(device_files.resolve(Target(device, runtime or Target.runtime, threads=threads))) as board:
+    with connect(resolve(Target(device, runtime or Target.runtime, threads=threads))) as board:
         return board.checks()
-
-
-def _tile(tile: int | str) -> int:
-    if tile == "auto":
-        return 0
-    if not str(tile).isdigit() or int(tile) < 1:
-        raise UsageError(f"tile is {tile!r}; it must be auto or a whole number above 0")
-    return int(tile)
 
 
 def _is_model(subject: str | Path) -> bool:

@@ -9,13 +9,42 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hwprune.core import config
 from hwprune.core.errors import RunError, UsageError
 from hwprune.core.measurement import Target
-from hwprune.core.units import format_ms
+from hwprune.core.units import format_ms, parse_fraction, parse_latency_ms
 from hwprune.core.widths import Budget, Statistic
+from hwprune.devices import resolve
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class SearchOptions(TypedDict, total=False):
+    """The keyword options of `hwprune.search`; None means the default. `options` are those of the method.
+
+    Epochs: `dense_epochs` of a network that has no weights yet, `epochs` of the search itself, `finetune_epochs`
+    afterwards. `tile` is in channels, or "auto"; `min_keep` the least share of a group's units that stays.
+    """
+
+    weights: str | Path | None
+    device: str
+    runtime: str | None
+    batch: int
+    threads: int
+    statistic: Statistic
+    method: str | None
+    options: Mapping[str, Any] | None
+    samples: int
+    tile: int | str
+    min_keep: float | None
+    dense_epochs: float | None
+    epochs: float | None
+    finetune_epochs: float | None
+    batch_size: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -56,6 +85,26 @@ class SearchSettings:
             raise UsageError(f"finetune_epochs is {self.finetune_epochs}; it must be 0 or more")
         if not 0 < self.min_keep <= 1:
             raise UsageError(f"min_keep is {self.min_keep}; it must lie above 0 and at most at 1")
+
+    @classmethod
+    def make(cls, *, latency_ms: float | None = None, latency: str | None = None, **given: Any) -> Self:
+        """Settings from what a user gave; what is None takes its default, device and runtime their own names.
+
+        Raises `UsageError` for an unknown option, naming the nearest one.
+        """
+        if latency is not None and not latency.strip().endswith("%"):
+            latency_ms, latency = parse_latency_ms(latency), None
+        values = {name: value for name, value in given.items() if value is not None}
+        if "weights" in values:
+            values["weights"] = str(values["weights"])
+        values["tile"] = parse_tile(values.get("tile", "auto"))
+        named = resolve(Target(values.get("device", "cpu"), values.get("runtime", Target.runtime)))
+        values |= {"device": named.device, "runtime": named.runtime, "precision": named.precision}
+        if latency_ms is not None:
+            values["latency_ms"] = latency_ms
+        if latency is not None:
+            values["latency_fraction"] = parse_fraction(latency)
+        return config.from_mapping(cls, values, where="search")
 
     @property
     def budget(self) -> Budget:
@@ -98,6 +147,15 @@ class SearchSettings:
                 f"{folder} holds a run with other settings ({'; '.join(changed)})",
                 hint="repeat the old command to continue it, or choose another --run-dir",
             )
+
+
+def parse_tile(tile: int | str) -> int:
+    """Channels, or 0 for `auto`: found by a probe."""
+    if tile == "auto":
+        return 0
+    if not str(tile).isdigit() or int(tile) < 1:
+        raise UsageError(f"tile is {tile!r}; it must be auto or a whole number above 0")
+    return int(tile)
 
 
 DEFAULTS = SearchSettings(latency_fraction=1.0)

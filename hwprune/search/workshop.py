@@ -85,7 +85,7 @@ def open_workshop(
         on_event=folder.emit,
     ) as found:
         table = folder.stage("profile", lambda: _profiled(found, folder, stop))
-        report = folder.stage("fit", lambda: fit(table, seed=settings.seed, on_event=folder.emit))
+        report = folder.stage("fit", lambda: fit(table, kinds=("lpnet",), seed=settings.seed, on_event=folder.emit))
         store_model(table, report.model)
         _write_environment(folder, found.board, data)
         yield Workshop(
