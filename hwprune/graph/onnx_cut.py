@@ -24,7 +24,6 @@ from hwprune.graph.onnx_network import (
     with_inferred_shapes,
 )
 
-_FLOATS = tuple(getattr(onnx.TensorProto, name) for name in ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16"))
 Alive = npt.NDArray[np.bool_]  # one entry a unit, and a last one, True, that stands for `FIXED`
 
 
@@ -94,11 +93,11 @@ class Cutter:
 def cut_model(model: onnx.ModelProto, kept: Mapping[str, Mapping[int, Sequence[int] | Ints]]) -> onnx.ModelProto:
     """A smaller `ModelProto`: of each named initialiser and dimension only the `kept` indices stay.
 
+    Initialisers that are not named are cut where an operator combines them, index by index, with what was cut.
     Raises `GraphError` for an unknown initialiser, an index out of range, an empty list, or an operator through which
     the removed indices cannot be followed.
     """
-    weights = [tensor.name for tensor in model.graph.initializer if tensor.dims and tensor.data_type in _FLOATS]
-    network = with_inferred_shapes(from_model(model, weights))
+    network = with_inferred_shapes(from_model(model, kept))
     labels = {name: _removal_labels(network, name, by_dim) for name, by_dim in kept.items()}
     return to_model(Cutter(plan_cuts(network, labels)).network(np.array([False, True])))
 

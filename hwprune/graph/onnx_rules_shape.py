@@ -72,9 +72,10 @@ def slice_(walk: Walk, node: onnx.NodeProto) -> None:
             continue
         taken = slice(int(starts[position]), int(ends[position]), int(steps[position]))
         start, stop, step = taken.indices(shape[axis])
-        dims[axis] = plain(labels[start:stop:step])
+        indices = np.arange(start, stop, step)
+        dims[axis] = plain(labels[indices])
         if step != 1:
-            _slice_to_gather(walk, node, axis, np.arange(start, stop, step), labels, tuple(dims))
+            _slice_to_gather(walk, node, axis, indices, labels, tuple(dims))
             return
         bounds[0][position] = bounds[1][position] = 0
         first[position], last[position] = labels[:start], labels[: max(start, stop)]

@@ -71,8 +71,9 @@ class OnnxTemplate:
         network = export_network(model, tuple(graph.example))
         removable = [group for group in graph.groups if group.removable]
         units = Units(tuple(group.name for group in removable), tuple(group.units for group in removable))
-        shapes = {name: network.shape(name) for name in network.stateful}
-        alias = {other: name for name, others in shared_names(model).items() if name in shapes for other in others}
+        shapes = {name: network.shape(name) for name in network.tensors if name in network.stateful}
+        shared = shared_names(model)
+        alias = {other: name for name in shapes for other in shared[name]}
 
         def kept_indices(keep: Mapping[str, Sequence[int]]) -> dict[str, Mapping[int, Ints]]:
             return {alias.get(name, name): by_dim for name, by_dim in graph.kept_indices(keep).items()}
@@ -80,8 +81,7 @@ class OnnxTemplate:
         labels = find_labels(units, kept_indices, shapes)
         verify_labels(units, labels, kept_indices, shapes)
         saved = model.state_dict().keys()
-        state = {name: other for other, name in alias.items() if other in saved and name not in saved}
-        state |= {name: name for name in shapes if name in saved}
+        state = {name: other for name in shapes for other in (*reversed(shared[name]), name) if other in saved}
         scales = tuple(Scale.of(item, alias) for item in graph.query_scales)
         return cls(Parts(network, units, labels, state, tuple(scale for scale in scales if scale.tensor in shapes)))
 
