@@ -14,7 +14,10 @@ from hwprune.models._resnet_cifar import CifarResNet
 
 @dataclass(frozen=True)
 class DigitsResNet(AbstractReference):
-    """Three stages of 64, 96 and 128 channels at 8x8, 4x4 and 2x2 pixels; shortcuts by 1x1 convolution."""
+    """Three stages of two basic blocks with 64, 96 and 128 channels at 8x8, 4x4 and 2x2 pixels.
+
+    9 channel groups, 1.0 M parameters, 16.7 M MACs; shortcuts by 1x1 convolution.
+    """
 
     default_classes: ClassVar[int] = 10
     default_input_shape: ClassVar[tuple[int, int, int]] = (1, 8, 8)
@@ -24,4 +27,4 @@ class DigitsResNet(AbstractReference):
     def build(self, classes: int, in_channels: int) -> nn.Module:
         """Input `(N, in_channels, 8, 8)`, logits `(N, classes)`."""
         channels = tuple(scaled(base, self.width) for base in (64, 96, 128))
-        return CifarResNet((1, 2, 2), channels, classes, in_channels, "B")
+        return CifarResNet((2, 2, 2), channels, classes, in_channels, "B")
