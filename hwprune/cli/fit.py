@@ -12,7 +12,7 @@ from hwprune.cli._console import Outcome
 from hwprune.cli._verb import Call, register
 from hwprune.report.text import percent, scores_text
 
-EXAMPLE = "hwprune fit mobilenetv2 --device cpu"
+EXAMPLE = "hwprune fit mobilenetv2 --kinds lpnet,forest"
 
 
 def fit(

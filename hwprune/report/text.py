@@ -132,8 +132,13 @@ def verdict_sentence(result: Result) -> str:
         return f"infeasible: {format_ms(result.budget_ms)} asked, smallest reachable {smallest} predicted"
     measured = interval(result.measured_ms, result.measured_ci_ms)
     sign = "<=" if result.verdict == "pass" else ">"
+    if result.verdict == "miss" and result.measured_ms <= result.budget_ms:
+        sign = "(upper end of the interval) >"
+    stamp = " (SIMULATED)" if result.simulated else ""
     used = percent(result.utilisation)
-    return f"{result.verdict}: {measured} measured {sign} {format_ms(result.budget_ms)}, {used} of the budget used"
+    return (
+        f"{result.verdict}{stamp}: {measured} measured {sign} {format_ms(result.budget_ms)}, {used} of the budget used"
+    )
 
 
 def fit_sentence(result: Result) -> str:

@@ -1,0 +1,180 @@
+"""Where a flag's value comes from: the flag, the environment, the file, the default, in this order."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Done, FakeApi
+from made_run import result
+from test_verbs import FakeRun
+
+from hwprune.cli._config import line_of, parse_options
+from hwprune.core.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Hw = Callable[..., Done]
+
+
+@pytest.fixture
+def search(api: FakeApi) -> FakeApi:
+    api.answers["search"] = FakeRun(Path("runs/x"), result(Path("runs/x")))
+    return api
+
+
+def test_precedence(hw: Hw, search: FakeApi, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hw("search", "--latency", "60%")
+    assert search.last["threads"] == 1
+    (workplace / "hwprune.toml").write_text('threads = 2\nlatency = "50%"\n')
+    hw("search")
+    assert (search.last["threads"], search.last["latency"]) == (2, "50%")
+    monkeypatch.setenv("HWPRUNE_THREADS", "3")
+    hw("search")
+    assert search.last["threads"] == 3
+    hw("search", "--threads", "4")
+    assert search.last["threads"] == 4
+
+
+def test_another_file_by_config(hw: Hw, search: FakeApi, workplace: Path) -> None:
+    (workplace / "hwprune.toml").write_text("threads = 2\n")
+    (workplace / "other.toml").write_text('latency_ms = 3\nseed = 9\ndevice = "sim"\n')
+    hw("search", "--config", "other.toml")
+    found = {key: search.last[key] for key in ("threads", "latency_ms", "seed", "device")}
+    assert found == {"threads": 1, "latency_ms": 3.0, "seed": 9, "device": "sim"}
+
+
+def test_the_model_and_data_of_the_working_directory(hw: Hw, search: FakeApi, workplace: Path) -> None:
+    (workplace / "hwprune.toml").write_text('model = "net.py:build"\ndata = "digits"\n')
+    hw("search", "--latency-ms", "10")
+    assert search.calls[-1][1] == ("net.py:build", "digits")
+    hw("search", "resnet20", "--latency-ms", "10")
+    assert search.calls[-1][1] == ("resnet20", "digits")
+
+
+def test_a_model_in_the_environment(hw: Hw, search: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HWPRUNE_MODEL", "resnet56")
+    hw("search", "--latency", "60%")
+    assert search.calls[-1][1][0] == "resnet56"
+
+
+def test_a_table_for_one_verb_and_the_methods_options(hw: Hw, search: FakeApi, workplace: Path) -> None:
+    text = 'seed = 1\n[search]\nseed = 2\nlatency = "50%"\n[options]\nscore_lr = 0.1\njoint = true\nranks = [1, 2]\n'
+    (workplace / "hwprune.toml").write_text(text)
+    hw("search")
+    assert search.last["seed"] == 2
+    assert search.last["options"] == {"score_lr": "0.1", "joint": "true", "ranks": "1,2"}
+    hw("search", "--set", "score_lr=0.2")
+    assert search.last["options"] == {"score_lr": "0.2"}
+
+
+def test_a_flag_of_another_verb_is_left_alone(hw: Hw, api: FakeApi, workplace: Path) -> None:
+    (workplace / "hwprune.toml").write_text('latency_ms = 4\nfail_above = "9ms"\n')
+    api.answers["devices"] = ()
+    assert hw("devices").code == 0
+
+
+def test_an_unknown_key_names_file_line_and_nearest(hw: Hw, search: FakeApi, workplace: Path) -> None:
+    (workplace / "hwprune.toml").write_text('# mine\n\ndevice = "cpu"\nlatency-ms = 4\n')
+    done = hw("search")
+    assert done.code == 2
+    assert "error: hwprune.toml: no key 'latency-ms'. Did you mean 'latency_ms'?   (line 4)" in done.err
+    assert search.calls == []
+
+
+def test_an_unknown_key_in_a_verbs_table(hw: Hw, search: FakeApi, workplace: Path) -> None:
+    (workplace / "hwprune.toml").write_text('device = "cpu"\n[search]\nepoch = 4\n')
+    assert "hwprune.toml: [search] has no key 'epoch'. Did you mean 'epochs'?   (line 3)" in hw("search").err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("options = 3", "'options' must be a table of method options"),
+        ("[options", "is not a TOML file"),
+        ("device = [[1]]", "'device' must be a plain value or a list of them"),
+    ],
+)
+def test_files_that_are_no_configuration(hw: Hw, search: FakeApi, workplace: Path, text: str, message: str) -> None:
+    (workplace / "hwprune.toml").write_text(text)
+    done = hw("search", "--latency", "60%")
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_a_wrong_value_says_where_it_stands(
+    hw: Hw, search: FakeApi, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "hwprune.toml").write_text('threads = "two"\n')
+    assert "error: hwprune.toml: Invalid value for '--threads'".lower() in hw("search").err.lower()
+    monkeypatch.setenv("HWPRUNE_THREADS", "three")
+    assert "error: hwprune_threads: invalid value" in hw("search").err.lower()
+
+
+def test_print_config_names_every_origin(
+    hw: Hw, search: FakeApi, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "hwprune.toml").write_text('device = "sim"\n')
+    monkeypatch.setenv("HWPRUNE_SEED", "5")
+    done = hw("search", "--latency", "60%", "--set", "a=1", "--print-config")
+    assert done.code == 0
+    assert search.calls == []
+    assert 'latency = "60%"  # flag' in done.out
+    assert 'device = "sim"  # hwprune.toml' in done.out
+    assert "seed = 5  # HWPRUNE_SEED" in done.out
+    assert "threads = 1  # default" in done.out
+    assert "# not set: model, latency_ms" in done.out
+    assert tomllib.loads(done.out)["options"] == {"a": "1"}
+
+
+def test_print_config_is_read_back_by_config(hw: Hw, search: FakeApi, workplace: Path) -> None:
+    line = "search resnet20 --latency-ms 4 --set a=1 --threads 2 --statistic p90 --min-keep 0.3 --tables t"
+    words = line.split()
+    (workplace / "saved.toml").write_text(hw(*words, "--print-config").out)
+    hw(*words)
+    direct = search.calls[-1]
+    hw("search", "--config", "saved.toml")
+    again = search.calls[-1]
+    assert direct[1] == again[1]
+    callables = ("on_event", "stop")
+    assert {k: v for k, v in direct[2].items() if k not in callables} == {
+        k: v for k, v in again[2].items() if k not in callables
+    }
+
+
+def test_line_of_keys() -> None:
+    text = 'a = 1\n[search]\na = 2\n"b" = 3\n[options]\nc = 1\n'
+    assert line_of(text, "", "a") == 1
+    assert line_of(text, "search", "a") == 3
+    assert line_of(text, "search", "b") == 4
+    assert line_of(text, "", "options") == 5
+    assert line_of(text, "", "absent") == 0
+
+
+def test_options_are_pairs() -> None:
+    assert parse_options(["a=1", " b = x=y "]) == {"a": "1", "b": "x=y"}
+    with pytest.raises(UsageError, match="--set =1 is not KEY=VALUE"):
+        parse_options(["=1"])
+
+
+def test_defaults_of_flags_are_the_apis(real_api: object) -> None:
+    import inspect
+
+    from hwprune.cli import bench, doctor, finetune, fit, predict, profile, search
+    from hwprune.search.settings import DEFAULTS
+
+    for module in (bench, doctor, finetune, fit, predict, profile, search):
+        name = module.__name__.rsplit(".", 1)[1]
+        flags = inspect.signature(getattr(module, name)).parameters
+        for parameter in inspect.signature(getattr(real_api, name)).parameters.values():
+            if parameter.name not in flags or parameter.default is parameter.empty or parameter.name == "kinds":
+                continue
+            expected = parameter.default
+            if expected is None and flags[parameter.name].default is not None:
+                expected = getattr(DEFAULTS, parameter.name, None)
+            assert str(flags[parameter.name].default) == str(expected), f"{name} --{parameter.name}"

@@ -1,0 +1,128 @@
+"""How a command fails: the words, the stream, the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Done, FakeApi
+
+from hwprune.core.errors import (
+    BudgetInfeasible,
+    DeviceError,
+    GraphError,
+    HwpruneError,
+    Interrupted,
+    TableError,
+    TrainingDiverged,
+    UsageError,
+)
+
+Hw = Callable[..., Done]
+SEARCH = ("search", "--latency", "60%")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("wrong"), 2),
+        (GraphError("op aten::foo has no rule"), 2),
+        (TableError("foreign"), 2),
+        (DeviceError("no such runtime"), 3),
+        (TrainingDiverged("NaN in the loss"), 1),
+        (BudgetInfeasible("too little", smallest_ms=1.3), 1),
+        (Interrupted("saved"), 130),
+        (KeyboardInterrupt(), 130),
+        (OSError(28, "No space left on device", "x"), 3),
+        (MemoryError(), 3),
+        (ZeroDivisionError("boom"), 4),
+    ],
+)
+def test_exit_codes(hw: Hw, api: FakeApi, error: BaseException, code: int) -> None:
+    api.answers["search"] = error
+    done = hw(*SEARCH)
+    assert done.code == code
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    if isinstance(error, HwpruneError):
+        assert f"error: {error.message}\n" in done.err
+
+
+def test_the_hint_follows_the_error(hw: Hw, api: FakeApi) -> None:
+    api.answers["search"] = UsageError("no table for p", hint="hwprune profile p")
+    assert hw(*SEARCH).err == "error: no table for p\nhint: hwprune profile p\n"
+
+
+def test_errors_are_json_too_when_json_was_asked_for(hw: Hw, api: FakeApi) -> None:
+    api.answers["search"] = UsageError("wrong", hint="right")
+    done = hw(*SEARCH, "--json")
+    assert done.json == {"schema": "hwprune.search/1", "error": "wrong", "hint": "right", "exit_code": 2}
+    assert "error: wrong" in done.err
+
+
+def test_an_infeasible_budget_says_what_is_reachable(hw: Hw, api: FakeApi) -> None:
+    api.answers["search"] = BudgetInfeasible("no network in 1 ms", smallest_ms=1.34)
+    document = hw(*SEARCH, "--json").json
+    assert (document["verdict"], document["smallest_ms"], document["exit_code"]) == ("infeasible", 1.34, 1)
+
+
+def test_a_bug_goes_to_a_file(hw: Hw, api: FakeApi, tmp_path: Path) -> None:
+    api.answers["search"] = ZeroDivisionError("boom")
+    done = hw(*SEARCH)
+    assert "error: a bug in hwprune: ZeroDivisionError: boom" in done.err
+    (log,) = (tmp_path / "state" / "hwprune").iterdir()
+    assert str(log) in done.err
+    assert "Traceback" in log.read_text()
+    assert "hwprune search --latency 60%" in log.read_text()
+
+
+def test_vv_shows_the_traceback(hw: Hw, api: FakeApi) -> None:
+    api.answers["search"] = UsageError("wrong")
+    assert "Traceback" in hw(*SEARCH, "-vv").err
+    api.answers["search"] = ZeroDivisionError("boom")
+    assert "ZeroDivisionError: boom" in hw(*SEARCH, "-v", "-v").err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["serch"], "unknown verb 'serch'. Did you mean 'search'?"),
+        (["search", "--latncy", "60%"], "unknown flag '--latncy'. Did you mean '--latency'?"),
+        (["search", "--zzzzzz"], "unknown flag '--zzzzzz'."),
+        (["search"], "a search needs a budget"),
+        (["search", "--latency", "60q"], "'60q' is not a latency"),
+        (["search", "--latency", "160%"], "'160%' is not a percentage above 0 and up to 100"),
+        ([*SEARCH, "--method", "gredy"], "unknown method 'gredy'. Did you mean 'greedy'?"),
+        ([*SEARCH, "--set", "x"], "--set x is not KEY=VALUE"),
+        ([*SEARCH, "--epochs", "many"], "invalid value for '--epochs'"),
+        ([*SEARCH, "--threads", "0"], "invalid value for '--threads'"),
+        ([*SEARCH, "--statistic", "p95"], "invalid value for '--statistic': 'p95' is not one of 'median', 'p90'"),
+        ([*SEARCH, "a", "b"], "got unexpected extra argument"),
+        (["profile", "--input", "1x3xQ"], "'1x3xQ' is not a shape"),
+        (["--json", "search"], "unknown flag '--json'."),
+        ([*SEARCH, "--config", "absent.toml"], "no configuration file absent.toml"),
+    ],
+)
+def test_a_wrong_command_line(hw: Hw, api: FakeApi, words: list[str], message: str) -> None:
+    done = hw(*words)
+    assert done.code == 2
+    assert done.err.startswith(f"error: {message}")
+    assert "hint: " in done.err
+    assert api.calls == []
+
+
+def test_flags_before_the_verb_are_explained(hw: Hw) -> None:
+    assert "hint: flags come after the verb: hwprune search --json" in hw("--json", "search").err
+
+
+def test_streams_hold_no_colours_when_they_are_no_terminals(hw: Hw) -> None:
+    assert "\x1b" not in hw("serch").err
+
+
+def test_colours_on_demand(hw: Hw, api: FakeApi) -> None:
+    from types import SimpleNamespace
+
+    api.answers["export"] = SimpleNamespace(path=Path("m"), size_bytes=1, max_difference=0.0, tolerance=1.0)
+    assert "\x1b[32mpass" in hw("export", "--color", "always").out
+    assert "\x1b" not in hw("export", "--color", "never").out

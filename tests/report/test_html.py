@@ -1,0 +1,174 @@
+"""The report is one offline page that holds the whole answer and cannot be broken by what it shows."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_run import write_run
+
+from hwprune.core.errors import RunError
+from hwprune.report.html import render, script_json, write_report
+from hwprune.report.run_data import Result, RunData
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects tags, visible text and the embedded JSON; knows whether every tag was closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.json = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.json += data
+        elif "style" not in self.open:
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("made") / "run", simulated=False)
+
+
+@pytest.fixture(scope="module")
+def html(folder: Path) -> str:
+    return write_report(folder).read_text()
+
+
+def test_it_is_one_small_well_formed_file(html: str, folder: Path) -> None:
+    page = Page(html)
+    assert page.open == []
+    assert (folder / "report.html").stat().st_size < 400_000
+
+
+def test_nothing_is_fetched(html: str) -> None:
+    assert not re.search(r"(src|href|url|@import)\s*[=(:]?\s*[\"']?\s*(https?:)?//", html)
+    assert "http" not in html
+    assert not {"link", "img", "iframe", "object"} & set(Page(html).tags)
+
+
+def test_the_embedded_json_is_the_result(html: str, folder: Path) -> None:
+    document = json.loads(Page(html).json)
+    assert document == json.loads((folder / "result.json").read_text())
+    assert Result.from_json(document) == RunData.read(folder).result
+
+
+def test_all_sections_are_there(html: str) -> None:
+    headings = re.findall(r"<h2>(.*?)</h2>", html)
+    assert headings == [
+        "Warnings",
+        "Where this is true",
+        "How it was found",
+        "Accuracy against latency",
+        "Predicted against measured",
+        "Widths",
+        "Latency by layer",
+        "The search over time",
+        "Samples of the final measurement",
+        "Configuration",
+    ]
+
+
+def test_it_says_the_verdict_first(html: str) -> None:
+    text = " ".join(" ".join(Page(html).text).split())
+    assert text.index("pass: 1.8") < text.index("Where this is true")
+    assert "25 -> padded to 32" in text
+    assert "floor = 0.25" in text
+    assert "made-up CPU" in text
+
+
+def test_measured_is_filled_and_predicted_hollow(html: str) -> None:
+    assert html.count('class="hollow"') > 20
+    assert html.count('class="over"') == 1
+    assert re.search(r'<circle class="hollow"[^>]*><title>step \d+: [^<]* predicted', html)
+    assert re.search(r'<circle class="pruned"[^>]*><title>pruned: [^<]* measured', html)
+    assert "±10 %" in html
+
+
+def test_every_drawing_has_a_name_and_its_own_frame(html: str) -> None:
+    drawings = re.findall(r'<svg [^>]*aria-label="([^"]+)"', html)
+    assert len(drawings) == len(set(drawings)) == 9
+    frames = re.findall(r'<clipPath id="([^"]+)"', html)
+    assert len(frames) == len(set(frames)) == len(drawings)
+
+
+def test_light_and_dark(html: str) -> None:
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_simulated_is_stamped_unmistakably(tmp_path: Path, html: str) -> None:
+    simulated = write_report(write_run(tmp_path / "run", simulated=True)).read_text()
+    assert "<title>SIMULATED pass" in simulated
+    assert 'class="stamp">SIMULATED' in simulated
+    assert "SIMULATED" not in html
+
+
+def test_an_infeasible_run_has_a_page_too(tmp_path: Path) -> None:
+    html = write_report(write_run(tmp_path / "run", verdict="infeasible")).read_text()
+    assert "infeasible: 0.0500 ms asked, smallest reachable 0.335 ms predicted" in html
+    assert "Latency by layer" not in html
+    assert Page(html).open == []
+
+
+def test_a_missed_budget(tmp_path: Path) -> None:
+    html = write_report(write_run(tmp_path / "run", verdict="miss")).read_text()
+    assert '<span class="chip miss">miss</span>' in html
+
+
+def test_without_layers_events_and_config(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", layers=False)
+    for name in ("journal.jsonl", "run.toml", "environment.json"):
+        (folder / name).unlink()
+    html = write_report(folder).read_text()
+    assert "Latency by layer" not in html
+    assert "The search over time" not in html
+    assert "Configuration" not in html
+
+
+def test_hostile_names_stay_text(folder: Path) -> None:
+    hostile = "</script><script>alert(1)</script>"
+    run = RunData.read(folder)
+    result = replace(run.result, model=hostile, widths={hostile: 1}, dense_widths={hostile: 2}, warnings=(hostile,))
+    html = render(replace(run, result=result, environment={hostile: hostile}))
+    page = Page(html)
+    assert page.tags.count("script") == 1
+    assert json.loads(page.json)["model"] == hostile
+
+
+def test_script_json_cannot_end_its_element() -> None:
+    document = {"a": "</script>&<!--", "b": float("nan"), "c": (1, 2)}
+    text = script_json(document)
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == {"a": "</script>&<!--", "b": None, "c": [1, 2]}
+
+
+def test_no_report_of_an_unfinished_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"holds no result\.json"):
+        write_report(tmp_path)
+
+
+def test_damaged_journal_lines_are_told(folder: Path) -> None:
+    html = render(replace(RunData.read(folder), damaged_records=2))
+    assert "2 damaged line(s) of the journal were left out" in html
