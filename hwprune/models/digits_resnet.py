@@ -16,7 +16,7 @@ from hwprune.models._resnet_cifar import CifarResNet
 class DigitsResNet(AbstractReference):
     """Three stages of two basic blocks with 64, 96 and 128 channels at 8x8, 4x4 and 2x2 pixels.
 
-    9 channel groups, 1.0 M parameters, 16.7 M MACs; shortcuts by 1x1 convolution.
+    9 channel groups to choose from, 1.0 M parameters, 16.7 M MACs; shortcuts by 1x1 convolution.
     """
 
     default_classes: ClassVar[int] = 10

@@ -70,7 +70,7 @@ class MobileNetV2Network(nn.Module):
 
 @dataclass(frozen=True)
 class MobileNetV2(AbstractReference):
-    """26 channel groups; `small_input` keeps the resolution of 32 to 64 pixel images in the first two stages."""
+    """25 channel groups to choose from. `small_input` suits images of 32 to 64 pixels."""
 
     default_classes: ClassVar[int] = 1000
     default_input_shape: ClassVar[tuple[int, int, int]] = (3, 224, 224)

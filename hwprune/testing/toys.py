@@ -12,12 +12,14 @@ def toy_data(count: int = 96, classes: int = 4) -> Data:
     """Noisy 3x6x6 uint8 images of `classes` patterns: `count` to train on, 32 and 48 to decide and report."""
     random = torch.Generator().manual_seed(0)
     patterns = torch.randint(0, 255, (classes, 3, 6, 6), generator=random).float()
-    splits = []
-    for size in (count, 32, 48):
+
+    def draw(size: int) -> ArraySet:
         targets = torch.randint(0, classes, (size,), generator=random)
         noise = 60 * torch.randn(size, 3, 6, 6, generator=random)
-        splits.append(ArraySet((patterns[targets] + noise).clamp(0, 255).byte(), targets))
-    return Data("toy", *splits, classes, (127.0,) * 3, (70.0,) * 3, Augment(flip=True, crop=1))
+        return ArraySet((patterns[targets] + noise).clamp(0, 255).byte(), targets)
+
+    train, val, test = draw(count), draw(32), draw(48)
+    return Data("toy", train, val, test, classes, (127.0,) * 3, (70.0,) * 3, Augment(flip=True, crop=1))
 
 
 def toy_network(seed: int = 0, classes: int = 4) -> nn.Sequential:

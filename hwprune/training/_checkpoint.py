@@ -31,13 +31,11 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
     """Write generation `step` and delete all but the newest two. Raises `DeviceError` when it cannot be written."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    # Tensors that share storage (tied weights) cannot be written as they are.
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        if tensor.data_ptr() in seen:
-            tensors[name] = tensor.clone()
-        seen.add(tensor.data_ptr())
+    # Copies, because tensors that share storage (tied weights, slices) cannot be written as they are.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in checkpoint.tensors.items()
+    }
     document = json.dumps(checkpoint.document, allow_nan=False)
     header = {"document": document, "sha256": _digest(tensors, document)}
     atomic_write_bytes(folder / f"step-{step:09d}.safetensors", save(tensors, header))
