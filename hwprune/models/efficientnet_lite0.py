@@ -87,7 +87,7 @@ class EfficientNetLite(nn.Module):
 
 @dataclass(frozen=True)
 class EfficientNetLite0(AbstractReference):
-    """24 channel groups to choose from. Stem and head have 32 and 1280 channels at every `width`, as in the original."""
+    """24 channel groups to choose from. Stem and head keep 32 and 1280 channels at every `width`."""
 
     default_classes: ClassVar[int] = 1000
     default_input_shape: ClassVar[tuple[int, int, int]] = (3, 224, 224)
