@@ -12,6 +12,7 @@ import typer
 
 from hwprune.cli._config import FILE, PER_CALL, read_defaults
 from hwprune.core.errors import UsageError
+from hwprune.search.settings import DEFAULTS
 
 MODEL_HELP = "A reference network, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION."
 DATA_HELP = "digits, cifar10:PATH, imagefolder:PATH, npz:PATH, FILE.py:FUNCTION, ..."
@@ -100,7 +101,7 @@ def _common(kind: Any, *names: str, **settings: Any) -> Any:
 
 
 _CONFIG_HELP = f"Defaults of the flags [./{FILE}]. HWPRUNE_FLAG in the environment goes before it, a flag before both."
-_COMMON: tuple[tuple[str, Any, Any], ...] = (
+COMMON_FLAGS: tuple[Flag, ...] = (
     ("run_dir", _common(Path | None, metavar="FOLDER", help="Run folder to write or to read."), None),
     ("seed", _common(int, metavar="N", help="Seed of everything random."), 0),
     ("json", _common(bool, "--json", help="One JSON document on stdout."), False),
@@ -124,14 +125,30 @@ _COMMON: tuple[tuple[str, Any, Any], ...] = (
 )
 
 
+Flag = tuple[str, Any, Any]  # name, annotation, default
+TARGET_FLAGS: tuple[Flag, ...] = (
+    ("device", Device, "cpu"),
+    ("runtime", Runtime, None),
+    ("threads", Threads, 1),
+    ("batch", Batch, 1),
+)
+TABLE_FLAGS: tuple[Flag, ...] = (*TARGET_FLAGS, ("tables", Tables, Path("latency_tables")))
+SPACE_FLAGS: tuple[Flag, ...] = (
+    *TABLE_FLAGS,
+    ("samples", Samples, DEFAULTS.samples),
+    ("min_keep", MinKeep, DEFAULTS.min_keep),
+    ("tile", Tile, "auto"),
+)
+
+
 def epochs_flag(of_what: str) -> Any:
     """A flag for a number of epochs of some training."""
     return typer.Option(metavar="N", min=0, help=f"Epochs of {of_what}.", rich_help_panel=TRAINING)
 
 
-def common_parameters() -> list[inspect.Parameter]:
-    """The flags of every verb as parameters for a function's signature."""
+def parameters(flags: tuple[Flag, ...]) -> list[inspect.Parameter]:
+    """Flags as parameters for a function's signature."""
     return [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-        for name, annotation, default in _COMMON
+        for name, annotation, default in flags
     ]

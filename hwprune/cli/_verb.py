@@ -14,7 +14,8 @@ import typer
 
 from hwprune.cli._config import PER_CALL, resolved_toml
 from hwprune.cli._console import Outcome, Streams
-from hwprune.cli._flags import Common, common_parameters
+from hwprune.cli._flags import COMMON_FLAGS, Common, Flag
+from hwprune.cli._flags import parameters as flag_parameters
 from hwprune.cli._progress import ProgressDisplay
 from hwprune.cli._stop import Stop
 from hwprune.core.errors import UsageError
@@ -53,15 +54,17 @@ def register(
     function: Callable[..., Outcome],
     *,
     example: str,
+    shared: tuple[Flag, ...] = (),
     cls: type[typer.core.TyperCommand] | None = None,
 ) -> None:
-    """Add `function(call, **flags) -> Outcome` to the app under its own name."""
-    own = [item for item in inspect.signature(function, eval_str=True).parameters.values() if item.name != "call"]
-    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    for item in own:
+    """Add `function(call, **flags) -> Outcome` to the app under its own name.
+
+    `shared` are flags of several verbs, which the function takes as `**shared` and passes on as they are.
+    """
+    parameters = signature_of(function, shared)
+    for item in parameters:
         for info in get_args(item.annotation)[1:]:
             info.show_envvar = False  # said once for all flags, in the help of `--config`
-    parameters = [context, *(item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own), *common_parameters()]
 
     def run(ctx: typer.Context, **values: Any) -> int:
         shared = {name: values.pop(name) for name in Common.__dataclass_fields__ if name in values}
@@ -83,6 +86,17 @@ def register(
         epilog=f"Example:  {example}",
         context_settings={"auto_envvar_prefix": "HWPRUNE", "help_option_names": ["-h", "--help"]},
     )(run)
+
+
+def signature_of(function: Callable[..., Outcome], shared: tuple[Flag, ...] = ()) -> list[inspect.Parameter]:
+    """The parameters that typer reads: the context, the verb's own flags, the shared ones, those of every verb."""
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    own = [
+        item.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for item in inspect.signature(function, eval_str=True).parameters.values()
+        if item.name != "call" and item.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    return [context, *own, *flag_parameters((*shared, *COMMON_FLAGS))]
 
 
 def _reflow(text: str) -> str:

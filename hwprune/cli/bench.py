@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,10 +31,7 @@ def bench(
         int | None, typer.Option(metavar="N", min=3, help="Timed runs a round, instead of the protocol's.")
     ] = None,
     rounds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Rounds, instead of the protocol's.")] = None,
-    device: flags.Device = "cpu",
-    runtime: flags.Runtime = None,
-    threads: flags.Threads = 1,
-    batch: flags.Batch = 1,
+    **shared: Any,
 ) -> Outcome:
     """Measure networks on a device, interleaved and paired with a reference kernel, and compare them."""
     from hwprune import api
@@ -45,15 +42,12 @@ def bench(
     with call.watch() as on_event:
         result = api.bench(
             *subjects,
-            device=device,
-            runtime=runtime,
-            threads=threads,
-            batch=batch,
             fail_above=limit_ms,
             protocol=protocol,
             laps=laps,
             rounds=rounds,
             seed=call.common.seed,
+            **shared,
             on_event=on_event,
         )
     document = {
@@ -88,4 +82,4 @@ def measurement_document(name: str, item: Measurement) -> dict[str, object]:
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
-    register(app, bench, example=EXAMPLE)
+    register(app, bench, example=EXAMPLE, shared=flags.TARGET_FLAGS)

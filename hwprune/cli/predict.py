@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,11 +23,7 @@ def predict(
     ] = None,
     data: flags.Data = None,
     input: flags.Input = None,
-    device: flags.Device = "cpu",
-    runtime: flags.Runtime = None,
-    threads: flags.Threads = 1,
-    batch: flags.Batch = 1,
-    tables: flags.Tables = Path("latency_tables"),
+    **shared: Any,
 ) -> Outcome:
     """Predict the latency of a network from the device's latency table: ms, error and coverage."""
     from hwprune import api
@@ -38,11 +33,7 @@ def predict(
         example_shape(input),
         widths=parse_widths(widths),
         data=data,
-        device=device,
-        runtime=runtime,
-        threads=threads,
-        batch=batch,
-        tables=tables,
+        **shared,
         seed=call.common.seed,
     )
     text = (
@@ -59,4 +50,4 @@ def predict(
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
-    register(app, predict, example=EXAMPLE)
+    register(app, predict, example=EXAMPLE, shared=flags.TABLE_FLAGS)

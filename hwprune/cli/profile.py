@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -11,7 +11,6 @@ from hwprune.cli._console import Outcome
 from hwprune.cli._verb import Call, example_shape, register
 from hwprune.core.units import format_ms
 from hwprune.report.text import device_sentence, facts
-from hwprune.search.settings import DEFAULTS
 
 EXAMPLE = "hwprune profile mobilenetv2 --device cpu --samples 100"
 
@@ -21,14 +20,7 @@ def profile(
     model: flags.Model = None,
     data: flags.Data = None,
     input: flags.Input = None,
-    device: flags.Device = "cpu",
-    runtime: flags.Runtime = None,
-    threads: flags.Threads = 1,
-    batch: flags.Batch = 1,
-    samples: flags.Samples = 100,
-    tables: flags.Tables = Path("latency_tables"),
-    min_keep: flags.MinKeep = DEFAULTS.min_keep,
-    tile: flags.Tile = "auto",
+    **shared: Any,
 ) -> Outcome:
     """Measure networks of many widths on a device and write a latency table.
 
@@ -42,14 +34,7 @@ def profile(
             model,
             example_shape(input),
             data=data,
-            device=device,
-            runtime=runtime,
-            threads=threads,
-            batch=batch,
-            samples=samples,
-            tables=tables,
-            min_keep=min_keep,
-            tile=tile,
+            **shared,
             seed=call.common.seed,
             on_event=on_event,
             stop=stop,
@@ -85,4 +70,4 @@ def profile(
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
-    register(app, profile, example=EXAMPLE)
+    register(app, profile, example=EXAMPLE, shared=flags.SPACE_FLAGS)

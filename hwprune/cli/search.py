@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,14 +41,7 @@ def search(
     dense_epochs: Annotated[float, flags.epochs_flag("the dense network, without --weights")] = DEFAULTS.dense_epochs,
     epochs: Annotated[float, flags.epochs_flag("the search")] = DEFAULTS.epochs,
     finetune_epochs: Annotated[float, flags.epochs_flag("finetuning afterwards")] = DEFAULTS.finetune_epochs,
-    device: flags.Device = "cpu",
-    runtime: flags.Runtime = None,
-    threads: flags.Threads = 1,
-    batch: flags.Batch = 1,
-    samples: flags.Samples = 100,
-    tables: flags.Tables = Path("latency_tables"),
-    min_keep: flags.MinKeep = DEFAULTS.min_keep,
-    tile: flags.Tile = "auto",
+    **shared: Any,
 ) -> Outcome:
     """Find, train and measure the most accurate network within a latency budget.
 
@@ -75,14 +68,7 @@ def search(
             dense_epochs=dense_epochs,
             epochs=epochs,
             finetune_epochs=finetune_epochs,
-            device=device,
-            runtime=runtime,
-            threads=threads,
-            batch=batch,
-            samples=samples,
-            tables=tables,
-            min_keep=min_keep,
-            tile=tile,
+            **shared,
             run_dir=call.common.run_dir,
             seed=call.common.seed,
             on_event=on_event,
@@ -108,4 +94,4 @@ def outcome_of(folder: Path, result: Result) -> Outcome:
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
-    register(app, search, example=EXAMPLE, cls=MethodHelp)
+    register(app, search, example=EXAMPLE, shared=flags.SPACE_FLAGS, cls=MethodHelp)

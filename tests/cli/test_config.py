@@ -12,6 +12,7 @@ from made_run import result
 from test_verbs import FakeRun
 
 from hwprune.cli._config import line_of, parse_options
+from hwprune.cli._verb import signature_of
 from hwprune.core.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -163,14 +164,18 @@ def test_options_are_pairs() -> None:
 
 
 def test_defaults_of_flags_are_the_apis(real_api: object) -> None:
+    """None in the API stands for the default of the run's settings, which the help shows."""
     import inspect
 
-    from hwprune.cli import bench, doctor, finetune, fit, predict, profile, search
+    from hwprune.cli import _flags, bench, doctor, finetune, fit, predict, profile, search
     from hwprune.search.settings import DEFAULTS
 
+    shared = {"search": _flags.SPACE_FLAGS, "profile": _flags.SPACE_FLAGS, "predict": _flags.TABLE_FLAGS}
+    shared["bench"] = _flags.TARGET_FLAGS
+    checked = 0
     for module in (bench, doctor, finetune, fit, predict, profile, search):
         name = module.__name__.rsplit(".", 1)[1]
-        flags = inspect.signature(getattr(module, name)).parameters
+        flags = {item.name: item for item in signature_of(getattr(module, name), shared.get(name, ()))}
         for parameter in inspect.signature(getattr(real_api, name)).parameters.values():
             if parameter.name not in flags or parameter.default is parameter.empty or parameter.name == "kinds":
                 continue
@@ -178,3 +183,5 @@ def test_defaults_of_flags_are_the_apis(real_api: object) -> None:
             if expected is None and flags[parameter.name].default is not None:
                 expected = getattr(DEFAULTS, parameter.name, None)
             assert str(flags[parameter.name].default) == str(expected), f"{name} --{parameter.name}"
+            checked += 1
+    assert checked > 40
