@@ -41,9 +41,9 @@ class Check:
         self._example = tuple(_lively_input(tensor) for tensor in example)
         self.model = lively(model, self._example)
 
-    def __call__(self, graph: ChannelGraph, names: Sequence[str]) -> Failure | None:
-        """What goes wrong when about half of each group is removed; None if nothing does."""
-        keep = _random_keep(graph, names)
+    def __call__(self, graph: ChannelGraph, names: Sequence[str], seed: int = 0) -> Failure | None:
+        """What goes wrong when a quarter to three quarters of each group are removed; None if nothing does."""
+        keep = _random_keep(graph, names, seed)
         small = cut(self.model, graph, keep)
         places: list[Place] = []
         watch_modules(small, places)
@@ -102,12 +102,14 @@ def _affine(given: Mapping[str, object], *, channels_last: bool) -> Tensor:
     return x
 
 
-def _random_keep(graph: ChannelGraph, names: Sequence[str]) -> dict[str, list[int]]:
-    rng = np.random.default_rng(0)
+def _random_keep(graph: ChannelGraph, names: Sequence[str], seed: int) -> dict[str, list[int]]:
+    """Kept units of each group; the shares differ, so that a size taken for that of another group shows."""
+    rng = np.random.default_rng(seed)
     keep = {}
     for name in names:
         units = graph.group(name).units
-        keep[name] = sorted(rng.choice(units, max(1, units // 2), replace=False).tolist())
+        width = int(rng.integers(max(1, units // 4), max(2, units * 3 // 4 + 1)))
+        keep[name] = sorted(rng.choice(units, min(width, units - 1), replace=False).tolist())
     return keep
 
 

@@ -26,10 +26,18 @@ def verified(
         return graph
     check = Check(model, example, norms_without_statistics=structure.is_inexact)
     search = _Search(model, graph, check)
-    search.run([group.name for group in graph.removable])
+    names = [group.name for group in graph.removable]
+    for seed in range(_PROOFS):
+        names = search.run(names, seed)
     if not search.bad and search.graph is graph:
         return graph
     return build(structure, model, example, {**pinned, **search.bad}, search.graph.edits)
+
+
+# Other units and other widths each time.
+_PROOFS = 2
+# Class of the module, attribute, position in a tuple, path of the group's first producer inside the module.
+_EditKind = tuple[str, str, int | None, str]
 
 
 class _Search:
@@ -39,25 +47,34 @@ class _Search:
         self.model = model
         self.graph = graph
         self.check = check
+        self.seed = 0
         self.good: list[str] = []
         self.bad: dict[str, Pin] = {}
 
-    def run(self, names: list[str]) -> None:
-        """First all at once; then without the groups near the module that stopped, until the rest runs."""
+    def run(self, names: list[str], seed: int) -> list[str]:
+        """The good ones of these groups, in their order.
+
+        First all at once; then without the groups near the module that stopped, until the rest runs.
+        """
+        self.seed, self.good = seed, []
         rest, suspects = names, list[str]()
-        failure = self.check(self.graph, rest)
+        failure = self._fails(self.graph, rest)
         while failure is not None and rest:
             near = self._near(failure, rest)
             if not near or len(near) == len(rest):
                 break
             rest = [name for name in rest if name not in near]
             suspects += near
-            failure = self.check(self.graph, rest) if rest else None
+            failure = self._fails(self.graph, rest)
         if failure is None:
             self.good = rest
         else:
             self._halve(rest, failure)
         self._admit(suspects)
+        return [name for name in names if name in self.good]
+
+    def _fails(self, graph: ChannelGraph, names: Sequence[str]) -> Failure | None:
+        return self.check(graph, names, self.seed) if names else None
 
     def _near(self, failure: Failure, names: Sequence[str]) -> list[str]:
         """The groups with weights in the module that stopped, or at the same place in another module of its class."""
@@ -95,7 +112,7 @@ class _Search:
         """Try by halves, each on top of what is good, so that groups which only fail together are found as well."""
         if not names:
             return
-        failure = failure or self.check(self.graph, [*self.good, *names])
+        failure = failure or self._fails(self.graph, [*self.good, *names])
         if failure is None:
             self.good += names
         elif len(names) == 1:
@@ -110,28 +127,44 @@ class _Search:
         self.bad[name] = Pin("self-check", module, "", group.units * group.unit_channels, failure.text)
 
     def _admit(self, suspects: list[str]) -> None:
-        """Try suspects with all the attributes changed that could follow them, then one by one."""
-        if not suspects:
-            return
-        together = tuple(edit for name in suspects for edit in candidate_edits(self.model, self.graph, name))
-        if self._accepts(suspects, together) is None:
-            return
-        for name in suspects:
+        """Try suspects with all the attributes changed that could follow them, else one by one.
+
+        What proved right for one is then tried at once for the others: blocks of one class repeat.
+        """
+        learned: set[_EditKind] = set()
+        tried: set[_EditKind] | None = None
+        while suspects:
+            if learned != tried:
+                tried = set(learned)
+                if self._accepts(suspects, self._edits(suspects, learned)) is None:
+                    return
+            name, suspects = suspects[0], suspects[1:]
             failure = self._accepts([name], ())
             if failure is not None:
-                self._admit_one(name, failure)
+                learned |= {self._edit_kind(name, edit) for edit in self._admit_one(name, failure)}
 
-    def _admit_one(self, name: str, failure: Failure) -> None:
-        """Try a group that failed as it is with all its edits, then with each of them; reject it if none helps."""
+    def _edits(self, names: list[str], learned: set[_EditKind]) -> tuple[AttributeEdit, ...]:
+        """The candidate edits of these groups, or those of the learned kinds if any were learned."""
+        found = [(name, edit) for name in names for edit in candidate_edits(self.model, self.graph, name)]
+        return tuple(edit for name, edit in found if not learned or self._edit_kind(name, edit) in learned)
+
+    def _edit_kind(self, name: str, edit: AttributeEdit) -> _EditKind:
+        owner = type(self.model.get_submodule(edit.module)).__qualname__
+        return owner, edit.attribute, edit.index, name.removeprefix(edit.module)
+
+    def _admit_one(self, name: str, failure: Failure) -> tuple[AttributeEdit, ...]:
+        """Try a group that failed as it is with all its edits, then with each; the edits that helped, or reject it."""
         edits = candidate_edits(self.model, self.graph, name)
-        attempts = [edits, *((edit,) for edit in edits)] if len(edits) > 1 else [edits] if edits else []
-        if not any(self._accepts([name], attempt) is None for attempt in attempts):
-            self._reject(name, failure)
+        for attempt in (edits, *((edit,) for edit in edits)) if len(edits) > 1 else (edits,):
+            if attempt and self._accepts([name], attempt) is None:
+                return attempt
+        self._reject(name, failure)
+        return ()
 
     def _accepts(self, names: list[str], edits: tuple[AttributeEdit, ...]) -> Failure | None:
         fresh = {(edit.module, edit.attribute, edit.index): edit for edit in (*edits, *self.graph.edits)}
         graph = self.graph.replace(edits=tuple(fresh.values()))
-        failure = self.check(graph, [*self.good, *names])
+        failure = self._fails(graph, [*self.good, *names])
         if failure is None:
             self.good += names
             self.graph = graph if edits else self.graph

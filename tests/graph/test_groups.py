@@ -77,6 +77,31 @@ def test_a_padding_kept_in_attributes_follows_the_cut() -> None:
     assert torch.allclose(small(x), mask(model, graph, keep)(x), atol=1e-6)
 
 
+class Splits(nn.Module):
+    """Two groups of equal size, each with its own number in an attribute, and a third number that must stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.left, self.right = 8, 8, 8
+        self.conv, self.out = nn.Conv2d(3, 17, 1), nn.Conv2d(8, 8, 1)
+        self.fc = nn.Linear(17, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, left, right = self.conv(x).split([1, self.left, self.right], 1)
+        return self.fc(torch.cat([right * self.scale, left, one], 1).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_equal_numbers_follow_their_own_group() -> None:
+    model, x = Splits().eval(), torch.randn(2, 3, 4, 4)
+    graph = trace(model, x)
+    assert units(graph) == {"conv#2": 8, "conv#3": 8}
+    assert "single channel" in graph.group("conv").reason
+    keep = {"conv#2": [0, 3, 4], "conv#3": [1, 2, 5, 6, 7]}
+    small = cut(model, graph, keep)
+    assert (small.scale, small.left, small.right) == (8, 3, 5)
+    assert torch.allclose(small(x), mask(model, graph, keep)(x), atol=1e-5)
+
+
 def test_depthwise_follows_its_producer_and_consumes_nothing() -> None:
     graph = graph_of("mobilenetv2")
     hidden = graph.group("blocks.0.body.0.0")

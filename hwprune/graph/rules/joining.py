@@ -49,7 +49,7 @@ def split(call: Call) -> None:
     if factor is not None and len(set(sizes)) == 1:
         _tie_parts(call, factor, dim, len(sizes))
     for number in range(len(sizes)):
-        call.put(part_of(call.layout(x), dim, int(starts[number]), int(starts[number + 1])), output=number)
+        call.put(part_of(call, x, dim, int(starts[number]), int(starts[number + 1])), output=number)
 
 
 def _tie_parts(call: Call, factor: Factor, dim: int, parts: int) -> None:
@@ -58,10 +58,10 @@ def _tie_parts(call: Call, factor: Factor, dim: int, parts: int) -> None:
     call.tie(moved.reshape(parts, -1).T)
 
 
-def part_of(layout: Layout, dim: int, start: int, end: int) -> Layout:
-    """The layout of a slice along one dim."""
-    result = []
-    for factor in layout:
+def part_of(call: Call, x: Tensor, dim: int, start: int, end: int) -> Layout:
+    """The layout of a slice of `x` along one dim. A single channel alone can never go."""
+    result: list[Factor] = []
+    for factor in call.layout(x):
         if dim not in factor.dims:
             result.append(factor)
             continue
@@ -71,6 +71,8 @@ def part_of(layout: Layout, dim: int, start: int, end: int) -> Layout:
             result.append(Factor(factor.dims, ids, factor.preferred))
         else:
             result.extend(without_axis(factor, dim, ids))
+            if len(factor.dims) == 1:
+                call.pin(ids, "it takes a single channel")
     return tuple(result)
 
 
@@ -218,7 +220,7 @@ def slice_(call: Call) -> None:
     elif step == 1:
         if length and size % length == 0 and start % length == 0:
             _tie_parts(call, factor, dim, size // length)
-        call.put(part_of(call.layout(x), dim, start, start + length))
+        call.put(part_of(call, x, dim, start, start + length))
     else:
         call.pin(factor.ids, "it takes every second or so channel by number")
         call.put(tuple(other for other in call.layout(x) if other is not factor))
