@@ -10,7 +10,7 @@ import typer
 from hwprune.cli import _flags as flags
 from hwprune.cli._console import Outcome
 from hwprune.cli._verb import Call, register
-from hwprune.report.text import percent, scores_text
+from hwprune.report.text import device_sentence, percent, scores_text
 
 EXAMPLE = "hwprune fit mobilenetv2 --kinds lpnet,forest"
 
@@ -39,8 +39,11 @@ def fit(
     rows = [(item.kind, item.scores.to_json() if item.scores else {}, item.reason) for item in report.comparison]
     noise = percent(report.label_noise) if report.label_noise is not None else "unknown: no network measured twice"
     counts = f"fitted on {report.train_count} networks, judged on {report.held_out_count} held-out ones"
-    text = f"{counts}; label noise {noise}\n\n{scores_text(rows, report.chosen)}"
+    fingerprint = report.model.fitted.fingerprint
+    device = "" if fingerprint is None else f"{device_sentence(fingerprint)}\n"
+    text = f"{device}{counts}; label noise {noise}\n\n{scores_text(rows, report.chosen)}"
     document = {
+        "simulated": fingerprint is not None and fingerprint.runtime == "simulated",
         "chosen": report.chosen,
         "train_count": report.train_count,
         "held_out_count": report.held_out_count,

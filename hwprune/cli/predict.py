@@ -36,14 +36,17 @@ def predict(
         **shared,
         seed=call.common.seed,
     )
+    simulated = (shared["runtime"] or next(iter(api.device(shared["device"]).runtimes))) == "simulated"
+    stamp = "SIMULATED " if simulated else ""
     text = (
-        f"{format_ms(prediction.latency_ms)} predicted, ± {format_ms(prediction.error_ms)} (one sigma)\n"
+        f"{stamp}{format_ms(prediction.latency_ms)} predicted, ± {format_ms(prediction.error_ms)} (one sigma)\n"
         f"coverage {percent(prediction.coverage)}: the share of the network inside what the table covers"
     )
     document = {
         "predicted_ms": prediction.latency_ms,
         "error_ms": prediction.error_ms,
         "coverage": prediction.coverage,
+        "simulated": simulated,
     }
     return Outcome(text, document)
 

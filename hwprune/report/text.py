@@ -52,8 +52,10 @@ def speed_sentence(comparison: Comparison) -> str:
     if comparison.verdict == "no difference shown":
         return f"no difference to {comparison.baseline} shown: ratio {ratio:.3f} [{low:.3f}, {high:.3f}]"
     if comparison.verdict == "faster":
-        return f"{1 / ratio:.2f} times faster than {comparison.baseline} [{1 / high:.2f}, {1 / low:.2f}]"
-    return f"{ratio:.2f} times slower than {comparison.baseline} [{low:.2f}, {high:.2f}]"
+        ratio, low, high = 1 / ratio, 1 / high, 1 / low
+    decimals = 2 if ratio > 1.05 else 3
+    factor, bounds = f"{ratio:.{decimals}f}", f"[{low:.{decimals}f}, {high:.{decimals}f}]"
+    return f"{factor} times {comparison.verdict} than {comparison.baseline} {bounds}"
 
 
 def device_sentence(fingerprint: Fingerprint) -> str:

@@ -102,12 +102,14 @@ def test_fit(hw: Hw, api: FakeApi) -> None:
     figures |= {"wrong_sign": 0.0, "cosine": math.nan}
     scored = SimpleNamespace(kind="lpnet", scores=SimpleNamespace(to_json=lambda: figures), reason="")
     failed = SimpleNamespace(kind="forest", scores=None, reason="too few networks")
+    model = SimpleNamespace(fitted=SimpleNamespace(fingerprint=FakeTable().fingerprint))
     api.answers["fit"] = SimpleNamespace(
-        comparison=(scored, failed), chosen="lpnet", train_count=75, held_out_count=25, label_noise=None
+        comparison=(scored, failed), chosen="lpnet", model=model, train_count=75, held_out_count=25, label_noise=None
     )
     done = hw("fit", "resnet20", "--kinds", "lpnet, forest")
     assert api.last["kinds"] == ("lpnet", "forest")
-    assert done.out.startswith("fitted on 75 networks, judged on 25 held-out ones; label noise unknown")
+    assert done.out.startswith("cpu: made-up CPU, onnxruntime")
+    assert "fitted on 75 networks, judged on 25 held-out ones; label noise unknown" in done.out
     assert "<- chosen" in done.out
     assert "too few networks" in done.out
     document = hw("fit", "--json").json
@@ -118,8 +120,9 @@ def test_fit(hw: Hw, api: FakeApi) -> None:
 
 def test_predict_is_labelled_predicted(hw: Hw, api: FakeApi) -> None:
     api.answers["predict"] = Prediction(0.3051, 0.004, 0.974)
+    api.answers["device"] = SimpleNamespace(runtimes={"onnxruntime": None})
     done = hw("predict", "resnet20", "--widths", "a=16, b=32")
-    assert api.last["widths"] == {"a": 16, "b": 32}
+    assert api.calls[0][2]["widths"] == {"a": 16, "b": 32}
     assert done.out.splitlines()[0] == "0.305 ms predicted, ± 0.0040 ms (one sigma)"
     assert "coverage 97.4 %" in done.out
     assert hw("predict", "--json").json == {
@@ -127,14 +130,23 @@ def test_predict_is_labelled_predicted(hw: Hw, api: FakeApi) -> None:
         "predicted_ms": 0.3051,
         "error_ms": 0.004,
         "coverage": 0.974,
+        "simulated": False,
     }
+
+
+def test_a_prediction_for_the_simulated_device_is_stamped(hw: Hw, api: FakeApi) -> None:
+    api.answers["predict"] = Prediction(0.3051, 0.004, 0.974)
+    api.answers["device"] = SimpleNamespace(runtimes={"simulated": None})
+    assert hw("predict", "--device", "sim").out.startswith("SIMULATED 0.305 ms predicted")
+    assert hw("predict", "--device", "sim", "--json").json["simulated"] is True
 
 
 def test_predict_reads_widths_from_a_result(hw: Hw, api: FakeApi, workplace: Path) -> None:
     api.answers["predict"] = Prediction(1.0, 0.1, 1.0)
+    api.answers["device"] = SimpleNamespace(runtimes={"onnxruntime": None})
     (workplace / "result.json").write_text('{"widths": {"a": 16}}')
     assert hw("predict", "--widths", "result.json").code == 0
-    assert api.last["widths"] == {"a": 16}
+    assert api.calls[0][2]["widths"] == {"a": 16}
 
 
 @pytest.mark.parametrize("text", ["a", "a=b", "a=1,b"])

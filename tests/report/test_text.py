@@ -76,6 +76,8 @@ def test_speed_is_never_without_its_interval() -> None:
     faster = Comparison("dense", "pruned", 0.5, (0.4, 0.625), 7)
     assert speed_sentence(faster) == "2.00 times faster than dense [1.60, 2.50]"
     assert speed_sentence(replace(faster, ratio=1.5, ci=(1.4, 1.6))) == "1.50 times slower than dense [1.40, 1.60]"
+    hardly = speed_sentence(replace(faster, ratio=1.003, ci=(1.001, 1.005)))
+    assert hardly == "1.003 times slower than dense [1.001, 1.005]"
     unclear = speed_sentence(replace(faster, ratio=0.99, ci=(0.97, 1.01)))
     assert unclear == "no difference to dense shown: ratio 0.990 [0.970, 1.010]"
 
