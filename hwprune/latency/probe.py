@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hwprune.core.measurement import Protocol
+from hwprune.core.statistics import median
 from hwprune.devices.probe_kernel import probe_model
 
 if TYPE_CHECKING:
     from hwprune.devices import Board
 
-TILES = (1, 4, 8, 16, 32, 64)
+TILES = (4, 8, 16, 32, 64)
 WIDEST = 128
-_TOLERANCE = 0.04  # at least this much is needed to call two latencies of one step different
+WIDTHS = tuple(sorted(width for step in range(0, WIDEST, 4) for width in (step + 1, step + 4)))
+_FREE = 0.25  # of the mean rise over a step: too large a tile costs half of it, the right one nothing
+_RESOLVED = 1.25  # from 8 channels to 128 the latency rises at least this much, or the probe says nothing
+_TOLERANCE = 0.10  # a width is called slower than a wider one only beyond this; kernels that differ differ by more
 _FALLBACK = 8  # what most SIMD units and tensor cores like, used where the probe shows no step at all
 
 
@@ -38,11 +42,10 @@ class TileProbe:
 
 def detect_tile(board: Board, *, kernel: int = 3, seed: int = 0, protocol: Protocol | None = None) -> TileProbe:
     """Time convolutions with 4k and 4k + 1 output channels on an open device and read the tile off them."""
-    widths = sorted({width for top in range(4, WIDEST + 1, 4) for width in (top, top + 1)} - {WIDEST + 1})
-    models = {str(width): probe_model(width, kernel, board.fingerprint.batch) for width in widths}
+    models = {str(width): probe_model(width, kernel, board.fingerprint.batch) for width in WIDTHS}
     measured = board.measure(models, protocol=protocol or Protocol.sample(), seed=seed)
     curve = {}
-    for width in widths:
+    for width in WIDTHS:
         low, high = measured[str(width)].ci_ms
         latency_ms = measured[str(width)].latency_ms
         curve[width] = (latency_ms, (high - low) / 2 / latency_ms)
@@ -50,14 +53,14 @@ def detect_tile(board: Board, *, kernel: int = 3, seed: int = 0, protocol: Proto
 
 
 def read_tile(curve: Mapping[int, tuple[float, float]]) -> TileProbe:
-    """The tile of a curve `width -> (ms, relative half-width)` that has all widths 4k and 4k + 1."""
+    """The tile of a curve `width -> (ms, relative half-width)` that has all `WIDTHS`: 4k + 1 and 4k up to 128."""
     times = {width: latency_ms for width, (latency_ms, _) in sorted(curve.items())}
-    halves = sorted(half for _, half in curve.values())
-    tolerance = max(_TOLERANCE, 2 * halves[len(halves) // 2])
-    resolved = max(times.values()) > 1.5 * min(times.values())
-    free = [tile for tile in TILES if _free_rounding(times, tile, tolerance)]
+    low, high = _level(times, range(9)), _level(times, range(WIDEST - 15, WIDEST + 1))
+    resolved = high > _RESOLVED * low
+    free = [tile for tile in TILES if _rounding_cost(times, tile) < _FREE * (high - low) * tile / WIDEST]
+    tolerance = max(_TOLERANCE, 2 * median([half for _, half in curve.values()]))
     return TileProbe(
-        tile=max(free) if resolved else _FALLBACK,
+        tile=max(free, default=1) if resolved else _FALLBACK,
         curve=tuple((width, *curve[width]) for width in times),
         non_monotone=tuple(
             width for width in times if any(times[w] < times[width] / (1 + tolerance) for w in times if w > width)
@@ -66,14 +69,20 @@ def read_tile(curve: Mapping[int, tuple[float, float]]) -> TileProbe:
     )
 
 
-def _free_rounding(times: Mapping[int, float], tile: int, tolerance: float) -> bool:
-    """Whether no width of a step is faster than the multiple of `tile` it would be rounded up to.
+def _rounding_cost(times: Mapping[int, float], tile: int) -> float:
+    """What the upper half of a step costs more than its lower half, in ms; about 0 where rounding up is free.
 
-    The median over the steps decides, so that one disturbed measurement does not.
+    Medians, so that single disturbed measurements do not matter.
     """
-    costs = []
-    for top in range(tile, max(times) + 1, tile):
-        inside = [times[width] for width in times if top - tile < width < top]
-        if inside and top in times:
-            costs.append(times[top] / min(inside))
-    return not costs or sorted(costs)[len(costs) // 2] <= 1 + tolerance
+    half = tile // 2
+    bottoms = range(0, WIDEST, tile)
+    costs = [_level(times, _after(begin + half, half)) - _level(times, _after(begin, half)) for begin in bottoms]
+    return median(costs)
+
+
+def _after(begin: int, count: int) -> range:
+    return range(begin + 1, begin + count + 1)
+
+
+def _level(times: Mapping[int, float], widths: range) -> float:
+    return median([times[width] for width in widths if width in times])

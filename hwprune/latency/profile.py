@@ -93,6 +93,7 @@ class _Profile:
         self.total = len(plan) + LAYER_SAMPLES + len(repeats)
         self.done = len(plan) - len(missing) + LAYER_SAMPLES - len(layers)
         self._measure(missing, _session("profile"))
+        self._measure(self._disturbed(plan), _session("profile again"))
         for widths in layers:
             self._check_stop()
             times = self.board.layers(self.template.at_widths(widths), runs=LAYER_RUNS)
@@ -101,10 +102,17 @@ class _Profile:
             self._progress(1, "layers")
         self._measure(repeats, _session("repeat"))
 
+    def _disturbed(self, plan: Sequence[Planned]) -> list[Planned]:
+        """The planned networks without any undisturbed row: they get a second chance, once in every run."""
+        good = {row.widths for row in self.table.rows if not row.disturbed}
+        again = [item for item in plan if item[0].values_tuple() not in good]
+        self.total += len(again)
+        return again
+
     def _missing_repeats(self, plan: Sequence[Planned]) -> list[Planned]:
         """The networks to measure a second time: the first ones of the plan that have one session only."""
         sessions: dict[tuple[int, ...], set[str]] = {}
-        for row in self.table.rows:
+        for row in self.table.good_rows:
             sessions.setdefault(row.widths, set()).add(row.session)
         return [item for item in plan[:REPEATS] if len(sessions.get(item[0].values_tuple(), ())) < 2]
 

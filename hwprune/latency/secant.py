@@ -6,7 +6,7 @@ arbitrary one. The useful slope is the secant to the next allowed width on eithe
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,13 @@ from torch import Tensor
 
 from hwprune.core.widths import SearchSpace
 from hwprune.latency.features import Array, IntArray
-from hwprune.latency.models._base import AbstractLatencyModel
+
+
+class BatchPredictor(Protocol):
+    """Anything that predicts milliseconds (or any other cost) `[B]` for width rows `[B, G]`."""
+
+    def predict_batch(self, values: IntArray) -> Array:
+        """The predictions."""
 
 
 class SecantLatency:
@@ -26,9 +32,9 @@ class SecantLatency:
     were, `queried` out of how many.
     """
 
-    def __init__(self, model: AbstractLatencyModel, space: SearchSpace | None = None) -> None:
+    def __init__(self, model: BatchPredictor, space: SearchSpace) -> None:
         self.model = model
-        self.space = space or model.space
+        self.space = space
         self.clamped = 0
         self.queried = 0
 
@@ -59,7 +65,7 @@ class SecantLatency:
         return below, above
 
 
-def secant_latency(model: AbstractLatencyModel, space: SearchSpace, widths: Tensor) -> Tensor:
+def secant_latency(model: BatchPredictor, space: SearchSpace, widths: Tensor) -> Tensor:
     """`SecantLatency(model, space)(widths)`: predicted ms with secants as the gradient."""
     return SecantLatency(model, space)(widths)
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hwprune.graph import ChannelGraph
 
 SCHEMA = "hwprune.latency_table/1"
+_ENOUGH = 10  # networks a latency model can be fitted on; below that a disturbed row is better than none
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class TableRow:
     """One measured sub-network: widths in space order, latency with its 95 % interval, and every paired ratio.
 
     `ratios` are laps over the reference kernel timed beside them; `kind` says why the row was measured; `session`
-    which opening of the device it belongs to.
+    which opening of the device it belongs to. `disturbed`: other load on the machine voided every round.
     """
 
     widths: tuple[int, ...]
@@ -52,6 +53,7 @@ class TableRow:
     ratios: tuple[float, ...]
     kind: Kind
     session: str
+    disturbed: bool = False
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.latency_ms) or self.latency_ms <= 0:
@@ -63,7 +65,8 @@ class TableRow:
     def of(cls, widths: Sequence[int], measurement: Measurement, *, kind: Kind, session: str) -> TableRow:
         """The row for a measurement of the sub-network with these widths."""
         ratios = tuple(float(f"{ratio:.6g}") for item in measurement.valid_rounds for ratio in item.ratios)
-        return cls(tuple(widths), measurement.latency_ms, measurement.ci_ms, ratios, kind, session)
+        disturbed = all(item.void for item in measurement.rounds)
+        return cls(tuple(widths), measurement.latency_ms, measurement.ci_ms, ratios, kind, session, disturbed)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> TableRow:
@@ -76,6 +79,7 @@ class TableRow:
             tuple(float(ratio) for ratio in document["ratios"]),
             document["kind"],
             str(document["session"]),
+            bool(document["disturbed"]),
         )
 
 
@@ -137,8 +141,9 @@ class LatencyTable:
         if (folder / "table.json").exists():
             cls.open(folder).check(fingerprint)
             raise TableError(f"there is a latency table in {folder} already", hint="open it, or remove the folder")
-        unknown = {name for op in op_templates for name, _ in op.in_channels.terms + op.out_channels.terms}
-        if unknown - set(space.names):
+        used = {name for op in op_templates for name, _ in op.in_channels.terms + op.out_channels.terms}
+        unknown = used - set(space.names)
+        if unknown:
             raise TableError(f"operators depend on groups outside the space: {', '.join(sorted(unknown))}")
         provenance = Provenance.now(protocol or Protocol.sample())
         templates = tuple(op_templates)
@@ -273,12 +278,18 @@ class LatencyTable:
         """The sub-networks that have at least one row."""
         return frozenset(self.space.make(row.widths) for row in self._rows)
 
+    @property
+    def good_rows(self) -> tuple[TableRow, ...]:
+        """The undisturbed rows; all rows while fewer than 10 networks have an undisturbed one."""
+        good = tuple(row for row in self._rows if not row.disturbed)
+        return good if len({row.widths for row in good}) >= _ENOUGH else self.rows
+
     def samples(self, *, kinds: Collection[Kind] | None = None) -> Samples:
-        """The rows (of these kinds only, when given) as arrays for a latency model.
+        """The good rows (of these kinds only, when given) as arrays for a latency model.
 
         Raises `TableError` when there is none.
         """
-        rows = [row for row in self._rows if kinds is None or row.kind in kinds]
+        rows = [row for row in self.good_rows if kinds is None or row.kind in kinds]
         if not rows:
             raise TableError(f"the latency table in {self.folder} has no rows", hint="run: hwprune profile")
         values = np.array([row.widths for row in rows], dtype=np.int64)
@@ -298,6 +309,7 @@ class LatencyTable:
                 "laps": len(row.ratios),
                 "kind": row.kind,
                 "session": row.session,
+                "disturbed": row.disturbed,
             }
             for row in self._rows
         ]

@@ -1,4 +1,4 @@
-"""The tests every latency model inherits, and a synthetic network with a staircase whose latency is known exactly.
+"""The tests every latency model inherits.
 
 A new model in `hwprune/latency/models/` gets its tests with
 `class TestMine(LatencyModelConformance): kind = "mine"`.
@@ -13,74 +13,9 @@ import numpy as np
 import pytest
 
 from hwprune.core.errors import TableError, UsageError
-from hwprune.core.measurement import LayerTime, Prediction
-from hwprune.core.ops import ChannelCount, OpTemplate
-from hwprune.core.widths import ChannelGroup, SearchSpace
-from hwprune.latency.features import Array, IntArray, Work
+from hwprune.core.measurement import Prediction
 from hwprune.latency.models._base import AbstractLatencyModel, from_json, make_model
-from hwprune.latency.samples import LayerSample, Samples
-
-TILE = 16
-# Milliseconds for a unit of each quantity on the synthetic device: MACs, weights, activations; and for each layer.
-MS_PER_MAC, MS_PER_WEIGHT, MS_PER_ACTIVATION, MS_PER_LAYER = 2e-8, 1e-6, 4e-8, 2e-3
-
-
-def staircase_space(tile: int = TILE) -> SearchSpace:
-    """Five groups of an inverted-residual network: stem, two blocks' hidden widths, the stage between, the head."""
-    units = {"stem": 32, "a.hidden": 96, "stage": 64, "b.hidden": 192, "head": 256}
-    groups = tuple(ChannelGroup(name, count) for name, count in units.items())
-    return SearchSpace(groups, tuple(tuple(range(tile, group.units + 1, tile)) for group in groups))
-
-
-def staircase_ops() -> tuple[OpTemplate, ...]:
-    """The operators of that network at 48x48 pixels."""
-    image, classes = ChannelCount(3), ChannelCount(10)
-    stem, a, stage, b, head = (
-        ChannelCount(0, ((name, 1),)) for name in ("stem", "a.hidden", "stage", "b.hidden", "head")
-    )
-
-    def conv(name: str, before: ChannelCount, after: ChannelCount, kernel: int, sizes: tuple[int, int]) -> OpTemplate:
-        size = {"in_size": (sizes[0],) * 2, "out_size": (sizes[1],) * 2, "stride": (sizes[0] // sizes[1],) * 2}
-        groups = before if name.endswith("depthwise") else ChannelCount(1)
-        return OpTemplate(name, "conv", before, after, (kernel, kernel), groups=groups, fused="relu", **size)  # type: ignore[arg-type]
-
-    return (
-        conv("stem", image, stem, 3, (48, 24)),
-        conv("a.expand", stem, a, 1, (24, 24)),
-        conv("a.depthwise", a, a, 3, (24, 12)),
-        conv("a.project", a, stage, 1, (12, 12)),
-        conv("b.expand", stage, b, 1, (12, 12)),
-        conv("b.depthwise", b, b, 3, (12, 12)),
-        conv("b.project", b, stage, 1, (12, 12)),
-        OpTemplate("b.add_0", "add", stage, stage, in_size=(12, 12), out_size=(12, 12)),
-        conv("head", stage, head, 1, (12, 12)),
-        OpTemplate("classifier", "linear", head, classes),
-    )
-
-
-def staircase_layers_ms(values: IntArray) -> Array:
-    """The exact time of each operator `[B, O]` for widths `[B, 5]`: linear in work at tile-rounded channels."""
-    work = Work(staircase_ops(), staircase_space(1), TILE).layers(values)
-    moved = MS_PER_ACTIVATION * (work.reads + work.writes)
-    return np.asarray(MS_PER_LAYER + MS_PER_MAC * work.macs + MS_PER_WEIGHT * work.weights + moved)
-
-
-def staircase_samples(count: int = 60, *, seed: int = 0, noise: float = 0.01, tile: int = TILE) -> Samples:
-    """Networks drawn at random with their latency, times log-normal noise, and the layer times of five of them."""
-    space, rng = staircase_space(tile), np.random.default_rng(seed)
-    drawn = np.stack([rng.choice(np.array(allowed), count) for allowed in space.widths], axis=1)
-    drawn[0], drawn[1] = space.dense().values_tuple(), space.smallest().values_tuple()
-    times = staircase_layers_ms(drawn)
-    latency_ms = times.sum(axis=1) * np.exp(noise * rng.standard_normal(count))
-    names = [op.name for op in staircase_ops()]
-    layers = tuple(
-        LayerSample(
-            tuple(int(width) for width in drawn[row]),
-            tuple(LayerTime(f"{name}/node", "op", float(ms)) for name, ms in zip(names, times[row], strict=True)),
-        )
-        for row in range(5)
-    )
-    return Samples(space, staircase_ops(), TILE, drawn.astype(np.int64), latency_ms, layers)
+from hwprune.testing.staircase import staircase_samples, staircase_space
 
 
 class LatencyModelConformance:

@@ -63,14 +63,26 @@ class Fitted:
         return cls(*facts, len(samples), measured, error, floor)
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Relative errors `[N]` of networks that were not trained on, and the model's spread `[N]` there."""
+
+    residuals: Array
+    spreads: Array
+
+
 class AbstractLatencyModel(abc.ABC):
     """A latency model. Its dataclass fields are its options; called through `fit`, then `predict`."""
 
     _fitted: Fitted | None = None
 
     @abc.abstractmethod
-    def train(self, samples: Samples, seed: int) -> None:
-        """Learn from merged samples (every sub-network once). Called by `fit`, several times, on parts of the data."""
+    def train(self, samples: Samples, seed: int) -> HeldOut | None:
+        """Learn from merged samples (every sub-network once).
+
+        Returns the errors on held-out parts when training came by them anyway; otherwise None, and `fit` finds them
+        by calling this on parts of the data.
+        """
 
     @abc.abstractmethod
     def predict_batch(self, values: IntArray) -> Array:
@@ -99,15 +111,13 @@ class AbstractLatencyModel(abc.ABC):
                 f"{len(merged)} measured networks are too few to fit a latency model",
                 hint=f"measure at least {LEAST_SAMPLES}; 100 is a good number: hwprune profile --samples 100",
             )
-        residuals, spreads = self._held_out(merged, seed)
-        floor = max(float(np.sqrt(np.mean(residuals**2))), 1e-6)
-        scaled = np.abs(residuals) / np.hypot(floor, spreads)
-        self.train(merged, seed)
+        held_out = self.train(merged, seed) or self._cross_validate(merged, seed)
+        floor = max(float(np.sqrt(np.mean(held_out.residuals**2))), 1e-6)
+        scaled = np.abs(held_out.residuals) / np.hypot(floor, held_out.spreads)
         self._fitted = Fitted.of(merged, float(np.quantile(scaled, _ONE_SIGMA)), floor)
         return self
 
-    def _held_out(self, samples: Samples, seed: int) -> tuple[Array, Array]:
-        """Relative errors and spreads of networks that were not trained on, by five-fold cross-validation."""
+    def _cross_validate(self, samples: Samples, seed: int) -> HeldOut:
         residuals, spreads = np.zeros(len(samples)), np.zeros(len(samples))
         for train, test in folds(len(samples), seed):
             part = type(self)(**self.options())
@@ -115,7 +125,7 @@ class AbstractLatencyModel(abc.ABC):
             held = samples.take(test)
             residuals[test] = part.predict_batch(held.values) / held.latency_ms - 1
             spreads[test] = part.spread_batch(held.values)
-        return residuals, spreads
+        return HeldOut(residuals, spreads)
 
     @property
     def fitted(self) -> Fitted:

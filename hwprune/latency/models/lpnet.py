@@ -16,7 +16,7 @@ import numpy as np
 
 from hwprune.core.errors import UsageError
 from hwprune.latency.features import Array, IntArray, Work
-from hwprune.latency.models._base import AbstractLatencyModel, Fitted, folds
+from hwprune.latency.models._base import AbstractLatencyModel, Fitted, HeldOut, folds
 from hwprune.latency.models._network import Members, train_members
 from hwprune.latency.models._regression import relative_nnls
 from hwprune.latency.samples import Samples
@@ -34,7 +34,7 @@ class LPNet(AbstractLatencyModel):
     members: int = field(default=5, metadata={"help": "networks in the ensemble"})
     hidden: int = field(default=16, metadata={"help": "units in each of the two hidden layers"})
     decay: float = field(default=0.1, metadata={"help": "weight decay"})
-    steps: int = field(default=300, metadata={"help": "training steps"})
+    steps: int = field(default=150, metadata={"help": "training steps"})
 
     def __post_init__(self) -> None:
         if self.features not in ("work", "widths"):
@@ -42,7 +42,7 @@ class LPNet(AbstractLatencyModel):
         if min(self.members, self.hidden, self.steps) < 1:
             raise UsageError("LPNet needs at least one member, one hidden unit and one step")
 
-    def train(self, samples: Samples, seed: int) -> None:
+    def train(self, samples: Samples, seed: int) -> HeldOut:
         """Backbone, then the ensemble and its cross-validation in one batch, then the share of the correction."""
         self._work = Work(samples.op_templates, samples.space, samples.tile)
         self._dense = samples.space.dense().values_tuple()
@@ -62,12 +62,15 @@ class LPNet(AbstractLatencyModel):
             steps=self.steps,
             seed=seed,
         )
-        outputs = networks(self._inputs(samples.values)).reshape(len(parts), self.members, -1)
-        corrections = outputs.mean(axis=1) * self._unit
-        held = [(residuals[part][test], corrections[part][test]) for part, (_, test) in enumerate(parts[:-1])]
-        self._share = _best_share(np.concatenate([r for r, _ in held]), np.concatenate([c for _, c in held]))
+        outputs = networks(self._inputs(samples.values)).reshape(len(parts), self.members, -1) * self._unit
+        held = [(residuals[part, test], outputs[part][:, test]) for part, (_, test) in enumerate(parts[:-1])]
+        left = np.concatenate([residual for residual, _ in held])
+        corrections = np.concatenate([output for _, output in held], axis=1)
+        self._share = _best_share(left, corrections.mean(axis=0))
         self._coefficients = coefficients[-1]
         self._members = networks.take(range(len(networks.weights[0]) - self.members, len(networks.weights[0])))
+        errors = np.exp(self._share * corrections.mean(axis=0) - left) - 1
+        return HeldOut(errors, self._share * corrections.std(axis=0))
 
     def predict_batch(self, values: IntArray) -> Array:
         """Predicted ms `[B]` for widths `[B, G]`."""
@@ -114,13 +117,13 @@ class LPNet(AbstractLatencyModel):
 
     def _raw(self, values: IntArray) -> Array:
         """What the network reads, not yet standardised: keep ratios and, with features of work, log sums by kind."""
-        ratios = np.asarray(values, dtype=np.float64) / np.array(self._dense)
+        ratios: Array = np.asarray(values, dtype=np.float64) / np.array(self._dense)
         if self.features == "widths":
             return ratios
         return np.concatenate([ratios, np.log(self._work.terms(values) + 1.0)], axis=1)
 
     def _inputs(self, values: IntArray) -> Array:
-        return (self._raw(values) - self._mean) / self._scale
+        return np.asarray((self._raw(values) - self._mean) / self._scale)
 
 
 def _best_share(residuals: Array, corrections: Array) -> float:

@@ -1,0 +1,178 @@
+"""The latency table: one fingerprint, journals that survive, exports that agree."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hwprune.core.errors import TableError, UsageError
+from hwprune.core.measurement import LayerTime, Protocol
+from hwprune.latency.samples import LayerSample
+from hwprune.latency.table import LatencyTable, TableRow, table_folder
+from hwprune.testing.staircase import FINGERPRINT, staircase_ops, staircase_space
+
+SPACE = staircase_space()
+DENSE = SPACE.dense().values_tuple()
+SMALLEST = SPACE.smallest().values_tuple()
+
+
+def _table(root: Path) -> LatencyTable:
+    return LatencyTable.create(
+        root,
+        model_name="zoo:net",
+        fingerprint=FINGERPRINT,
+        reference_ms=0.5,
+        space=SPACE,
+        op_templates=staircase_ops(),
+        tile=16,
+    )
+
+
+def _row(widths: tuple[int, ...] = DENSE, latency_ms: float = 1.5, session: str = "one") -> TableRow:
+    return TableRow(widths, latency_ms, (latency_ms * 0.99, latency_ms * 1.01), (3.0, 3.1), "uniform", session)
+
+
+def test_stands_where_its_target_says(tmp_path: Path) -> None:
+    table = _table(tmp_path)
+    expected = tmp_path / "staircase" / "simulated-1_fp32_b1_t1" / f"zoo-net-{SPACE.signature()}"
+    assert table.folder == expected == table_folder(tmp_path, "zoo:net", FINGERPRINT, SPACE)
+    document = json.loads((expected / "table.json").read_text())
+    assert document["simulated"] is True
+    assert document["provenance"]["protocol"]["name"] == "sample"
+
+
+def test_opens_as_it_was_written(tmp_path: Path) -> None:
+    table = _table(tmp_path)
+    table.append(_row(), fingerprint=FINGERPRINT)
+    layers = LayerSample(DENSE, (LayerTime("stem/node", "Conv", 0.1, ((1, 3, 48, 48),), ((1, 32, 24, 24),), "relu"),))
+    table.append_layers(layers, fingerprint=FINGERPRINT)
+    again = LatencyTable.open(table.folder)
+    assert again == table
+    assert again.rows == table.rows == (_row(),)
+    assert again.layer_rows == (layers,)
+    assert again.damaged_lines == 0
+
+
+def test_a_foreign_fingerprint_is_refused_with_the_fields(tmp_path: Path) -> None:
+    table = _table(tmp_path)
+    foreign = replace(FINGERPRINT, runtime_version="1", threads=2, cpu_model="other", flags=(("spinning", "on"),))
+    with pytest.raises(TableError) as caught:
+        table.append(_row(), fingerprint=foreign)
+    for part in ("cpu_model: none != other", "threads: 1 != 2", "flag spinning: absent != on"):
+        assert part in caught.value.message
+    assert table.rows == ()
+    assert not (table.folder / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["device", "cpu_model", "cores", "runtime", "runtime_version", "precision", "batch", "threads", "os"]
+)
+def test_every_field_counts(tmp_path: Path, name: str) -> None:
+    value = getattr(FINGERPRINT, name)
+    foreign = replace(FINGERPRINT, **{name: value + 1 if isinstance(value, int) else f"{value}x"})
+    with pytest.raises(TableError, match=f"{name}: "):
+        _table(tmp_path).check(foreign)
+
+
+def test_find_is_none_or_the_table_or_an_error(tmp_path: Path) -> None:
+    assert LatencyTable.find(tmp_path, model_name="zoo:net", fingerprint=FINGERPRINT, space=SPACE) is None
+    table = _table(tmp_path)
+    assert LatencyTable.find(tmp_path, model_name="zoo:net", fingerprint=FINGERPRINT, space=SPACE) == table
+    with pytest.raises(TableError, match="cpu_model: none != other"):
+        LatencyTable.find(
+            tmp_path, model_name="zoo:net", fingerprint=replace(FINGERPRINT, cpu_model="other"), space=SPACE
+        )
+
+
+def test_a_row_moved_between_tables_is_refused(tmp_path: Path) -> None:
+    table = _table(tmp_path)
+    table.append(_row(), fingerprint=FINGERPRINT)
+    header = json.loads((table.folder / "table.json").read_text())
+    header["fingerprint"]["os"] = "elsewhere"
+    (table.folder / "table.json").write_text(json.dumps(header))
+    with pytest.raises(TableError, match=r"row 1 of .* another fingerprint"):
+        LatencyTable.open(table.folder)
+
+
+def test_a_torn_tail_costs_one_row(tmp_path: Path) -> None:
+    table = _table(tmp_path)
+    for latency_ms in (1.0, 2.0, 3.0):
+        table.append(_row(latency_ms=latency_ms), fingerprint=FINGERPRINT)
+    rows = table.folder / "rows.jsonl"
+    rows.write_bytes(rows.read_bytes()[:-7])
+    again = LatencyTable.open(table.folder)
+    assert [row.latency_ms for row in again.rows] == [1.0, 2.0]
+    assert again.damaged_lines == 1
+    again.append(_row(latency_ms=4.0), fingerprint=FINGERPRINT)
+    assert [row.latency_ms for row in LatencyTable.open(table.folder).rows] == [1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("latency_ms", [0.0, -1.0, float("nan"), float("inf")])
+def test_impossible_latencies_are_refused(latency_ms: float) -> None:
+    with pytest.raises(TableError, match="cannot stand in a table"):
+        _row(latency_ms=latency_ms)
+
+
+def test_widths_outside_the_space_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'stem' cannot have width 17"):
+        _table(tmp_path).append(_row((17, *DENSE[1:])), fingerprint=FINGERPRINT)
+
+
+def test_there_is_only_one_table_in_a_place(tmp_path: Path) -> None:
+    _table(tmp_path)
+    with pytest.raises(TableError, match="there is a latency table"):
+        _table(tmp_path)
+
+
+def test_what_is_no_table_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"has no table\.json"):
+        LatencyTable.open(tmp_path)
+    (tmp_path / "table.json").write_text('{"schema": "other/1"}')
+    with pytest.raises(TableError, match="is not a latency table of the form"):
+        LatencyTable.open(tmp_path)
+    (tmp_path / "table.json").write_text('{"schema": "hwprune.latency_table/1"}')
+    with pytest.raises(TableError, match="is corrupt"):
+        LatencyTable.open(tmp_path)
+
+
+def test_samples_and_exports_agree(tmp_path: Path) -> None:
+    import pandas
+
+    table = _table(tmp_path)
+    table.append(_row(DENSE, 2.0), fingerprint=FINGERPRINT)
+    table.append(_row(SMALLEST, 0.5), fingerprint=FINGERPRINT)
+    table.append(_row(DENSE, 4.0, session="two"), fingerprint=FINGERPRINT)
+    samples = table.samples()
+    assert samples.values.tolist() == [list(DENSE), list(SMALLEST), list(DENSE)]
+    merged = samples.merged()
+    assert dict(zip(map(tuple, merged.values.tolist()), merged.latency_ms.tolist(), strict=True)) == pytest.approx(
+        {SMALLEST: 0.5, DENSE: np.sqrt(8.0)}
+    )
+    table.export_parquet(tmp_path / "rows.parquet")
+    frame = pandas.read_parquet(tmp_path / "rows.parquet")
+    pandas.testing.assert_frame_equal(frame, table.to_pandas())
+    assert frame["latency_ms"].tolist() == [2.0, 0.5, 4.0]
+    assert frame["head"].tolist() == [256, 16, 256]
+
+
+def test_an_empty_table_has_no_samples(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="has no rows"):
+        _table(tmp_path).samples()
+
+
+def test_operators_must_be_of_the_space(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"groups outside the space: stem$"):
+        LatencyTable.create(
+            tmp_path,
+            model_name="net",
+            fingerprint=FINGERPRINT,
+            reference_ms=1.0,
+            space=type(SPACE)(SPACE.groups[1:], SPACE.widths[1:]),
+            op_templates=staircase_ops()[:2],
+            tile=16,
+            protocol=Protocol.quick(),
+        )
