@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def _common(shop: Workshop) -> dict[str, Any]:
 
 
 def _fit_scores(scores: Any, label_noise: float | None) -> dict[str, float]:
-    kept = {name: value for name, value in vars(scores).items() if isinstance(value, float)}
+    kept = {name: value for name, value in vars(scores).items() if isinstance(value, float) and math.isfinite(value)}
     return {**kept, **({} if label_noise is None else {"label_noise": label_noise})}
 
 
