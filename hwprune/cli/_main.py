@@ -105,9 +105,8 @@ class _Errors:
             return True
         if isinstance(error, typer.Exit):
             self.code = error.exit_code
-        elif isinstance(error, BrokenPipeError):
-            _close_stdout()
-            self.code = 0
+        elif isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+            _close_stdout()  # whoever read our output has seen enough; rich turns this into SystemExit
         elif isinstance(error, HwpruneError):
             self._report(error)
         elif isinstance(error, PARSE_ERROR):

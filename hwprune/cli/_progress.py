@@ -70,20 +70,20 @@ class ProgressDisplay:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, Caution):
-            self._line(f"warning: {event.text}")
+            self.say(f"warning: {event.text}")
             if event.hint:
-                self._line(f"hint: {event.hint}")
+                self.say(f"hint: {event.hint}")
         elif self._verbosity >= 0:
             self._talk(event)
 
     def _talk(self, event: Event) -> None:
         if isinstance(event, StageStarted):
             self._finish_stage()
-            self._line(f"{event.stage:<9} {event.detail}".rstrip())
+            self.say(f"{event.stage:<9} {event.detail}".rstrip())
         elif isinstance(event, Note):
-            self._line(f"{'':<9} {event.text}")
+            self.say(f"{'':<9} {event.text}")
         elif isinstance(event, CandidateMeasured):
-            self._line(f"{'measured':<9} {candidate_line(event)}")
+            self.say(f"{'measured':<9} {candidate_line(event)}")
         elif isinstance(event, EpochDone):
             self._epoch(event)
         elif isinstance(event, Progress):
@@ -96,7 +96,7 @@ class ProgressDisplay:
     def _epoch(self, event: EpochDone) -> None:
         if self._verbosity > 0 or event.epochs <= SHOWN_EPOCHS or event.epoch == event.epochs:
             counted = f"epoch {event.epoch}/{event.epochs}"
-            self._line(f"{event.stage:<9} {counted}   {figures(event.metrics)}".rstrip())
+            self.say(f"{event.stage:<9} {counted}   {figures(event.metrics)}".rstrip())
 
     def _step(self, name: str, done: int, total: int, detail: str) -> None:
         now = time.monotonic()
@@ -113,7 +113,7 @@ class ProgressDisplay:
                 self._bars.refresh()
         elif now - self._stage.printed >= LINE_EVERY_S or self._verbosity > 0:
             self._stage.printed = now
-            self._line(line)
+            self.say(line)
 
     def _finish_stage(self) -> None:
         stage, self._stage = self._stage, None
@@ -123,9 +123,10 @@ class ProgressDisplay:
             self._bars.remove_task(stage.bar)
         now = time.monotonic()
         if now - stage.began >= WORTH_A_LINE_S and self._verbosity == 0:
-            self._line(stage.line)
+            self.say(stage.line)
 
-    def _line(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """A line on the stderr of the moment the display was made, above the bars, whoever has redirected it since."""
         (self._console if self._bars is None else self._bars.console).print(styled(text))
 
 

@@ -39,7 +39,7 @@ class Call:
     @contextmanager
     def job(self) -> Iterator[tuple[OnEvent, Callable[[], bool]]]:
         """`on_event` and `stop` for a long job: progress on stderr, Ctrl-C once finishes the step in hand."""
-        with ProgressDisplay(self.streams) as display, Stop(self.streams.talk) as stop:
+        with ProgressDisplay(self.streams) as display, Stop(display.say) as stop:
             yield display, stop
 
     @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +120,18 @@ def test_flags_before_the_verb_are_explained(hw: Hw) -> None:
 
 def test_streams_hold_no_colours_when_they_are_no_terminals(hw: Hw) -> None:
     assert "\x1b" not in hw("serch").err
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    root = Path(__file__).parents[2]
+    words = [sys.executable, "-m", "hwprune", "search", "--latency", "60%", "--print-config"]
+    writer = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root)
+    assert writer.stdout is not None
+    assert writer.stderr is not None
+    writer.stdout.close()
+    assert writer.stderr.read() == b""
+    assert writer.wait() == 0
+    writer.stderr.close()
 
 
 def test_colours_on_demand(hw: Hw, api: FakeApi) -> None:

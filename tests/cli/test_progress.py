@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import signal
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from rich.console import Console
 
 from hwprune.cli import _progress
 from hwprune.cli._console import Outcome, Streams, styled
+from hwprune.cli._flags import Color, Common
 from hwprune.cli._progress import ProgressDisplay, candidate_line
 from hwprune.cli._stop import Stop
+from hwprune.cli._verb import Call
 from hwprune.core.events import CandidateMeasured, Caution, EpochDone, Event, Note, Progress, SearchStep, StageStarted
 
 MEASURED = CandidateMeasured({"a": 16}, 0.301, 0.3051, (0.3031, 0.3071), True)
@@ -155,6 +158,18 @@ def test_the_first_interrupt_asks_the_second_stops(handler: object) -> None:
         assert told == ["note: finishing this step and saving; Ctrl-C again stops now"]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_the_note_reaches_the_user_while_a_library_is_silenced(
+    handler: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ONNX export redirects stderr; Ctrl-C during it must not look ignored."""
+    call = Call(Common(None, 0, False, 0, False, Color.auto, None, False), Streams())
+    with call.job() as (_, stop):
+        with contextlib.redirect_stderr(io.StringIO()):
+            signal.raise_signal(signal.SIGINT)
+        assert stop()
+    assert "Ctrl-C again stops now" in capsys.readouterr().err
 
 
 def test_without_an_interrupt_nothing_is_asked(handler: object) -> None:
