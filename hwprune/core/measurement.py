@@ -86,6 +86,11 @@ class Round:
         laps = self.burst
         return tuple(lap / units[place] for place in chosen for lap in self.laps_ms[place * laps : (place + 1) * laps])
 
+    @cached_property
+    def ratio(self) -> float:
+        """The median of `ratios` without the disturbances too short for the reference kernel to see."""
+        return statistics.undisturbed_median(self.ratios)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON document from which `from_json` makes an equal round."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
@@ -169,12 +174,12 @@ class Measurement:
     @cached_property
     def round_medians_ms(self) -> tuple[float, ...]:
         """The median of each round that counts."""
-        return tuple(statistics.median(item.ratios) * self.reference_ms for item in self.valid_rounds)
+        return tuple(item.ratio * self.reference_ms for item in self.valid_rounds)
 
     @cached_property
     def _median(self) -> Estimate:
         if len(self.round_medians_ms) == 1:
-            return statistics.median_interval(self.samples_ms)
+            return statistics.undisturbed_interval(self.samples_ms)
         return statistics.t_interval(self.round_medians_ms)
 
     @property
@@ -184,7 +189,7 @@ class Measurement:
 
     @property
     def ci_ms(self) -> tuple[float, float]:
-        """The 95 % interval of `latency_ms`: t over the rounds; from the laps' ranks when there is one round only."""
+        """The 95 % interval of `latency_ms`: t over the rounds; from the laps' spread when there is one round only."""
         return self._median.low, self._median.high
 
     @property
@@ -330,8 +335,8 @@ def compare(baseline: Measurement, subject: Measurement) -> Comparison:
             f"'{baseline.subject}' and '{subject.subject}' were measured on different targets ({'; '.join(differing)})",
             hint="measure both in one session",
         )
-    before = {item.index: statistics.median(item.ratios) for item in baseline.valid_rounds}
-    after = {item.index: statistics.median(item.ratios) for item in subject.valid_rounds}
+    before = {item.index: item.ratio for item in baseline.valid_rounds}
+    after = {item.index: item.ratio for item in subject.valid_rounds}
     logs = [math.log(after[index] / before[index]) for index in sorted(set(before) & set(after))]
     if len(logs) < 2:
         raise UsageError(

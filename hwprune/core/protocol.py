@@ -9,6 +9,8 @@ from typing import Any
 
 from hwprune.core.errors import UsageError
 
+QUIET_TOLERANCE = 0.06  # the machine counts as undisturbed while the reference kernel is this close to its floor
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -23,7 +25,9 @@ class Protocol:
     settle: float = field(default=0.01, metadata={"help": "warm when three windows of runs differ by less"})
     interval_target: float = field(default=0.01, metadata={"help": "stop at this relative half-width (95 %)"})
     patience_s: float = field(default=0.15, metadata={"help": "longest wait for quiet moments in a round"})
-    quiet_tolerance: float = field(default=0.06, metadata={"help": "quiet: reference this close to its floor"})
+    quiet_tolerance: float = field(
+        default=QUIET_TOLERANCE, metadata={"help": "quiet: reference this close to its floor"}
+    )
     trend_tolerance: float = field(default=0.02, metadata={"help": "void rounds that drift by more"})
     wait_tolerance: float = field(default=0.05, metadata={"help": "void wall-clock rounds that waited longer"})
     retries: int = field(default=3, metadata={"help": "how often a void round is repeated"})

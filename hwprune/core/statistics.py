@@ -12,6 +12,10 @@ from functools import lru_cache
 
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
 MEDIAN_TO_MEAN_ERROR = 1.2533  # standard error of the median over that of the mean, normal distribution
+NORMAL_QUARTILE, NORMAL_DECILE = 0.6745, 1.2816  # distances from the median in standard deviations
+QUARTILE_TO_MEDIAN = NORMAL_QUARTILE / (NORMAL_DECILE - NORMAL_QUARTILE)
+EXTRAPOLATION_MAX = 0.007
+UNDISTURBED_ERROR = 2.8  # standard error of `undisturbed_median`, with that of its sigma, over that of the mean
 OUTLIER_MADS = 14.8  # hyperfine's modified z-score of 10: 10 * 1.4826
 
 
@@ -127,31 +131,26 @@ def binomial_at_most(successes: int, trials: int, probability: float) -> float:
     return min(1.0, math.fsum(terms))
 
 
-def median_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """The median with its distribution-free interval: order statistics, interpolated between ranks.
+def undisturbed_median(values: Sequence[float]) -> float:
+    """The median that the values would have without the disturbances that lengthen up to half of them.
 
-    Source: Hettmansperger & Sheather 1986. The values count as independent. Fewer than six cannot reach 95 %: the
-    extremes are returned.
+    Disturbances only lengthen, so the lower quartile and decile are near to undisturbed; from them the median is
+    extrapolated as for a normal distribution, by at most 0.7 %. For undisturbed values with a standard deviation up
+    to 1 % it is within 0.1 % of the median; with half of them lengthened by up to 15 % it is 0.5 % too high, the
+    plain median 1.5 %.
     """
-    ordered = sorted(values)
-    count = len(ordered)
-    rank = 0
-    while rank + 1 < count // 2 and _rank_coverage(rank + 1, count) >= confidence:
-        rank += 1
-    outer, inner = _rank_coverage(rank, count), _rank_coverage(rank + 1, count)
-    if outer <= confidence or rank + 1 > (count - 1) // 2:
-        return Estimate(median(ordered), ordered[rank], ordered[-1 - rank])
-    share = (outer - confidence) / (outer - inner)
-    depth = rank + 1
-    weight = (count - depth) * share / (depth + (count - 2 * depth) * share)
-    low = (1 - weight) * ordered[rank] + weight * ordered[rank + 1]
-    high = (1 - weight) * ordered[-1 - rank] + weight * ordered[-2 - rank]
-    return Estimate(median(ordered), low, high)
+    quartile, decile = quantile(values, 0.25), quantile(values, 0.10)
+    return quartile + min(QUARTILE_TO_MEDIAN * (quartile - decile), EXTRAPOLATION_MAX * quartile)
 
 
-def _rank_coverage(rank: int, count: int) -> float:
-    """The probability that the order statistics `rank` and `count - 1 - rank` (from 0) enclose the median."""
-    return 1 - 2 * binomial_at_most(rank, count, 0.5)
+def undisturbed_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """`undisturbed_median` with an interval from the spread of the lower half; the values count as independent."""
+    centre = undisturbed_median(values)
+    if len(values) < 2:
+        raise ValueError("an interval needs at least two values")
+    sigma = (centre - quantile(values, 0.10)) / NORMAL_DECILE
+    half = t_quantile(len(values) - 1, confidence) * UNDISTURBED_ERROR * sigma / math.sqrt(len(values))
+    return Estimate(centre, centre - half, centre + half)
 
 
 @lru_cache(maxsize=64)

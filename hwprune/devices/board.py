@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class Board:
     """A context manager. `reference_ms` is the reference kernel's undisturbed time that every latency rests on.
 
-    `floor_ms` is what this session found for it; the two differ by `reference_drift` when a table's value was given.
+    `session_reference_ms` is what this session found for it; the two differ by `reference_drift` when a table's value
+    was given.
     """
 
     def __init__(self, target: Target, runtime: AbstractRuntime, *, reference_ms: float | None = None) -> None:
@@ -39,14 +40,15 @@ class Board:
         self._clock = runtime.clock(target)
         self._session: AbstractSession = runtime.open(reference_model(), replace(target, batch=1))
         with runtime.measuring(target):
-            self.floor_ms = calibrate(self._session, self._clock)
-        self._reference = Reference(self._session, self._clock, self.floor_ms)
-        self.reference_ms = reference_ms if reference_ms is not None else self.floor_ms
+            calibration = calibrate(self._session, self._clock)
+        self._reference = Reference(self._session, self._clock, calibration)
+        self.session_reference_ms = calibration.typical_ms
+        self.reference_ms = reference_ms if reference_ms is not None else calibration.typical_ms
 
     @property
     def reference_drift(self) -> float:
         """How much slower the reference kernel ran at opening than `reference_ms` says; 0 for a fresh calibration."""
-        return self.floor_ms / self.reference_ms - 1
+        return self.session_reference_ms / self.reference_ms - 1
 
     @property
     def simulated(self) -> bool:

@@ -16,8 +16,8 @@ CHANNELS, SIZE, BLOCKS = 32, 10, 10
 PROBE_CHANNELS, PROBE_SIZE, PROBE_LAYERS = 64, 16, 6
 
 
-class _Builder:
-    """Convolutions with ReLU, one after the other, as ONNX nodes with fixed random weights."""
+class ConvChain:
+    """A model of convolutions with ReLU, one after the other, with fixed random weights."""
 
     def __init__(self, channels: int) -> None:
         import numpy as np
@@ -61,7 +61,7 @@ class _Builder:
 @lru_cache(maxsize=1)
 def reference_model() -> bytes:
     """ONNX bytes of the reference kernel, batch 1."""
-    builder = _Builder(16)
+    builder = ConvChain(16)
     builder.conv("stem", CHANNELS, 3)
     for block in range(BLOCKS):
         builder.conv(f"depthwise{block}", CHANNELS, 3, depthwise=True)
@@ -72,7 +72,7 @@ def reference_model() -> bytes:
 @lru_cache(maxsize=4)
 def probe_model(batch: int = 1) -> bytes:
     """ONNX bytes of a network of about 1 ms: what `doctor` times to tell how wide an interval to expect."""
-    builder = _Builder(PROBE_CHANNELS)
+    builder = ConvChain(PROBE_CHANNELS)
     for layer in range(PROBE_LAYERS):
         builder.conv(f"conv{layer}", PROBE_CHANNELS, 3)
     return builder.bytes("probe", (batch, PROBE_CHANNELS, PROBE_SIZE, PROBE_SIZE))

@@ -15,6 +15,7 @@ from random import Random
 
 from hwprune.core import statistics
 from hwprune.core.measurement import Fingerprint, Measurement, Protocol, Round
+from hwprune.core.protocol import QUIET_TOLERANCE
 from hwprune.runtimes._base import AbstractClock, AbstractSession, Lap
 
 Opener = Callable[[], AbstractSession]
@@ -22,8 +23,10 @@ Opener = Callable[[], AbstractSession]
 BURST_MS, BURST_LAPS = 2.0, 4  # a burst lasts about so long, in at most so many laps
 REFRESH_MS, REFRESH_LAPS = 1.0, 4  # untimed runs after a change of network: about so long, at most so many
 REFERENCE_REFRESH = 3  # untimed runs of the reference after a change of network
-WINDOW_S = 0.02  # the reference is calibrated in windows of this length
-AGREEING_WINDOWS = 6  # until so many of them agree on the least time to 1 %
+CALIBRATION_S, WINDOW_S = 0.25, 0.01  # the reference is calibrated for so long, in windows of such length
+AGREEING_WINDOWS, AGREEMENT = 6, 1.02  # until so many of them have come down to the floor
+JITTER_REACH = 1.8  # readings this many times as far above the floor as the best window's median can be jitter
+SPREAD_MAX = 0.12  # more jitter of the reference than this is taken for disturbance
 SETTLE_LAPS = 3  # laps of one window while warming up
 POLL_S = 0.01  # wait so long for a quiet moment before trying another core
 QUIET_SHARE = 0.25  # of the laps asked for: with fewer quiet ones a round is void
@@ -31,22 +34,39 @@ LUCKY = 3  # the floor is the third least reading of a second
 FLOOR_MEMORY_S = 60  # and the least of so many seconds
 
 
-class Reference:
-    """The reference kernel as a gauge: the least it took lately, and whether the machine runs at that speed now.
+@dataclass(frozen=True)
+class Calibration:
+    """The reference kernel at the opening of a session, in ms: its floor, and its typical time in quiet moments.
 
-    `floor_ms` is the least over the last minute, so that a clock which has become slower for good is accepted in
-    the end, and a disturbance of seconds is not. Single lucky readings do not count.
+    `spread` is how far above the floor (relative) a reading may lie by its own jitter.
     """
 
-    def __init__(self, session: AbstractSession, clock: AbstractClock, floor_ms: float) -> None:
+    floor_ms: float
+    typical_ms: float
+    spread: float
+
+
+class Reference:
+    """The reference kernel as a gauge: its time on the undisturbed machine, and whether the machine is so now.
+
+    The floor is the least of the last minute, so that a clock which has become slower for good is accepted in the
+    end, and a disturbance of seconds is not. Single lucky readings do not count.
+    """
+
+    def __init__(self, session: AbstractSession, clock: AbstractClock, calibration: Calibration) -> None:
         self._session = session
         self._clock = clock
-        self._seconds: dict[int, list[float]] = {int(clock.now_s()): [floor_ms] * LUCKY}
+        self._spread = calibration.spread
+        self._seconds: dict[int, list[float]] = {int(clock.now_s()): [calibration.floor_ms] * LUCKY}
 
     @property
     def floor_ms(self) -> float:
-        """The undisturbed time of the reference kernel in this session."""
+        """The least time of the reference kernel lately."""
         return min(low[-1] for low in self._seconds.values() if len(low) == LUCKY)
+
+    def quiet_ms(self, tolerance: float) -> float:
+        """The longest reading that counts as undisturbed: `tolerance` above the floor, or its own jitter if more."""
+        return (1 + max(tolerance, self._spread)) * self.floor_ms
 
     def time_ms(self) -> float:
         """The mean of two runs after untimed ones, which find their data gone from the caches."""
@@ -62,7 +82,7 @@ class Reference:
         begin = self._clock.now_s()
         previous, now = math.inf, self.time_ms()
         until = begin + POLL_S
-        while max(previous, now) > (1 + tolerance) * self.floor_ms and self._clock.now_s() < begin + patience_s:
+        while max(previous, now) > self.quiet_ms(tolerance) and self._clock.now_s() < begin + patience_s:
             if self._clock.now_s() > until:
                 self._clock.elsewhere()
                 until = self._clock.now_s() + POLL_S
@@ -76,16 +96,17 @@ class Reference:
         return reading
 
     def _note(self, reading: float) -> None:
+        if not reading > 0:
+            return
         second = int(self._clock.now_s())
         low = self._seconds.setdefault(second, [])
         if len(low) < LUCKY or reading < low[-1]:
             low.append(reading)
             low.sort()
             del low[LUCKY:]
-        if len(self._seconds) > FLOOR_MEMORY_S:
-            complete = [key for key, values in self._seconds.items() if len(values) == LUCKY]
-            for key in [key for key in self._seconds if key < second - FLOOR_MEMORY_S and key != complete[-1]]:
-                del self._seconds[key]
+        complete = [key for key, values in self._seconds.items() if len(values) == LUCKY]
+        for old in [key for key in self._seconds if key < second - FLOOR_MEMORY_S and key != complete[-1]]:
+            del self._seconds[old]
 
 
 @dataclass
@@ -220,7 +241,7 @@ class TimingLoop:
             tuple(found.after),
             burst,
             self._reference.floor_ms,
-            (1 + protocol.quiet_tolerance) * self._reference.floor_ms,
+            self._reference.quiet_ms(protocol.quiet_tolerance),
             f"{changed[0]} changed" if changed else "",
             round(statistics.median([lap.wall_ms for lap in found.laps]), 6),
             round(share, 6),
@@ -240,7 +261,7 @@ class TimingLoop:
             after = self._reference.time_ms()
             found.before.append(before)
             found.after.append(after)
-            if max(before, after) <= (1 + protocol.quiet_tolerance) * self._reference.floor_ms:
+            if max(before, after) <= self._reference.quiet_ms(protocol.quiet_tolerance):
                 quiet += burst
                 continue
             patience = max(patience - (self._clock.now_s() - begin), 0.0)
@@ -278,24 +299,36 @@ class TimingLoop:
         )
 
 
-def calibrate(session: AbstractSession, clock: AbstractClock, *, limit_s: float = 2.0) -> float:
-    """The reference kernel's undisturbed time in ms: its least time, once that has come back in several windows.
+def calibrate(session: AbstractSession, clock: AbstractClock, *, limit_s: float = 2.0) -> Calibration:
+    """Find the reference kernel's undisturbed time, in windows of 10 ms, cores taking turns.
 
-    A window is 20 ms on one core; cores take turns. At `limit_s` the least so far has to do.
+    It is done when several windows, a quarter of a second apart, have come down to the floor. At `limit_s` the least
+    so far has to do. The window with the least median tells the kernel's own jitter.
     """
     begin = clock.now_s()
-    lows: list[float] = []
+    windows: list[list[float]] = []
+    least: list[float] = []
     while True:
-        for _ in range(5):
+        for _ in range(REFERENCE_REFRESH):
             session.run()
-        until, window = clock.now_s() + WINDOW_S, list[float]()
-        while len(window) < 20 or clock.now_s() < until:
+        until = clock.now_s() + WINDOW_S
+        window: list[float] = []
+        while len(window) < 3 * LUCKY or clock.now_s() < until:
             window.append((clock.time(session.run).time_ms + clock.time(session.run).time_ms) / 2)
-        lows.append(sorted(window)[LUCKY - 1])
-        floor = min(lows)
-        if sum(1 for low in lows if low <= 1.01 * floor) >= AGREEING_WINDOWS or clock.now_s() > begin + limit_s:
-            return floor
+        window.sort()
+        windows.append(window)
+        least = sorted(least + window[:LUCKY])[:LUCKY]
+        floor = least[-1]
+        agreeing = sum(1 for done in windows if done[LUCKY - 1] <= AGREEMENT * floor)
+        elapsed = clock.now_s() - begin
+        if (agreeing >= AGREEING_WINDOWS and elapsed >= CALIBRATION_S) or elapsed > limit_s:
+            break
         clock.elsewhere()
+    best = min(statistics.median(done) for done in windows)
+    spread = min(JITTER_REACH * (best / floor - 1), SPREAD_MAX)
+    limit = (1 + max(spread, QUIET_TOLERANCE)) * floor
+    quiet = [reading for done in windows for reading in done if reading <= limit]
+    return Calibration(floor, statistics.median(quiet), spread)
 
 
 def _close(subject: _Subject) -> None:

@@ -1,0 +1,230 @@
+"""Measurements from made-up rounds: derived figures, warnings, comparison, JSON, error messages."""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+
+import hwprune
+from hwprune.core.errors import UsageError
+from hwprune.core.measurement import (
+    WARNINGS,
+    Comparison,
+    Fingerprint,
+    LayerTime,
+    Measurement,
+    Protocol,
+    Round,
+    Target,
+    compare,
+)
+
+FINGERPRINT = Fingerprint("cpu", "x", 1, "onnxruntime", "1.31.1", "fp32", 1, 1, "Linux", (("spinning", "off"),))
+
+
+def make_round(index: int, laps: list[float], *, reference: float = 1.0, void: str = "") -> Round:
+    """Bursts of one lap; the reference took the same time before and after all of them."""
+    count = len(laps)
+    return Round(index, tuple(laps), (reference,) * count, (reference,) * count, 1, 1.0, 1.06, void, 2.0)
+
+
+def make(
+    medians: list[float], *, laps: int = 30, subject: str = "net", noise: float = 0.0, seed: int = 0
+) -> Measurement:
+    """One round a median, `laps` laps each, on a reference kernel of 0.5 ms."""
+    rng = Random(seed)
+    rounds = [
+        make_round(index, [median * (1 + noise * rng.gauss(0, 1)) for _ in range(laps)])
+        for index, median in enumerate(medians)
+    ]
+    return Measurement(subject, tuple(rounds), 0.5, Protocol(), FINGERPRINT)
+
+
+class TestRound:
+    def test_quiet_laps_are_divided_by_the_reference_around_them(self) -> None:
+        done = Round(0, (2.0, 4.0, 6.0, 8.0), (1.0, 2.0), (1.0, 2.0), 2, 1.0, 1.06)
+        assert done.quiet_laps == 2
+        assert done.ratios == (2.0, 4.0)
+
+    def test_without_quiet_laps_the_least_disturbed_quarter_stays_as_it_is(self) -> None:
+        done = Round(0, (2.2, 3.3, 4.4, 5.5), (1.2, 1.1, 1.3, 1.4), (1.3, 1.1, 1.3, 1.4), 1, 1.0, 1.06)
+        assert done.quiet_laps == 0
+        assert done.ratios == (3.3,)
+
+
+class TestMeasurement:
+    def test_latency_is_the_mean_of_the_round_medians(self) -> None:
+        measured = make([2.0, 2.2, 2.4])
+        assert measured.latency_ms == pytest.approx(1.1)
+        assert measured.round_medians_ms == pytest.approx((1.0, 1.1, 1.2))
+        half = 4.302652729696 * 0.1 / 3**0.5
+        assert measured.ci_ms == pytest.approx((1.1 - half, 1.1 + half))
+        assert (measured.lap_count, measured.round_count) == (90, 3)
+        assert measured.wall_ms == 2.0
+
+    def test_p99_needs_473_laps(self) -> None:
+        assert make([2.0] * 15, laps=31, noise=0.01).p99_ms is None
+        assert make([2.0] * 16, laps=30, noise=0.01).p99_ms == pytest.approx(1.0232, abs=0.005)
+        assert make([2.0] * 5, noise=0.01).p90_ms == pytest.approx(1.0128, abs=0.003)
+
+    def test_void_rounds_are_kept_and_do_not_count(self) -> None:
+        good = make([2.0, 2.0, 2.0])
+        bad = make_round(3, [9.0] * 30, void="disturbed")
+        measured = replace(good, rounds=(*good.rounds, bad))
+        assert measured.latency_ms == pytest.approx(1.0)
+        assert measured.void_rounds == {"disturbed": 1}
+        assert measured.round_count == 3
+        assert measured.converged
+
+    def test_all_void_still_gives_a_number_with_a_warning(self) -> None:
+        rounds = tuple(make_round(index, [2.0] * 9, void="disturbed") for index in range(3))
+        measured = Measurement("net", rounds, 0.5, Protocol(), FINGERPRINT)
+        assert measured.latency_ms == pytest.approx(1.0)
+        assert not measured.converged
+        assert "all_rounds_void" in measured.warnings
+
+    def test_statistics_by_name(self) -> None:
+        measured = make([2.0, 2.1, 2.2], noise=0.01)
+        assert measured.statistic("median") == (measured.latency_ms, *measured.ci_ms)
+        value, low, high = measured.statistic("p90")
+        assert low < value < high
+        assert value == measured.p90_ms
+        with pytest.raises(UsageError, match="unknown statistic 'p95'") as caught:
+            measured.statistic("p95")
+        assert caught.value.hint == "known: median, p90"
+
+    def test_one_round_has_an_interval_and_says_so(self) -> None:
+        measured = make([2.0], laps=8, noise=0.01)
+        assert measured.ci_ms[0] < measured.latency_ms < measured.ci_ms[1]
+        assert measured.warnings == ("single_round",)
+        assert measured.statistic("p90")[2] >= measured.p90_ms
+
+    def test_bimodal(self) -> None:
+        measured = make([2.0, 2.01, 2.2, 2.0, 2.21, 2.2])
+        assert measured.bimodal
+        assert "bimodal" in measured.warnings
+        assert not make([2.0, 2.01, 2.02, 2.0]).bimodal
+
+    def test_warnings_are_a_closed_set_with_advice(self) -> None:
+        measured = make([2.0, 3.0, 2.0, 3.0, 2.5])
+        assert set(measured.warnings) <= set(WARNINGS)
+        assert "wide_interval" in measured.warnings
+        assert all(sentence and advice for sentence, advice in WARNINGS.values())
+
+    def test_outliers_are_counted_not_dropped(self) -> None:
+        good = make([2.0] * 3, laps=9, noise=0.001)
+        spoilt = replace(good, rounds=(*good.rounds, make_round(3, [2.0, 2.001, 1.999, 9.0, 9.0, 9.0])))
+        assert spoilt.outlier_laps == 3
+        assert spoilt.lap_count == 33
+        assert "outliers" in spoilt.warnings
+
+    def test_an_unsteady_clock_is_reported(self) -> None:
+        slow = make_round(1, [2.4] * 9, reference=1.2)
+        measured = Measurement("net", (make_round(0, [2.0] * 9), slow), 0.5, Protocol(), FINGERPRINT)
+        assert "unsteady_clock" in measured.warnings
+
+    def test_needs_rounds(self) -> None:
+        with pytest.raises(UsageError, match="'net' has no rounds"):
+            Measurement("net", (), 0.5, Protocol(), FINGERPRINT)
+
+    def test_survives_json(self) -> None:
+        measured = make([2.0, 2.1, 2.2], noise=0.01)
+        again = Measurement.from_json(json.loads(json.dumps(measured.to_json(), allow_nan=False)))
+        assert again == measured
+        assert again.latency_ms == measured.latency_ms
+
+
+class TestCompare:
+    def test_ratio_by_hand(self) -> None:
+        found = compare(make([2.0, 2.0, 2.0], subject="a"), make([1.0, 1.02, 0.98], subject="b"))
+        assert found.ratio == pytest.approx(0.49993, abs=1e-4)
+        assert found.ci[0] < 0.5 < found.ci[1] < 1
+        assert (found.baseline, found.subject, found.pairs, found.verdict) == ("a", "b", 3, "faster")
+        assert found.to_json()["verdict"] == "faster"
+
+    def test_verdicts(self) -> None:
+        assert Comparison("a", "b", 1.1, (1.05, 1.2), 9).verdict == "slower"
+        assert Comparison("a", "b", 1.0, (0.99, 1.01), 9).verdict == "no difference shown"
+
+    def test_a_common_drift_of_the_rounds_cancels(self) -> None:
+        found = compare(make([2.0, 2.5, 3.0, 3.5]), make([1.0, 1.25, 1.5, 1.75]))
+        assert found.ci == pytest.approx((0.5, 0.5))
+
+    def test_pairs_only_rounds_that_count_in_both(self) -> None:
+        before, after = make([2.0, 2.0, 2.0]), make([1.0, 1.0, 1.0])
+        voided = replace(after.rounds[1], void="disturbed")
+        found = compare(before, replace(after, rounds=(after.rounds[0], voided, after.rounds[2])))
+        assert found.pairs == 2
+
+    def test_refuses_different_targets_and_too_few_rounds(self) -> None:
+        foreign = replace(make([2.0, 2.0]), fingerprint=replace(FINGERPRINT, threads=2))
+        with pytest.raises(UsageError, match="threads: 1 != 2"):
+            compare(make([2.0, 2.0]), foreign)
+        with pytest.raises(UsageError, match="share 1 rounds"):
+            compare(make([2.0]), make([2.0]))
+
+
+class TestFingerprintAndTarget:
+    def test_differences_are_sentences(self) -> None:
+        other = replace(FINGERPRINT, runtime_version="1.30.0", flags=(("spinning", "on"), ("tf32", "off")))
+        assert FINGERPRINT.differences(other) == (
+            "runtime_version: 1.31.1 != 1.30.0",
+            "flag spinning: off != on",
+            "flag tf32: absent != off",
+        )
+        assert FINGERPRINT.differences(FINGERPRINT) == ()
+        assert other.digest() != FINGERPRINT.digest()
+
+    def test_survives_json(self) -> None:
+        again = Fingerprint.from_json(json.loads(json.dumps(FINGERPRINT.to_json())))
+        assert again == FINGERPRINT
+        assert again.digest() == FINGERPRINT.digest()
+        assert again.target() == Target()
+
+    def test_labels(self) -> None:
+        assert Target().label() == "cpu onnxruntime fp32 b1 t1"
+        assert Target("simulated", "simulated").label().startswith("SIMULATED ")
+
+    def test_refuses_what_no_target_has(self) -> None:
+        with pytest.raises(UsageError, match="unknown precision 'fp31'"):
+            Target(precision="fp31")
+        with pytest.raises(UsageError, match="threads must be a whole number of 1 or more, not 0"):
+            Target(threads=0)
+        with pytest.raises(UsageError, match="batch must be"):
+            Target(batch=True)
+
+
+class TestProtocol:
+    def test_named_protocols_survive_json(self) -> None:
+        for protocol in (Protocol.sample(), Protocol.quick(), Protocol.default(), Protocol.publish()):
+            assert Protocol.from_json(json.loads(json.dumps(protocol.to_json()))) == protocol
+
+    def test_refuses_nonsense(self) -> None:
+        with pytest.raises(UsageError, match="rounds_min=6 and rounds_max=5"):
+            Protocol(rounds_min=6, rounds_max=5)
+        with pytest.raises(UsageError, match="laps=2 is too few"):
+            Protocol(laps=2)
+        with pytest.raises(UsageError, match="interval_target=0"):
+            Protocol(interval_target=0.0)
+
+
+def test_layer_time_survives_json() -> None:
+    layer = LayerTime("conv1", "Conv", 0.02, ((1, 3, 8, 8), (16, 3, 3, 3)), ((1, 16, 8, 8),), "fused Relu")
+    assert LayerTime.from_json(json.loads(json.dumps(layer.to_json()))) == layer
+
+
+def test_measuring_files_are_python_3_8() -> None:
+    """They are sent to boards whose system Python is 3.8."""
+    package = Path(hwprune.__file__).parent
+    names = ("statistics", "measurement", "target", "protocol")
+    files = [package / "core" / f"{name}.py" for name in names] + sorted((package / "runtimes").glob("*.py"))
+    for path in files:
+        text = path.read_text()
+        ast.parse(text, feature_version=(3, 8))
+        assert "strict=" not in text, path.name
+        assert "kw_only" not in text, path.name

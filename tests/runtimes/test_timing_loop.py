@@ -1,0 +1,210 @@
+"""The measuring loop on a machine with a virtual clock and known disturbances (measurement.md, what to test)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hwprune.core import statistics
+from hwprune.core.measurement import Comparison, Fingerprint, Measurement, Protocol, compare
+from hwprune.runtimes._base import AbstractSession
+from hwprune.runtimes._machine import Disturbances, Machine, VirtualClock
+from hwprune.runtimes._timing import Calibration, Reference, TimingLoop, calibrate
+
+FINGERPRINT = Fingerprint("fake", "fake", 1, "fake", "1", "fp32", 1, 1, "fake")
+REFERENCE_MS = 0.05
+QUICK = Protocol("test", rounds_min=5, rounds_max=20, laps=12, warmup_laps=1, warmup_s=0.0)
+
+
+class FakeSession(AbstractSession):
+    """A network that takes `ms` on the undisturbed machine and `sensitivity` of its contention."""
+
+    alive = 0
+
+    def __init__(self, machine: Machine, ms: float, sensitivity: float = 1.0, *, flips: bool = True) -> None:
+        self._machine, self._ms, self._sensitivity, self._flips = machine, ms, sensitivity, flips
+        FakeSession.alive += 1
+
+    def run(self) -> None:
+        self._machine.run(self._ms, sensitivity=self._sensitivity, flips=self._flips)
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return []
+
+    def close(self) -> None:
+        FakeSession.alive -= 1
+
+
+def measure(
+    subjects: Mapping[str, float], *, protocol: Protocol = QUICK, seed: int = 0, sensitivity: float = 1.0, **what: Any
+) -> dict[str, Measurement]:
+    """Measure networks of these true latencies on a machine disturbed in this way."""
+    machine = Machine(Disturbances(seed=seed, **what))
+    clock = VirtualClock(machine)
+    kernel = FakeSession(machine, REFERENCE_MS, flips=False)
+    gauge = Reference(kernel, clock, Calibration(0.99 * REFERENCE_MS, REFERENCE_MS, 0.02))
+    loop = TimingLoop(gauge, clock, reference_ms=REFERENCE_MS, fingerprint=FINGERPRINT)
+    openers = {name: (lambda ms=ms: FakeSession(machine, ms, sensitivity)) for name, ms in subjects.items()}
+    return loop.measure(openers, protocol, seed=seed)
+
+
+NOISE: dict[str, dict[str, float]] = {
+    "jitter": {"jitter": 0.005},
+    "drift": {"jitter": 0.005, "drift": 0.1, "drift_period_s": 5.0},
+    "autocorrelated": {"jitter": 0.003, "wander": 0.006},
+    "spikes": {"jitter": 0.005, "spikes": 0.03},
+    "contention": {"jitter": 0.005, "contention": 0.6},
+}
+
+
+@pytest.mark.parametrize("kind", NOISE)
+def test_unbiased_under(kind: str) -> None:
+    errors = [
+        measure({"net": 1.0}, seed=seed, sensitivity=0.4, **NOISE[kind])["net"].latency_ms - 1 for seed in range(40)
+    ]
+    assert abs(statistics.mean(errors)) < 0.003
+    assert statistics.standard_deviation(errors) < 0.005
+
+
+def test_intervals_cover_the_truth() -> None:
+    """300 sessions with all disturbances at once, each stopped at its 1 % target."""
+    what = {"jitter": 0.004, "wander": 0.004, "spikes": 0.03, "drift": 0.1}
+    found = [measure({"net": 1.0}, seed=seed, **what)["net"] for seed in range(300)]
+    covered = sum(item.ci_ms[0] <= 1.0 <= item.ci_ms[1] for item in found) / len(found)
+    assert 0.90 <= covered <= 0.97
+    assert abs(statistics.mean([item.latency_ms for item in found]) - 1) < 0.003
+    assert sum(item.converged for item in found) >= 0.99 * len(found)
+
+
+def verdicts(truth: float, count: int) -> list[Comparison]:
+    what = {"jitter": 0.005, "wander": 0.004, "spikes": 0.03, "drift": 0.1}
+    pairs = (measure({"a": 0.8, "b": 0.8 * truth}, seed=seed, **what) for seed in range(count))
+    return [compare(item["a"], item["b"]) for item in pairs]
+
+
+def test_equal_networks_are_rarely_called_different() -> None:
+    found = [item.verdict for item in verdicts(1.0, 300)]
+    assert 1 - found.count("no difference shown") / 300 <= 0.08
+
+
+def test_two_percent_are_found() -> None:
+    found = [item.verdict for item in verdicts(1.02, 100)]
+    assert found.count("slower") >= 95
+    assert "faster" not in found
+
+
+def test_every_throttled_round_is_void() -> None:
+    measured = measure(
+        {"net": 1.0},
+        protocol=Protocol(laps=12, rounds_min=8),
+        throttle_rise=0.3,
+        throttle_from_s=0.1,
+        throttle_to_s=0.9,
+    )["net"]
+    throttled = [
+        item for item in measured.rounds if statistics.median(item.before_ms + item.after_ms) > 1.2 * REFERENCE_MS
+    ]
+    assert throttled
+    assert all(item.void == "disturbed" for item in throttled)
+    assert measured.latency_ms == pytest.approx(1.0, abs=0.003)
+
+
+def test_a_dead_round_is_void_and_repeated() -> None:
+    measured = measure({"net": 1.0}, dead_from_s=0.1, dead_to_s=0.11)["net"]
+    assert measured.void_rounds == {"clock stood still": 1}
+    assert measured.round_count >= 5
+    assert measured.latency_ms == pytest.approx(1.0, abs=0.003)
+
+
+def test_clock_flips_are_called_bimodal() -> None:
+    measured = measure({"net": 1.0}, flip_rise=0.08, flip_s=0.1)["net"]
+    assert measured.bimodal
+    assert "bimodal" in measured.warnings
+    assert not measured.converged
+
+
+def test_lasting_contention_gives_a_number_that_is_too_high_and_says_so() -> None:
+    """When no moment is quiet, the ratio to a kernel that suffers more would be 30 % too low; it must not be used."""
+    machine = Machine(Disturbances(throttle_rise=0.4, throttle_from_s=0.3, throttle_to_s=1e6))
+    clock = VirtualClock(machine)
+    kernel = FakeSession(machine, REFERENCE_MS)
+    gauge = Reference(kernel, clock, calibrate(kernel, clock))
+    loop = TimingLoop(gauge, clock, reference_ms=REFERENCE_MS, fingerprint=FINGERPRINT)
+    machine.now_ms = 400.0
+    measured = loop.measure({"net": lambda: FakeSession(machine, 1.0)}, Protocol.quick())["net"]
+    assert set(measured.void_rounds) == {"disturbed"}
+    assert "all_rounds_void" in measured.warnings
+    assert measured.latency_ms == pytest.approx(1.4, rel=0.01)
+
+
+def test_a_clock_that_stays_slower_is_accepted_after_a_minute() -> None:
+    machine = Machine(Disturbances())
+    clock = VirtualClock(machine)
+    kernel = FakeSession(machine, 1.1 * REFERENCE_MS)
+    gauge = Reference(kernel, clock, Calibration(REFERENCE_MS, REFERENCE_MS, 0.0))
+    gauge.time_ms()
+    assert gauge.floor_ms == REFERENCE_MS
+    for second in range(70):
+        machine.now_ms = 1e3 * second
+        for _ in range(3):
+            gauge.time_ms()
+    assert gauge.floor_ms == pytest.approx(1.1 * REFERENCE_MS, rel=0.02)
+
+
+def test_calibration_finds_the_quiet_level_under_contention() -> None:
+    for seed in range(10):
+        machine = Machine(Disturbances(seed=seed, jitter=0.005, contention=0.8))
+        kernel = FakeSession(machine, REFERENCE_MS)
+        found = calibrate(kernel, VirtualClock(machine))
+        assert found.typical_ms == pytest.approx(REFERENCE_MS, rel=0.01)
+        assert found.floor_ms <= found.typical_ms
+
+
+def test_same_seed_same_result() -> None:
+    first, second = (
+        json.dumps([item.to_json() for item in measure({"a": 1.0, "b": 2.0}, seed=7, spikes=0.03).values()])
+        for _ in range(2)
+    )
+    assert first == second
+    assert first != json.dumps([item.to_json() for item in measure({"a": 1.0, "b": 2.0}, seed=8, spikes=0.03).values()])
+
+
+def test_a_sample_takes_one_session_at_a_time() -> None:
+    alive = []
+    machine = Machine(Disturbances())
+    clock = VirtualClock(machine)
+    kernel = FakeSession(machine, REFERENCE_MS)
+    gauge = Reference(kernel, clock, calibrate(kernel, clock))
+    loop = TimingLoop(gauge, clock, reference_ms=REFERENCE_MS, fingerprint=FINGERPRINT)
+    before = FakeSession.alive
+    openers = {str(place): (lambda: FakeSession(machine, 1.0)) for place in range(50)}
+    loop.measure(openers, Protocol.sample(), on_round=lambda name, done: alive.append(FakeSession.alive - before))
+    assert max(alive) == 0  # closed again by the time its round is reported
+    assert FakeSession.alive == before
+
+
+def test_a_sample_of_a_quiet_network_is_short() -> None:
+    measured = measure({"net": 1.0}, protocol=Protocol.sample())["net"]
+    assert measured.lap_count == 8
+    assert measured.p99_ms is None
+
+
+def test_sessions_are_closed_after_an_error() -> None:
+    machine = Machine(Disturbances())
+    clock = VirtualClock(machine)
+    kernel = FakeSession(machine, REFERENCE_MS)
+    loop = TimingLoop(
+        Reference(kernel, clock, calibrate(kernel, clock)), clock, reference_ms=REFERENCE_MS, fingerprint=FINGERPRINT
+    )
+    before = FakeSession.alive
+
+    def interrupt(name: str, done: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.measure({"net": lambda: FakeSession(machine, 1.0)}, Protocol.quick(), on_round=interrupt)
+    assert FakeSession.alive == before
