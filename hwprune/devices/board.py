@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from hwprune.core import plugins
+from hwprune.core.config import from_mapping
 from hwprune.core.errors import UsageError
 from hwprune.core.events import OnEvent, Progress, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Round, Target
@@ -141,6 +142,7 @@ def connect(target: Target, *, reference_ms: float | None = None) -> Board:
     known = resolve(target)
     info = find_device(known.device)
     kind = plugins.load("hwprune.runtimes", known.runtime, AbstractRuntime)  # type: ignore[type-abstract]
-    runtime = kind(**info.runtimes[known.runtime].options)
+    where = f"{info.source}: runtimes.{known.runtime}.options"
+    runtime = from_mapping(kind, info.runtimes[known.runtime].options, where=where)
     runtime.check(known)
     return Board(known, runtime, reference_ms=reference_ms)

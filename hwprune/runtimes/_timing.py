@@ -194,7 +194,8 @@ class TimingLoop:
             done = self._visit(visit, protocol)
             visit.subject.rounds.append(done)
             on_round(visit.subject.name, done)
-            if done.void and visit.tries < protocol.retries:
+            voided = sum(1 for item in visit.subject.rounds if item.void)
+            if done.void and visit.tries < protocol.retries and voided <= protocol.rounds_max:
                 again.append(_Visit(visit.index, visit.subject, visit.tries + 1))
         return again
 
