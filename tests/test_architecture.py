@@ -32,14 +32,13 @@ OWNERS = {
     "pyarrow": ("latency",),
     "onnxruntime": ("runtimes",),
     "onnx": ("graph", "runtimes", "devices"),
-    "plotly": ("report",),
     "jinja2": ("report",),
     "typer": ("cli",),
     "rich": ("cli",),
     "torch": ("graph", "training", "models", "latency", "methods", "search", "api"),
 }
 TORCH_FREE = ("core", "devices", "runtimes", "report", "cli")
-HEAVY = ("torch", "optuna", "sklearn", "pandas", "scipy", "onnxruntime", "plotly")
+HEAVY = ("torch", "optuna", "sklearn", "pandas", "scipy", "onnxruntime")
 
 
 def _files() -> Iterator[tuple[Path, str]]:
@@ -152,4 +151,4 @@ def test_start_up_loads_nothing_heavy(code: str) -> None:
 
 
 def test_the_start_up_check_can_fail() -> None:
-    assert _loaded("import plotly") == ["plotly"]
+    assert _loaded("import scipy") == ["scipy"]

@@ -13,6 +13,7 @@ from hwprune.core.events import Caution, Note, OnEvent, ignore
 from hwprune.core.files import read_json, write_json
 from hwprune.methods._base import AbstractMethod, Answer
 from hwprune.models import load_model, load_weights
+from hwprune.report.html import write_report
 from hwprune.report.run_data import Candidate, Result
 from hwprune.search.controller import AIM, Settlement
 from hwprune.search.finish import Finished, finish, layer_profile
@@ -69,6 +70,7 @@ def run_search(
             else:
                 result = _search(shop, baseline, method)
         write_json(finished, result.to_json())
+        write_report(folder.path)
         return result
 
 
