@@ -35,6 +35,7 @@ __all__ = [
     "compare",
 ]
 
+FEWEST_PAIRS = 3  # with fewer undisturbed pairs of rounds, a comparison takes the disturbed ones in
 BIMODAL_GAP = 0.03  # two clusters of round medians further apart than this are two different speeds
 
 
@@ -302,13 +303,17 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two networks timed in one session. `ratio` is the subject's latency over the baseline's, `ci` its interval."""
+    """Two networks timed in one session. `ratio` is the subject's latency over the baseline's, `ci` its interval.
+
+    `disturbed`: too few rounds were undisturbed in both, so disturbed ones are among the `pairs`.
+    """
 
     baseline: str
     subject: str
     ratio: float
     ci: tuple[float, float]
     pairs: int
+    disturbed: bool = False
     simulated: bool = False
 
     @property
@@ -326,8 +331,8 @@ class Comparison:
 def compare(baseline: Measurement, subject: Measurement) -> Comparison:
     """The ratio of two latencies with its 95 % interval: t on the logarithms of the ratios of paired rounds.
 
-    Rounds are paired by index, so both must come from one session: same fingerprint, at least two valid rounds in
-    common. Raises `UsageError` otherwise.
+    Rounds are paired by index, so both must come from one session: same fingerprint, at least two rounds in common;
+    raises `UsageError` otherwise. Void rounds are used only when fewer than three pairs are undisturbed.
     """
     differing = baseline.fingerprint.differences(subject.fingerprint)
     if differing:
@@ -335,9 +340,12 @@ def compare(baseline: Measurement, subject: Measurement) -> Comparison:
             f"'{baseline.subject}' and '{subject.subject}' were measured on different targets ({'; '.join(differing)})",
             hint="measure both in one session",
         )
-    before = {item.index: item.ratio for item in baseline.valid_rounds}
-    after = {item.index: item.ratio for item in subject.valid_rounds}
-    logs = [math.log(after[index] / before[index]) for index in sorted(set(before) & set(after))]
+    rounds = [{item.index: item for item in measured.rounds if not item.void} for measured in (baseline, subject)]
+    disturbed = len(set(rounds[0]) & set(rounds[1])) < FEWEST_PAIRS
+    if disturbed:
+        rounds = [{item.index: item for item in measured.rounds} for measured in (baseline, subject)]
+    indices = sorted(set(rounds[0]) & set(rounds[1]))
+    logs = [math.log(rounds[1][index].ratio / rounds[0][index].ratio) for index in indices]
     if len(logs) < 2:
         raise UsageError(
             f"'{baseline.subject}' and '{subject.subject}' share {len(logs)} rounds; a comparison takes at least two",
@@ -345,8 +353,15 @@ def compare(baseline: Measurement, subject: Measurement) -> Comparison:
         )
     estimate = statistics.t_interval(logs)
     ci = (math.exp(estimate.low), math.exp(estimate.high))
-    names = baseline.subject, subject.subject
-    return Comparison(*names, math.exp(estimate.value), ci, len(logs), subject.simulated or baseline.simulated)
+    return Comparison(
+        baseline.subject,
+        subject.subject,
+        math.exp(estimate.value),
+        (math.exp(estimate.low), math.exp(estimate.high)),
+        len(logs),
+        disturbed,
+        subject.simulated or baseline.simulated,
+    )
 
 
 @dataclass(frozen=True)

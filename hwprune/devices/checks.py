@@ -126,7 +126,7 @@ def priority(threads: int) -> Check:
 
 
 def noise(board: Board) -> Iterator[Check]:
-    """The share of quiet moments, and the interval that a network of about 1 ms gets in 5 to 8 rounds of the default protocol."""
+    """The share of quiet moments, and the interval of a network of about 1 ms in 5 to 8 rounds."""
     protocol = replace(Protocol.default(), rounds_max=8, retries=0)
     measured = board.measure({PROBE: probe_model(board.target.batch)}, protocol=protocol)[PROBE]
     laps = sum(len(item.laps_ms) for item in measured.rounds)

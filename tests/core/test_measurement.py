@@ -156,10 +156,16 @@ class TestCompare:
         assert found.ci == pytest.approx((0.5, 0.5))
 
     def test_pairs_only_rounds_that_count_in_both(self) -> None:
-        before, after = make([2.0, 2.0, 2.0]), make([1.0, 1.0, 1.0])
+        before, after = make([2.0] * 4), make([1.0] * 4)
+        voided = replace(after.rounds[1], void="disturbed")
+        found = compare(before, replace(after, rounds=(after.rounds[0], voided, *after.rounds[2:])))
+        assert (found.pairs, found.disturbed) == (3, False)
+
+    def test_takes_disturbed_rounds_where_too_few_others_are_left(self) -> None:
+        before, after = make([2.0] * 3), make([1.0] * 3)
         voided = replace(after.rounds[1], void="disturbed")
         found = compare(before, replace(after, rounds=(after.rounds[0], voided, after.rounds[2])))
-        assert found.pairs == 2
+        assert (found.pairs, found.disturbed) == (3, True)
 
     def test_refuses_different_targets_and_too_few_rounds(self) -> None:
         foreign = replace(make([2.0, 2.0]), fingerprint=replace(FINGERPRINT, threads=2))
