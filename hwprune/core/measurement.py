@@ -17,6 +17,7 @@ from typing import Any
 
 from hwprune.core import statistics
 from hwprune.core.errors import UsageError
+from hwprune.core.prediction import LayerTime, Prediction
 from hwprune.core.protocol import Protocol
 from hwprune.core.statistics import Estimate
 from hwprune.core.target import PRECISIONS, Fingerprint, Target
@@ -352,7 +353,6 @@ def compare(baseline: Measurement, subject: Measurement) -> Comparison:
             hint="measure both in one session with the default protocol",
         )
     estimate = statistics.t_interval(logs)
-    ci = (math.exp(estimate.low), math.exp(estimate.high))
     return Comparison(
         baseline.subject,
         subject.subject,
@@ -362,41 +362,3 @@ def compare(baseline: Measurement, subject: Measurement) -> Comparison:
         disturbed,
         subject.simulated or baseline.simulated,
     )
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a latency model expects, never what was measured. `error_ms` is one sigma.
-
-    `coverage` (0..1) is the share of the network that lies inside what the table behind the model covers.
-    """
-
-    latency_ms: float
-    error_ms: float
-    coverage: float
-
-
-@dataclass(frozen=True)
-class LayerTime:
-    """The time of one operator inside the whole network, as the runtime executes it.
-
-    `name` is the ONNX node after fusion; `note` says what was fused into it or inserted by the runtime.
-    """
-
-    name: str
-    kind: str
-    latency_ms: float
-    in_shapes: tuple[tuple[int, ...], ...] = ()
-    out_shapes: tuple[tuple[int, ...], ...] = ()
-    note: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON document from which `from_json` makes an equal layer time."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> LayerTime:
-        """The layer time that `to_json` wrote."""
-        ins = tuple(tuple(shape) for shape in document["in_shapes"])
-        outs = tuple(tuple(shape) for shape in document["out_shapes"])
-        return cls(document["name"], document["kind"], document["latency_ms"], ins, outs, document["note"])

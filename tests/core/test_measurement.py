@@ -227,7 +227,7 @@ def test_layer_time_survives_json() -> None:
 def test_measuring_files_are_python_3_8() -> None:
     """They are sent to boards whose system Python is 3.8."""
     package = Path(hwprune.__file__).parent
-    names = ("statistics", "measurement", "target", "protocol")
+    names = ("statistics", "measurement", "target", "protocol", "prediction")
     files = [package / "core" / f"{name}.py" for name in names] + sorted((package / "runtimes").glob("*.py"))
     for path in files:
         text = path.read_text()
