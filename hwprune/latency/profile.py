@@ -90,8 +90,10 @@ class _Profile:
         missing = [item for item in plan if item[0] not in have]
         layers = [widths for widths, _ in plan[:LAYER_SAMPLES] if widths.values_tuple() not in layered]
         repeats = self._missing_repeats(plan)
-        self.total = len(plan) + LAYER_SAMPLES + len(repeats)
-        self.done = len(plan) - len(missing) + LAYER_SAMPLES - len(layers)
+        profiled = len(plan[:LAYER_SAMPLES])
+        self.total = len(plan) + profiled + len(repeats)
+        self.done = len(plan) - len(missing) + profiled - len(layers)
+        self.on_event(Progress("profile", self.done, self.total))
         self._measure(missing, _session("profile"))
         self._measure(self._disturbed(plan), _session("profile again"))
         for widths in layers:

@@ -184,7 +184,15 @@ class LatencyTable:
 
     @classmethod
     def obtain(
-        cls, root: str | Path, *, model_name: str, graph: ChannelGraph, space: SearchSpace, board: Board, tile: int
+        cls,
+        root: str | Path,
+        *,
+        model_name: str,
+        graph: ChannelGraph,
+        space: SearchSpace,
+        board: Board,
+        tile: int,
+        protocol: Protocol | None = None,
     ) -> LatencyTable:
         """The table that belongs to a traced network on an open device: found, or created empty."""
         found = cls.find(root, model_name=model_name, fingerprint=board.fingerprint, space=space)
@@ -196,6 +204,7 @@ class LatencyTable:
             space=space,
             op_templates=restrict(graph.op_templates, space, graph.dense()),
             tile=tile,
+            protocol=protocol,
         )
 
     @classmethod

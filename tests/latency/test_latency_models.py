@@ -23,6 +23,7 @@ class TestLinear(LatencyModelConformance):
 
 class TestForest(LatencyModelConformance):
     kind = "forest"
+    options: ClassVar = {"trees": 30}
     mape_bound = 0.10
 
 

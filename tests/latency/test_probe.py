@@ -7,7 +7,9 @@ from random import Random
 
 import pytest
 
-from hwprune.latency.probe import WIDTHS, read_tile
+from hwprune.core.measurement import Target
+from hwprune.devices import connect
+from hwprune.latency.probe import WIDTHS, detect_tile, read_tile
 
 
 def _curve(tile: int, *, noise: float = 0.0, seed: int = 0) -> dict[int, tuple[float, float]]:
@@ -52,3 +54,12 @@ def test_the_curve_is_kept() -> None:
     probe = read_tile(_curve(16))
     assert [width for width, _, _ in probe.curve] == list(WIDTHS)
     assert probe.curve[0] == (1, pytest.approx(0.08), 0.01)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_the_simulated_device_has_tiles_of_16(kernel: int) -> None:
+    with connect(Target("simulated", "simulated")) as board:
+        probe = detect_tile(board, kernel=kernel, seed=kernel)
+    assert probe.tile == 16
+    assert probe.resolved
+    assert probe.non_monotone == ()

@@ -97,7 +97,19 @@ def test_progress_counts_up_with_an_estimate(tmp_path: Path) -> None:
     assert [event.done for event in progress] == sorted(event.done for event in progress)
     assert progress[-1].done == progress[-1].total == 30 + LAYER_SAMPLES + REPEATS
     assert progress[-1].remaining_s == 0.0
-    assert all(event.remaining_s is not None and event.remaining_s >= 0 for event in progress)
+    assert (progress[0].done, progress[0].remaining_s) == (0, None)
+    assert all(event.remaining_s is not None and event.remaining_s >= 0 for event in progress[1:])
+
+
+def test_a_space_smaller_than_the_samples_is_measured_whole(tmp_path: Path) -> None:
+    space = staircase_space()
+    space = type(space)(space.groups, ((32,), (96,), (64,), (192,), (16, 128, 256)))
+    board, events = StaircaseBoard(), list[Event]()
+    table = LatencyTable.obtain(tmp_path, model_name="net", graph=StaircaseGraph(), space=space, board=board, tile=16)
+    profile(StaircaseTemplate(), StaircaseGraph(), space, board, table=table, samples=50, on_event=events.append)
+    assert {row.widths[-1] for row in table.rows} == {16, 128, 256}
+    assert isinstance(events[-1], Progress)
+    assert events[-1].done == events[-1].total == 3 + 3 + 3
 
 
 class _Loaded(StaircaseBoard):
