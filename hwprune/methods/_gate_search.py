@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 # Latency hardly depends on some groups; a price of 0 would make their scores infinite.
 _LEAST_PRICE = 1e-3
-# A score this much above the threshold is worth e times its price.
-_UNIT = 0.5
 
 
 @dataclass
@@ -73,6 +71,7 @@ class GateSearch(AbstractTrainee):
         self.mean = [self.gates.bias.new_zeros(units) for units in self.gates.units]
         self.square = [zeros.clone() for zeros in self.mean]
         self.seen = 0
+        self.steps = _step_count(problem)
         self._step: _Step | None = None
         self._optimizers = self._make_optimizers()
 
@@ -86,7 +85,8 @@ class GateSearch(AbstractTrainee):
 
     def loss(self, images: Tensor, targets: Tensor, progress: float) -> Tensor:
         """Task loss of the hard-gated network plus the latency term."""
-        scores, gates, counts = self._gate()
+        budget = self.budget_at(progress)
+        scores, gates, counts = self._gate(budget)
         cost = self.efficiency(counts)
         (slopes,) = torch.autograd.grad(cost, counts, retain_graph=True)
         step = self._step = _Step(
@@ -94,7 +94,7 @@ class GateSearch(AbstractTrainee):
             [gate.detach() for gate in gates],
             self._snapped(counts),
             float(cost.detach()),
-            self.budget_at(progress),
+            budget,
             slopes,
             [torch.zeros_like(score) for score in scores],
             [torch.zeros_like(score) for score in scores],
@@ -109,7 +109,8 @@ class GateSearch(AbstractTrainee):
         loss = self._task_loss(outputs, images, targets)
         if progress < self.options.warmup:
             return loss
-        return loss + self.multiplier.value * torch.relu(torch.log(cost / step.budget))
+        excess = torch.log(cost / budget)
+        return loss + self.multiplier.value * (excess if self.options.project else torch.relu(excess))
 
     def after_step(self, progress: float) -> Mapping[str, float]:
         """Move the averages and the multiplier by what the step has shown; tell the listener."""
@@ -126,10 +127,9 @@ class GateSearch(AbstractTrainee):
             self._update_multiplier(step, violation)
         opened = sum(float(mask.sum()) for mask in step.masks) / sum(len(mask) for mask in step.masks)
         figures = {"multiplier": self.multiplier.value, "open_share": opened, "cost": step.cost, "budget": step.budget}
-        steps = max(self.seen, round((self.seen - 1) / progress) if progress > 0 else self.seen)
         if self.seen % self.options.report_every == 0:
             predicted_ms = float(self.problem.latency.predict_batch(np.array([step.widths.values_tuple()]))[0])
-            self.problem.on_event(SearchStep(self.seen, steps, predicted_ms, figures))
+            self.problem.on_event(SearchStep(self.seen, self.steps, predicted_ms, figures))
         return figures
 
     def state(self) -> dict[str, Tensor]:
@@ -160,30 +160,32 @@ class GateSearch(AbstractTrainee):
         return float(self.target ** min(1.0, max(0.0, share)))
 
     def open_by_saliency(self, saliency: Mapping[str, np.ndarray]) -> None:
-        """Start with scores in the order of log(saliency per latency) over all groups, every gate open."""
+        """Start with scores in the order of log(saliency per latency) over all groups, every gate open.
+
+        The running saliency starts from the same estimate.
+        """
         prices = self._prices(self.problem.space.dense())
         values = [saliency[name] for name in self.problem.space.names]
         least = 1e-3 * float(np.mean(np.concatenate(values)))
         ratios = [np.log((value + least) / price) for value, price in zip(values, prices, strict=True)]
-        together = np.concatenate(ratios)
-        scale = self.options.spread / max(float(together.std()), 1e-12)
-        like = self.gates.bias
-        targets = [torch.from_numpy((ratio - together.mean()) * scale).to(like) for ratio in ratios]
-        self.gates.open_in_order(self.model, targets, self.options.margin)
+        prior = [torch.from_numpy(ratio).to(self.gates.bias) for ratio in ratios]
+        self.gates.open_in_order(self.model, prior, self.options.margin)
+        for square, value in zip(self.square, values, strict=True):
+            square.copy_(torch.from_numpy(value))
 
     @torch.no_grad()
     def unit_scores(self) -> dict[str, np.ndarray]:
         """What each unit is worth, `(units,)` a group, additive: running saliency, or price * exp(gate score).
 
-        A gate at its threshold, score 0, is worth exactly what its latency costs; so the prices make scores of
-        different groups comparable.
+        A score is the logarithm of worth per latency: a gate at its threshold, score 0, is worth what it costs. So the
+        prices make scores of different groups comparable.
         """
         names = self.problem.space.names
         if self.options.channels == "taylor":
             return {name: square.double().cpu().numpy() for name, square in zip(names, self.square, strict=True)}
-        scores = [score.double().cpu().numpy() for score in self.gates(self.model)]
+        scores = [score.double().cpu().numpy() for score in self._gate(self.target)[0]]
         prices = self._prices(self.widths())
-        worth = [price * np.exp(np.clip(score / _UNIT, -30, 30)) for price, score in zip(prices, scores, strict=True)]
+        worth = [price * np.exp(np.clip(score, -30, 30)) for price, score in zip(prices, scores, strict=True)]
         return dict(zip(names, worth, strict=True))
 
     def _prices(self, widths: Widths) -> list[float]:
@@ -201,17 +203,20 @@ class GateSearch(AbstractTrainee):
     @torch.no_grad()
     def widths(self) -> Widths:
         """The open gates of each group now, snapped to the grid."""
-        _, _, counts = self._gate()
+        _, _, counts = self._gate(self.target)
         return self._snapped(counts)
 
     def _snapped(self, counts: Tensor) -> Widths:
         return self.problem.space.snap([float(count) for count in counts.detach()])
 
-    def _gate(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    def _gate(self, budget: float) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Scores, gates for the task and open counts `(G,)` for the cost, on branches of their own."""
         options, space = self.options, self.problem.space
         with torch.autocast(self.gates.bias.device.type, enabled=False):
             scores = self.gates(self.model)
+            if options.project:
+                threshold = self._threshold(scores, budget)
+                scores = [score - threshold for score in scores]
             masks = [open_mask(s.detach(), allowed[0]) for s, allowed in zip(scores, space.widths, strict=True)]
             if options.align:
                 aligned = space.snap([float(mask.sum()) for mask in masks]).values_tuple()
@@ -220,6 +225,22 @@ class GateSearch(AbstractTrainee):
             gates = [binarise(s, mask, options.surrogate, options.sharpness) for s, mask in pairs]
             counts = [binarise(s, mask, options.surrogate, options.sharpness).sum() for s, mask in pairs]
         return scores, gates, torch.stack(counts)
+
+    def _threshold(self, scores: Sequence[Tensor], budget: float) -> float:
+        """The lowest score that may stay open in all groups for the snapped widths to cost at most `budget`.
+
+        Found by bisection over all scores: about 12 predictions.
+        """
+        ordered = [np.sort(score.detach().double().cpu().numpy()) for score in scores]
+        levels = np.sort(np.concatenate(ordered))
+        low, high = 0, len(levels) - 1
+        while low < high:
+            middle = (low + high) // 2
+            counts = [len(group) - int(np.searchsorted(group, levels[middle])) for group in ordered]
+            row = self.problem.space.snap([float(count) for count in counts]).values_tuple()
+            cost = float(self.efficiency.predict_batch(np.array([row]))[0]) / self.efficiency.dense
+            low, high = (low, middle) if cost <= budget else (middle + 1, high)
+        return float(levels[low])
 
     def _task_gradient(self, step: _Step, index: int, gradient: Tensor) -> Tensor:
         """The task's gradient by one group's gates: as autograd gives it, or over the whole step between 0 and 1."""
@@ -240,7 +261,9 @@ class GateSearch(AbstractTrainee):
         unbias = 1 - decay ** (self.seen + 1)
         mean = (self.mean[index] * decay + gradient * (1 - decay)) / unbias
         halved = gradient.square() * (0.5 * step.batch_size)
-        half_curvature = (self.square[index] * decay + halved * (1 - decay)) / unbias
+        half_curvature = self.square[index] * decay + halved * (1 - decay)
+        if self.options.start == "open":
+            half_curvature = half_curvature / unbias
         return mean - half_curvature * (2 * step.masks[index] - 1)
 
     def _update_multiplier(self, step: _Step, violation: float) -> None:
@@ -262,9 +285,11 @@ class GateSearch(AbstractTrainee):
 
     def _make_optimizers(self) -> tuple[Optimizer, ...]:
         options, plan = self.options, self.problem.plan
-        gates = Adam(self.gates.parameters(), lr=options.gate_lr, betas=(options.gate_momentum, 0.99))
-        for group in gates.param_groups:
-            group["scheduled"] = False
+        groups = [
+            {"params": [self.gates.bias], "lr": options.bias_travel / self.steps, "scheduled": False},
+            {"params": list(self.gates.directions), "lr": options.direction_travel / self.steps, "scheduled": False},
+        ]
+        gates = Adam(groups, betas=(options.gate_momentum, 0.99))
         if not options.train_weights:
             self.model.requires_grad_(False)
             return (gates,)
@@ -298,6 +323,12 @@ class GateSearch(AbstractTrainee):
                 factor = factors.setdefault(piece.parameter, torch.ones_like(parameter))
                 factor.index_fill_(piece.dim, torch.from_numpy(closed).to(parameter.device), 0.0)
         return factors
+
+
+def _step_count(problem: Problem) -> int:
+    """The optimiser steps of the shared loop."""
+    images = len(problem.data.train)
+    return max(1, round(problem.plan.epochs * (images // min(problem.plan.batch_size, images))))
 
 
 def _make_multiplier(options: WGates) -> Multiplier:

@@ -59,6 +59,8 @@ class GateNetwork(nn.Module):
         sizes = [phi.shape[1] for phi in self.features(model)]
         self.directions = nn.ParameterList([nn.Parameter(like.new_zeros(size)) for size in sizes])
         self.bias = nn.Parameter(like.new_zeros(len(sizes)))
+        for index, units in enumerate(self.units):
+            self.register_buffer(f"prior{index}", like.new_zeros(units))
 
     def features(self, model: nn.Module) -> list[Tensor]:
         """`(units, features)` a group, root mean square 1."""
@@ -67,8 +69,10 @@ class GateNetwork(nn.Module):
     def forward(self, model: nn.Module) -> list[Tensor]:
         """`(units,)` scores a group."""
         scores = []
-        for phi, direction, bias in zip(self.features(model), self.directions, self.bias, strict=True):
-            scores.append(phi @ direction / math.sqrt(phi.shape[1]) + bias)
+        for phi, direction, prior, bias in zip(
+            self.features(model), self.directions, self.priors(), self.bias, strict=True
+        ):
+            scores.append(phi @ direction / math.sqrt(phi.shape[1]) + prior + bias)
         return scores
 
     @torch.no_grad()
@@ -76,21 +80,24 @@ class GateNetwork(nn.Module):
         """Start: random directions, and biases that put the lowest score of each group at `margin` > 0."""
         for direction in self.directions:
             direction.copy_(torch.randn(direction.shape, generator=generator) * spread)
-        self._raise_to(model, margin)
+        self.bias.zero_()
+        self.bias.add_(margin - torch.stack([scores.min() for scores in self(model)]))
 
     @torch.no_grad()
-    def open_in_order(self, model: nn.Module, targets: Sequence[Tensor], margin: float) -> None:
-        """Start from known scores: directions whose scores equal `targets` up to a constant a group (least norm)."""
-        for phi, direction, target in zip(self.features(model), self.directions, targets, strict=True):
-            kernel = (phi @ phi.T / phi.shape[1]).double()
-            ridge = 1e-3 * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=torch.double, device=phi.device)
-            dual = torch.linalg.solve(kernel + ridge, (target - target.mean()).double())
-            direction.copy_((phi.T.double() @ dual / math.sqrt(phi.shape[1])).to(direction.dtype))
-        self._raise_to(model, margin)
+    def open_in_order(self, model: nn.Module, prior: Sequence[Tensor], margin: float) -> None:
+        """Start from known scores, `(units,)` a group: they stay as a constant term, the directions learn from 0.
 
-    def _raise_to(self, model: nn.Module, margin: float) -> None:
+        One constant lifts all groups, the lowest score of all to `margin`: the order over groups counts.
+        """
+        for buffer, scores, direction in zip(self.priors(), prior, self.directions, strict=True):
+            buffer.copy_(scores)
+            direction.zero_()
         self.bias.zero_()
-        self.bias.copy_(margin - torch.stack([scores.min() for scores in self(model)]))
+        self.bias.add_(margin - torch.stack([scores.min() for scores in self(model)]).min())
+
+    def priors(self) -> list[Tensor]:
+        """The constant term of the scores, `(units,)` a group; 0 unless started from known scores."""
+        return [self.get_buffer(f"prior{index}") for index in range(len(self.units))]
 
     def _group_features(self, model: nn.Module, index: int) -> Tensor:
         parts = [self._producer_rows(model, producer) for producer in self.producers[index]]

@@ -45,19 +45,23 @@ class WGates(AbstractMethod):
     The plan's learning rate, momentum and weight decay are those of the weights; the gates have their own Adam.
     """
 
-    gate_lr: float = _option(0.02, "Adam's learning rate for the gate network")
+    bias_travel: float = _option(4.0, "how far Adam can move a group's scores in the whole search")
+    direction_travel: float = _option(0.05, "how far Adam can move a weight of the map from filters to scores")
     gate_momentum: float = _option(0.9, "Adam's first beta for the gate network")
-    start: Literal["open", "taylor"] = _option("open", "first scores: open (random order) or taylor (saliency per ms)")
+    start: Literal["open", "taylor"] = _option(
+        "taylor", "first scores: open (random order) or taylor (saliency per ms)"
+    )
     margin: float = _option(0.5, "the lowest score at the start; above 0, so that every gate is open")
-    spread: float = _option(0.1, "standard deviation of the first scores")
+    spread: float = _option(0.1, "start=open: standard deviation of the first scores")
     saliency_images: int = _option(1024, "images for the Taylor scores of start=taylor")
     gate_sees_weights: Literal["detach", "attach"] = _option("detach", "whether gate gradients reach the filters")
     scale_fix: bool = _option(True, "see filters through their batch norm's scale; False: raw weights, as the paper")
     surrogate: Literal["arctan", "clipped"] = _option("arctan", "derivative of the step in the backward")
     sharpness: float = _option(2.0, "k of the arctan surrogate")
-    task_gradient: Literal["tangent", "secant"] = _option("tangent", "gate gradient of the task: autograd's, or 0 to 1")
-    saliency_decay: float = _option(0.9, "decay of the running gate gradients")
-    align: bool = _option(False, "open exactly the snapped number of gates in the forward")
+    task_gradient: Literal["tangent", "secant"] = _option("secant", "gate gradient of the task: autograd's, or 0 to 1")
+    saliency_decay: float = _option(0.97, "decay of the running gate gradients")
+    project: bool = _option(True, "shift all scores together so that the hard widths keep the budget at every step")
+    align: bool = _option(True, "open exactly the snapped number of gates in the forward")
     efficiency: Literal["latency", "macs"] = _option("latency", "what the search's cost counts")
     multiplier: Literal["closed_form", "dual"] = _option("closed_form", "weight of the cost: closed_form or dual")
     multiplier_boost: float = _option(15.0, "closed form: how much a relative violation of 1 adds")
@@ -67,14 +71,19 @@ class WGates(AbstractMethod):
     warmup: float = _option(0.1, "share of the search without a latency term")
     ramp: float = _option(0.6, "share of the search over which the budget tightens to the target")
     train_weights: bool = _option(True, "train the weights jointly and keep them")
-    distill_alpha: float = _option(0.0, "weight of the dense network's outputs in the search's loss")
+    distill_alpha: float = _option(0.7, "weight of the dense network's outputs in the search's loss")
     channels: Literal["gates", "taylor"] = _option("gates", "which units stay: by gate score or by running saliency")
     report_every: int = _option(5, "steps between two search events")
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
-        positive = {"gate_lr": self.gate_lr, "margin": self.margin, "sharpness": self.sharpness}
+        positive = {
+            "bias_travel": self.bias_travel,
+            "direction_travel": self.direction_travel,
+            "margin": self.margin,
+            "sharpness": self.sharpness,
+        }
         positive.update({"report_every": self.report_every, "multiplier_period": self.multiplier_period})
         for name, value in positive.items():
             if not (math.isfinite(value) and value > 0):

@@ -49,7 +49,7 @@ def test_every_method_is_tested_here() -> None:
         ("greedy", {"floor": 1.0}, r"floor is a fraction in \[0, 1\), not 1.0"),
         ("greedy", {"stages": 0}, "stages must be 1 or more, not 0"),
         ("wgates", {"multiplier": "duel"}, "multiplier cannot be 'duel'. Did you mean 'dual'"),
-        ("wgates", {"gate_lr": 0.0}, "gate_lr must be positive, not 0.0"),
+        ("wgates", {"bias_travel": 0.0}, "bias_travel must be positive, not 0.0"),
         ("wgates", {"ramp": 1.5}, r"ramp is a share in 0..1, not 1.5"),
     ],
 )

@@ -29,7 +29,7 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
 def started(problem: Problem, **options: Any) -> GateSearch:
-    method = WGates(**options)
+    method = WGates(**{"start": "open", **options})
     search = GateSearch(problem, method)
     method._start(problem, search)
     return search
@@ -41,7 +41,7 @@ def batch(problem: Problem, count: int = 8) -> tuple[Tensor, Tensor]:
 
 def cost_of(search: GateSearch) -> tuple[Tensor, Tensor]:
     """The cost and the open counts now, on the graph of the scores."""
-    counts = search._gate()[2]
+    counts = search._gate(1.0)[2]
     return search.efficiency(counts), counts
 
 
@@ -50,7 +50,7 @@ def test_1_at_step_0_every_gate_is_open_and_nothing_has_changed(name: str) -> No
     problem = tiny_problem(name)
     for start in ("open", "taylor"):
         search = started(problem, start=start, saliency_images=16)
-        _, gates, counts = search._gate()
+        _, gates, counts = search._gate(1.0)
         assert all(bool((gate == 1.0).all()) for gate in gates)
         assert float(search.efficiency(counts).detach()) == 1.0
         images, _ = batch(problem)
@@ -71,13 +71,13 @@ def test_2_gates_are_binary_and_the_latency_model_sees_allowed_widths(name: str)
             return StaircaseLatency.predict_batch(self, values)
 
     problem = replace(problem, latency=Watched.of(problem.graph, problem.space))
-    search = started(problem, gate_lr=0.1)
+    search = started(problem, bias_travel=10.0)
     for step in range(4):
         search.loss(*batch(problem), progress=0.5 + 0.1 * step).backward()
         for optimizer in search.optimizers():
             optimizer.step()
         search.after_step(0.5 + 0.1 * step)
-        _, gates, counts = search._gate()
+        _, gates, counts = search._gate(1.0)
         assert all(set(gate.tolist()) <= {0.0, 1.0} for gate in gates)
         assert torch.equal(counts, counts.round())
     allowed = [set(widths) for widths in problem.space.widths]
@@ -205,13 +205,13 @@ def test_7_the_secant_equals_autograd_where_latency_is_linear_and_sees_the_stair
 
 @every_family
 def test_8_a_closed_gate_can_reopen(name: str) -> None:
-    search = started(tiny_problem(name, tile=1))
+    search = started(tiny_problem(name, tile=1), project=False)
     whole = _task_gradients_by_score(search)
     for index, scores in enumerate(search.gates(search.model)):
         with torch.no_grad():
             drop = float(scores.detach().sort().values[:2].mean())
             search.gates.bias[index] -= drop
-            closed = search._gate()[1][index] == 0
+            closed = search._gate(1.0)[1][index] == 0
             assert int(closed.sum()) == 1
         gradient = _task_gradients_by_score(search)[index]
         assert bool((gradient[closed] != 0).all() | (whole[index][closed] == 0).all())
@@ -222,7 +222,7 @@ def test_8_a_closed_gate_can_reopen(name: str) -> None:
 def _task_gradients_by_score(search: GateSearch) -> list[Tensor]:
     """Gradient of the task's loss by every score; 0 for a unit whose activation is 0 on the whole batch."""
     problem = search.problem
-    scores, gates, _ = search._gate()
+    scores, gates, _ = search._gate(1.0)
     parameters = dict(search.model.named_parameters())
     changed = gate_parameters(parameters, problem.graph, dict(zip(problem.space.names, gates, strict=True)))
     images, targets = batch(problem)
@@ -261,23 +261,23 @@ def test_9_permuting_the_channels_of_a_group_permutes_its_gates(name: str) -> No
 @every_family
 def test_10_no_pressure_closes_nothing_and_any_pressure_leaves_the_least_width(name: str) -> None:
     problem = tiny_problem(name)
-    search = started(problem, multiplier="dual", multiplier_rate=1e-9)
+    search = started(problem, project=False)
     cost, _ = cost_of(search)
     (0.0 * torch.relu(torch.log(cost / 0.5))).backward()
     assert all(p.grad is not None and float(p.grad.abs().sum()) == 0 for p in search.gates.parameters())
     with torch.no_grad():
         search.gates.bias -= 100.0
-    _, gates, counts = search._gate()
+    _, gates, counts = search._gate(1.0)
     assert counts.tolist() == [allowed[0] for allowed in problem.space.widths]
     assert all(float(gate.detach().sum()) >= 1 for gate in gates)
     assert search.widths() == problem.space.smallest()
 
 
-@pytest.mark.parametrize("options", [{}, {"task_gradient": "secant", "multiplier": "dual", "align": True}])
+@pytest.mark.parametrize("options", [{}, {"start": "open", "project": False, "multiplier": "dual", "align": False}])
 def test_11_a_resumed_search_repeats_an_uninterrupted_one_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
     problem = tiny_problem(budget=0.5)
     problem = replace(problem, plan=replace(problem.plan, checkpoint_s=0.0))
-    method = WGates(gate_lr=0.05, **options)
+    method = WGates(bias_travel=6.0, **options)
     (whole,) = method.search(problem)
     done: list[Event] = []
 
@@ -315,6 +315,35 @@ def test_11_state_covers_multiplier_and_averages(tmp_path: Path) -> None:
         assert torch.equal(mine, other)
 
 
+@every_family
+def test_the_projection_keeps_the_budget_at_every_step_and_ignores_a_common_shift(name: str) -> None:
+    problem = tiny_problem(name, 0.6)
+    search = started(problem)
+    least = search.efficiency.predict_batch(np.array([problem.space.smallest().values_tuple()]))[0]
+    for budget in (1.0, 0.85, 0.7, search.target):
+        budget = max(budget, float(least) / search.efficiency.dense)
+        _, gates, counts = search._gate(budget)
+        assert float(search.efficiency(counts).detach()) <= budget + 1e-6
+        with torch.no_grad():
+            search.gates.bias += 3.0
+        for gate, shifted in zip(gates, search._gate(budget)[1], strict=True):
+            assert torch.equal(gate, shifted)
+
+
+def test_the_projection_is_the_least_strict_threshold_that_keeps_the_budget() -> None:
+    problem = tiny_problem("mobilenetv2", 0.6)
+    search = started(problem)
+    scores = search.gates(search.model)
+    threshold = search._threshold(scores, 0.7)
+    levels = sorted({float(value) for score in scores for value in score.detach()})
+    below = levels[levels.index(threshold) - 1]
+    costs = []
+    for level in (threshold, below):
+        counts = torch.tensor([float((score.detach() >= level).sum().clamp(min=1)) for score in scores])
+        costs.append(float(search.efficiency(counts)))
+    assert costs[0] <= 0.7 < costs[1]
+
+
 def test_the_cost_may_be_macs() -> None:
     problem = tiny_problem("mobilenetv2")
     macs = Efficiency(problem.space, problem.graph, problem.latency, "macs")
@@ -348,18 +377,18 @@ def test_a_group_without_weights_has_a_free_score_a_unit() -> None:
     gates.open_all(model, 0.5, 0.1, generator)
     (scores,) = gates(model)
     torch.testing.assert_close(scores - gates.bias, gates.directions[0].expand(6))
-    assert float(scores.min()) == pytest.approx(0.5)
+    assert float(scores.detach().min()) == pytest.approx(0.5)
 
 
 def test_closed_filters_are_not_decayed() -> None:
     problem = tiny_problem("resnet_option_b")
     problem = replace(problem, plan=replace(problem.plan, weight_decay=0.5))
-    search = started(problem)
+    search = started(problem, project=False)
     with torch.no_grad():
         for index, scores in enumerate(search.gates(search.model)):
             search.gates.bias[index] -= float(scores.sort().values[:2].mean())
     group = problem.space.groups[0]
-    closed = search._gate()[1][0] == 0
+    closed = search._gate(1.0)[1][0] == 0
     before = {name: value.detach().clone() for name, value in search.model.named_parameters()}
     search.loss(*batch(problem), progress=0.0).backward()
     search.optimizers()[0].step()
