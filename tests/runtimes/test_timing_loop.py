@@ -208,3 +208,46 @@ def test_sessions_are_closed_after_an_error() -> None:
     with pytest.raises(KeyboardInterrupt):
         loop.measure({"net": lambda: FakeSession(machine, 1.0)}, Protocol.quick(), on_round=interrupt)
     assert FakeSession.alive == before
+
+
+class CountingClock(VirtualClock):
+    """A wall clock whose process waits for its core, on a device that counts throttle events from one time on."""
+
+    name = "wall"
+
+    def __init__(self, machine: Machine, *, waiting: float = 0.0, throttled_from_s: float = 1e9) -> None:
+        super().__init__(machine)
+        self._waiting, self._throttled_from_s = waiting, throttled_from_s
+
+    def waited_s(self) -> float:
+        return self._waiting * self.now_s()
+
+    def counters(self) -> Mapping[str, int]:
+        return {"throttle": int(1e3 * max(0.0, self.now_s() - self._throttled_from_s))}
+
+
+def measure_with(clock: CountingClock, machine: Machine) -> Measurement:
+    kernel = FakeSession(machine, REFERENCE_MS)
+    gauge = Reference(kernel, clock, Calibration(REFERENCE_MS, REFERENCE_MS, 0.0))
+    loop = TimingLoop(gauge, clock, reference_ms=REFERENCE_MS, fingerprint=FINGERPRINT)
+    return loop.measure({"net": lambda: FakeSession(machine, 1.0)}, Protocol.quick())["net"]
+
+
+def test_rounds_by_the_wall_clock_that_waited_are_void() -> None:
+    machine = Machine(Disturbances())
+    measured = measure_with(CountingClock(machine, waiting=0.2), machine)
+    assert set(measured.void_rounds) == {"preempted"}
+    assert all(item.waited == pytest.approx(0.2, abs=1e-3) for item in measured.rounds)
+
+
+def test_rounds_in_which_the_device_counted_throttling_are_void() -> None:
+    machine = Machine(Disturbances())
+    measured = measure_with(CountingClock(machine, throttled_from_s=0.08), machine)
+    assert set(measured.void_rounds) == {"throttle changed"}
+    assert not measured.rounds[0].void
+
+
+def test_a_hopeless_session_ends() -> None:
+    machine = Machine(Disturbances())
+    measured = measure_with(CountingClock(machine, waiting=0.9), machine)
+    assert len(measured.rounds) <= 2 * measured.protocol.rounds_max + 1
