@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hwprune.core.measurement import Protocol
+from hwprune.core.statistics import robust_variation
 from hwprune.devices.reference import probe_model
 from hwprune.runtimes._host import usable_cores
 
@@ -131,7 +132,7 @@ def noise(board: Board) -> Iterator[Check]:
     measured = board.measure({PROBE: probe_model(board.target.batch)}, protocol=protocol)[PROBE]
     laps = sum(len(item.laps_ms) for item in measured.rounds)
     share = sum(item.quiet_laps for item in measured.rounds) / laps
-    scatter = 100 * 1.4826 * measured.mad_ms / measured.latency_ms
+    scatter = 100 * robust_variation(measured.samples_ms)
     detail = f"{100 * share:.0f} % of the runs were undisturbed; they scatter by {scatter:.1f} %"
     fix = "stop other work; on a shared machine choose a quieter hour"
     quiet: Literal["pass", "warn", "fail"] = "pass" if share >= 0.3 else "warn" if share >= 0.02 else "fail"
