@@ -35,5 +35,7 @@ def test_the_two_commands_stand_on_one_line_each() -> None:
 def test_the_tree_is_true() -> None:
     (tree,) = re.findall(r"```\nhwprune/\n(.*?)```", README, re.S)
     named = {line.split()[0].rstrip("/") for line in tree.splitlines() if re.match(r"  \w", line)}
-    real = {path.name.removesuffix(".py") for path in (ROOT / "hwprune").iterdir() if not path.name.startswith(("_", "."))}
+    real = {
+        path.name.removesuffix(".py") for path in (ROOT / "hwprune").iterdir() if not path.name.startswith(("_", "."))
+    }
     assert {name.removesuffix(".py") for name in named} == real - {"py.typed"}

@@ -1,6 +1,6 @@
 """The latency table: what was measured for one network, one search space and exactly one fingerprint.
 
-A table is a folder, `<root>/<device>/<runtime>-<version>_<precision>_b<batch>_t<threads>/<model>-<space>/`, with
+A table is a folder, `<root>/<device>/<runtime>-<version>_<precision>_b<batch>_t<threads>/<model>-<space>-<fingerprint>/`, with
 `table.json` (fingerprint, reference, space, operators, provenance), `rows.jsonl` (whole networks) and `layers.jsonl`
 (layer times inside the runtime). The two journals are the truth and only ever grow; parquet and pandas are exports.
 The operators are stored with it, so that a latency model can be fitted on a machine that never saw the network.
@@ -330,10 +330,14 @@ class LatencyTable:
 
 
 def table_folder(root: str | Path, model_name: str, fingerprint: Fingerprint, space: SearchSpace) -> Path:
-    """Where a table stands under `root`: target, then model and space."""
+    """Where a table stands under `root`: target, then model, space and fingerprint.
+
+    The fingerprint is part of the name, so that tables of two machines lie side by side under one root.
+    """
     runtime = f"{fingerprint.runtime}-{fingerprint.runtime_version}"
     target = f"{runtime}_{fingerprint.precision}_b{fingerprint.batch}_t{fingerprint.threads}"
-    return Path(root) / _slug(fingerprint.device) / _slug(target) / f"{_slug(model_name)}-{space.signature()}"
+    name = f"{_slug(model_name)}-{space.signature()[:8]}-{fingerprint.digest()[:8]}"
+    return Path(root) / _slug(fingerprint.device) / _slug(target) / name
 
 
 def _slug(name: str) -> str:

@@ -82,7 +82,7 @@ def finish(shop: Workshop, answer: Answer, attempt: int) -> Finished:
 
 def verify(shop: Workshop, shipped: bytes, *, seed: int) -> Verified:
     """Time what ships against the dense network."""
-    timed = shop.measure({"dense": shop.template.dense, "pruned": shipped}, seed=seed)
+    timed = shop.measure({"dense": shop.template.dense, "pruned": shipped}, seed=seed, decides=True)
     statistic = shop.settings.statistic
     budget_ms = shop.settings.budget.in_ms(timed["dense"].statistic(statistic)[0])
     return Verified(timed["dense"], timed["pruned"], budget_ms, statistic)

@@ -17,7 +17,7 @@ from hwprune.core.units import format_ms
 from hwprune.latency.table import TableRow
 from hwprune.methods._base import AbstractMethod, Answer, Problem
 from hwprune.search.answers import load_answer, save_answer
-from hwprune.search.controller import AIM, BudgetController, Settlement, Trial
+from hwprune.search.controller import AIM, UNUSED, BudgetController, Settlement, Trial
 from hwprune.search.workshop import Workshop
 from hwprune.training import FINETUNE, TrainPlan, evaluate, train_dense
 
@@ -127,17 +127,25 @@ def search_answer(shop: Workshop, method: AbstractMethod, budget_ms: float) -> A
 def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float = AIM) -> Settlement:
     """Measure and move until the candidate meets the budget and uses it."""
     session = f"search-{shop.folder.path.name}"
+    statistic = shop.settings.statistic
     tried: list[Trial] = []
 
-    def measure(candidate: Answer) -> Trial:
+    def trial(candidate: Answer, *, decides: bool) -> tuple[Trial, Measurement]:
         models = {"dense": shop.template.dense, "candidate": shop.template.at(candidate.keep)}
-        timed = shop.measure(models, seed=shop.settings.seed + 1 + len(tried))
-        budget_ms = shop.settings.budget.in_ms(timed["dense"].statistic(shop.settings.statistic)[0])
-        value, low, high = timed["candidate"].statistic(shop.settings.statistic)
-        row = TableRow.of(candidate.widths.values_tuple(), timed["candidate"], kind="search", session=session)
+        timed = shop.measure(models, seed=shop.settings.seed + 1 + 2 * len(tried) + decides, decides=decides)
+        budget_ms = shop.settings.budget.in_ms(timed["dense"].statistic(statistic)[0])
+        value, low, high = timed["candidate"].statistic(statistic)
+        return Trial(candidate, value, (low, high), budget_ms), timed["candidate"]
+
+    def measure(candidate: Answer) -> Trial:
+        # What passes is finetuned next, which costs far more than a second, longer session that confirms it.
+        found, measurement = trial(candidate, decides=False)
+        if found.within and found.utilisation >= 1 - UNUSED:
+            found, measurement = trial(candidate, decides=True)
+        row = TableRow.of(candidate.widths.values_tuple(), measurement, kind="search", session=session)
         shop.learn(row)
-        tried.append(Trial(candidate, value, (low, high), budget_ms))
-        return tried[-1]
+        tried.append(found)
+        return found
 
     def predict(candidate: Answer) -> float:
         return shop.latency.predict(candidate.widths).latency_ms

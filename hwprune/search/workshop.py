@@ -49,9 +49,10 @@ class Workshop:
         """The options of the run."""
         return self.folder.settings
 
-    def measure(self, models: dict[str, bytes], *, seed: int) -> dict[str, Measurement]:
-        """Time networks in turns in one session."""
-        return self.board.measure(models, protocol=Protocol.default(), seed=seed, on_event=self.folder.emit)
+    def measure(self, models: dict[str, bytes], *, seed: int, decides: bool = False) -> dict[str, Measurement]:
+        """Time networks in turns in one session; at length where the result decides something for good."""
+        protocol = Protocol.publish() if decides else Protocol.default()
+        return self.board.measure(models, protocol=protocol, seed=seed, on_event=self.folder.emit)
 
     def learn(self, row: TableRow) -> None:
         """Add a measured network to the table and fit the latency model again."""

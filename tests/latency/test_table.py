@@ -38,7 +38,12 @@ def _row(widths: tuple[int, ...] = DENSE, latency_ms: float = 1.5, session: str 
 
 def test_stands_where_its_target_says(tmp_path: Path) -> None:
     table = _table(tmp_path)
-    expected = tmp_path / "staircase" / "simulated-1_fp32_b1_t1" / f"zoo-net-{SPACE.signature()}"
+    expected = (
+        tmp_path
+        / "staircase"
+        / "simulated-1_fp32_b1_t1"
+        / f"zoo-net-{SPACE.signature()[:8]}-{FINGERPRINT.digest()[:8]}"
+    )
     assert table.folder == expected == table_folder(tmp_path, "zoo:net", FINGERPRINT, SPACE)
     document = json.loads((expected / "table.json").read_text())
     assert document["simulated"] is True
@@ -82,10 +87,10 @@ def test_find_is_none_or_the_table_or_an_error(tmp_path: Path) -> None:
     assert LatencyTable.find(tmp_path, model_name="zoo:net", fingerprint=FINGERPRINT, space=SPACE) is None
     table = _table(tmp_path)
     assert LatencyTable.find(tmp_path, model_name="zoo:net", fingerprint=FINGERPRINT, space=SPACE) == table
+    other = replace(FINGERPRINT, cpu_model="other")
+    assert LatencyTable.find(tmp_path, model_name="zoo:net", fingerprint=other, space=SPACE) is None
     with pytest.raises(TableError, match="cpu_model: none != other"):
-        LatencyTable.find(
-            tmp_path, model_name="zoo:net", fingerprint=replace(FINGERPRINT, cpu_model="other"), space=SPACE
-        )
+        table.check(other)
 
 
 def test_a_row_moved_between_tables_is_refused(tmp_path: Path) -> None:
