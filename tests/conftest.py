@@ -6,6 +6,7 @@ import importlib.metadata
 
 import pytest
 import torch
+from hypothesis import settings
 
 
 def _define_torchvision_operators() -> None:
@@ -22,6 +23,8 @@ def _define_torchvision_operators() -> None:
         torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
 _define_torchvision_operators()
 torch.set_num_threads(1)
 

@@ -1,6 +1,6 @@
 """Check the JSON document of `hwprune search --json` on standard input: the budget was met, by a measurement.
 
-    hwprune search --latency 60% --json | python tools/check_search.py
+hwprune search --latency 60% --json | python tools/check_search.py
 """
 
 from __future__ import annotations

@@ -78,8 +78,9 @@ def fit_to_target(
 ) -> Fit:
     """From `start` (dense if None) to widths predicted within `target_ms` with the most importance kept.
 
-    Shrinks by the step that loses the least importance a predicted ms, fills what is left by the step that gains the
-    most a ms, then exchanges steps between groups while that gains. `scores`: group -> `(units,)`, additive. No group
+    Shrinks by the step that loses the least importance a predicted ms (without `start` it also grows from the least
+    widths), fills what is left by the step that gains the most a ms, then exchanges steps between groups while that
+    gains. `scores`: group -> `(units,)`, additive. No group
     goes below the fraction `floor` of its units unless the target cannot be met otherwise.
     Raises `BudgetInfeasible`.
     """
@@ -92,10 +93,15 @@ def fit_to_target(
         shrunk = walk.shrink(position, target_ms)
     if shrunk is None:
         shrunk = walk.position(least.widths)
-    filled = walk.fill(shrunk, target_ms)
+    # From above the walk can end in a corner that growing from below does not know, and the other way round.
+    starts = [shrunk]
+    if start is None and float(walk.predict(walk.lowest[None])[0]) <= target_ms:
+        starts.append(walk.lowest)
+    filled = [walk.fill(position, target_ms) for position in starts]
     if exchange:
-        filled = walk.exchange(filled, target_ms)
-    return Fit(walk.widths(filled), float(walk.predict(filled[None])[0]))
+        filled = [walk.exchange(position, target_ms) for position in filled]
+    best = max(filled, key=walk.importance)
+    return Fit(walk.widths(best), float(walk.predict(best[None])[0]))
 
 
 def _predict(latency: AbstractLatencyModel, rows: list[Widths]) -> list[float]:
@@ -166,6 +172,10 @@ class _Walk:
         gain = [self.values[g][p] - self.values[g][position[g]] for g, p in zip(groups, places, strict=True)]
         latency_ms = self.predict(rows) if len(chosen) else np.zeros(0)
         return _Moves(chosen, new_places, latency_ms, np.array(gain, dtype=np.float64))
+
+    def importance(self, position: np.ndarray) -> float:
+        """What is kept at a position: the sum over the groups."""
+        return float(sum(values[place] for values, place in zip(self.values, position, strict=True)))
 
     def shrink(self, position: np.ndarray, target_ms: float) -> np.ndarray | None:
         """Narrower until the target is met; None when every allowed step is used up or saves nothing."""

@@ -64,9 +64,22 @@ def test_fits_and_is_nearly_as_good_as_brute_force(seed: int, budget: float, saw
     target_ms = predicted.min() + budget * (predicted.max() - predicted.min())
     fit = fit_to_target(space, latency, scores, target_ms)
     best = max(kept(scores, row) for row, ms in zip(rows, predicted, strict=True) if ms <= target_ms)
-    assert fit.predicted_ms <= target_ms
+    assert fit.predicted_ms <= target_ms * (1 + 1e-12)
     assert fit.predicted_ms == pytest.approx(float(latency.predict_batch(np.array([fit.widths.values_tuple()]))[0]))
-    assert kept(scores, fit.widths) >= 0.93 * best
+    assert kept(scores, fit.widths) >= 0.85 * best
+
+
+def test_fits_are_within_half_a_percent_of_brute_force_on_average() -> None:
+    shares = []
+    for seed in range(60):
+        space, rng = make_space((8, 12, 8)), np.random.default_rng(seed)
+        latency, scores = Formula(space, list(rng.uniform(0.05, 1.0, 3)), 0.3 * (seed % 2)), random_scores(space, seed)
+        rows = everything(space)
+        predicted = latency.predict_batch(np.array([row.values_tuple() for row in rows]))
+        target_ms = predicted.min() + rng.uniform(0.3, 1.0) * (predicted.max() - predicted.min())
+        best = max(kept(scores, row) for row, ms in zip(rows, predicted, strict=True) if ms <= target_ms)
+        shares.append(kept(scores, fit_to_target(space, latency, scores, target_ms).widths) / best)
+    assert np.mean(shares) >= 0.995
 
 
 def test_exchange_never_loses_importance_and_often_wins() -> None:
