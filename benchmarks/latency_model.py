@@ -202,8 +202,9 @@ def as_text(document: dict) -> str:  # type: ignore[type-arg]
             "",
             f"{name}: {found['space']['groups']} groups, {found['space']['networks']:.2g} networks, "
             f"{found['smallest_ms']:.3g} to {found['dense_ms']:.3g} ms, tile {timing['tile']}",
-            f"  {found['train']} networks measured in {timing['rows_s']:.1f} s ({timing['row_ms']:.0f} ms each, building"
-            f" included); table with layers and repeats {timing['table_s']:.1f} s, probe {timing['probe_s']:.1f} s",
+            f"  {found['train']} networks measured in {timing['rows_s']:.1f} s ({timing['row_ms']:.0f} ms each,"
+            f" building included); table with layers and repeats {timing['table_s']:.1f} s,"
+            f" probe {timing['probe_s']:.1f} s",
             f"  {found['held_out']} held out; label noise {100 * noise:.2f} % (held out), "
             f"{100 * (found['train_label_noise'] or np.nan):.2f} % (table); disturbed rows {found['disturbed_rows']}",
             "  model             MAPE  <=5 %  <=10 %   bias  Spearman  Kendall  in 1 s  | slopes: wrong sign  cosine",

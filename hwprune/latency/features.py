@@ -1,7 +1,7 @@
 """What a runtime has to do for a sub-network, as numbers: rounded work by layer, and its sums by kind.
 
 Channels are rounded up to the target's tile first, because that is what the hardware computes: 17 channels cost as
-much as 32 where the tile is 16. Every quantity is linear or bilinear in the widths, so an expectation over
+much as 32 where the tile is 16. The work of a layer is linear or bilinear in the widths, so its expectation over
 independent widths is exact. Design: guides/latency_models.md and the pilot's seven terms (guides/search_pilot.md).
 """
 
@@ -47,6 +47,8 @@ _TERMS = (
     ("convolution", "activations"),
     ("join", "activations"),
 )
+# Weights that fit into a cache (1 to 32 MB at fp32): where latency may bend as a network outgrows it.
+_CACHES = (250_000, 500_000, 1_000_000, 2_000_000, 4_000_000, 8_000_000)
 # Fewer channels than this are never a multiple of a tile: the image itself, which kernels read unpacked.
 _IMAGE_CHANNELS = 4
 
@@ -140,6 +142,8 @@ class Work:
         self._groups = _Linear.of([op.groups for op in self.ops], space.names)
         self._shapes()
         self._terms = self._sums()
+        dense = float(self.layers([space.dense().values_tuple()]).weights.sum())
+        self._spills = tuple(size for size in _CACHES if size < dense)
 
     def _shapes(self) -> None:
         """Constants of each operator: elements of a channel before and after, kernel taps, whether it rounds."""
@@ -178,14 +182,20 @@ class Work:
         return rows.new_tensor(self._mac_area) * weights, weights, reads, writes
 
     def terms(self, values: npt.ArrayLike) -> Array:
-        """Sums of work by kind, `[B, T]`, in the order of `term_names`: what the physics backbone weighs."""
+        """Sums of work by kind, `[B, T]`, in the order of `term_names`: what the physics backbone weighs.
+
+        The last ones, `weights beyond N`, are what of all weights exceeds N: run after run they are read from the
+        caches while they fit, from memory when they do not.
+        """
         work = self.layers(values)
-        return np.stack([_quantity(work, quantity) @ mask for quantity, mask in self._terms.values()], axis=1)
+        sums = [_quantity(work, quantity) @ mask for quantity, mask in self._terms.values()]
+        total = work.weights.sum(axis=1)
+        return np.stack([*sums, *(np.maximum(total - size, 0.0) for size in self._spills)], axis=1)
 
     @property
     def term_names(self) -> tuple[str, ...]:
         """Names of the sums that occur in this network."""
-        return tuple(self._terms)
+        return (*self._terms, *(f"weights beyond {size}" for size in self._spills))
 
     def _sums(self) -> dict[str, tuple[str, Array]]:
         """Which quantity is summed over which operators; sums over no operator are left out."""

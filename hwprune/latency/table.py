@@ -1,9 +1,10 @@
 """The latency table: what was measured for one network, one search space and exactly one fingerprint.
 
-A table is a folder, `<root>/<device>/<runtime>-<version>_<precision>_b<batch>_t<threads>/<model>-<space>-<fingerprint>/`, with
-`table.json` (fingerprint, reference, space, operators, provenance), `rows.jsonl` (whole networks) and `layers.jsonl`
-(layer times inside the runtime). The two journals are the truth and only ever grow; parquet and pandas are exports.
-The operators are stored with it, so that a latency model can be fitted on a machine that never saw the network.
+A table is a folder, `<root>/<device>/<runtime>-<version>_<precision>_b<batch>_t<threads>/` and in it
+`<model>-<space>-<fingerprint>/`, with `table.json` (fingerprint, reference, space, operators, provenance),
+`rows.jsonl` (whole networks) and `layers.jsonl` (layer times inside the runtime). The two journals are the truth and
+only ever grow; parquet and pandas are exports. The operators are stored with it, so that a latency model can be
+fitted on a machine that never saw the network.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Result:
     """The answer of a run: `result.json` and `hwprune search --json`.
 
     An infeasible budget has no pruned network: `measured_ms`, `measured_ci_ms`, `predicted_ms` and `score` are then
-    None, `widths` are the smallest allowed and `smallest_ms` is what they are predicted to need.
+    None, `widths` are the smallest allowed and `smallest_ms` is what they were measured to need.
     `utilisation` is `measured_ms / budget_ms`. `measurements` has the keys `dense` and `pruned`; `comparison` is
     pruned against dense, timed in turns in one session. `predictions` are all candidates that were timed, in order.
     `fit` maps a latency model's name to its held-out scores (`mape`, `within_5`, `within_10`, `spearman`,

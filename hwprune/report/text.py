@@ -131,7 +131,7 @@ def verdict_sentence(result: Result) -> str:
     """`pass: 0.301 ms measured [0.299, 0.303] <= 0.307 ms, 98.0 % of the budget used`."""
     if result.measured_ms is None or result.measured_ci_ms is None:
         smallest = format_ms(result.smallest_ms) if result.smallest_ms is not None else "unknown"
-        return f"infeasible: {format_ms(result.budget_ms)} asked, smallest reachable {smallest} predicted"
+        return f"infeasible: {format_ms(result.budget_ms)} asked, smallest reachable {smallest} measured"
     measured = interval(result.measured_ms, result.measured_ci_ms)
     sign = "<=" if result.verdict == "pass" else ">"
     if result.verdict == "miss" and result.measured_ms <= result.budget_ms:
@@ -248,7 +248,7 @@ def _feasible(result: Result) -> str:
     if result.smallest_ms is None:
         return ""
     answer = "no" if result.verdict == "infeasible" else "yes"
-    return f"{answer}: smallest allowed network {format_ms(result.smallest_ms)} predicted"
+    return f"{answer}: smallest allowed network {format_ms(result.smallest_ms)} measured"
 
 
 def _search_sentence(result: Result) -> str:

@@ -127,7 +127,7 @@ def test_simulated_is_stamped_unmistakably(tmp_path: Path, html: str) -> None:
 
 def test_an_infeasible_run_has_a_page_too(tmp_path: Path) -> None:
     html = write_report(write_run(tmp_path / "run", verdict="infeasible")).read_text()
-    assert "infeasible: 0.0500 ms asked, smallest reachable 0.335 ms predicted" in html
+    assert "infeasible: 0.0500 ms asked, smallest reachable 0.334 ms measured" in html
     assert "Latency by layer" not in html
     assert Page(html).open == []
 

@@ -1,34 +1,63 @@
-"""Least squares with relative errors: every residual is divided by the latency it belongs to."""
+"""Least squares with relative errors: every residual is divided by the latency it belongs to.
+
+Both fits are robust (Huber weights, a few reweighting steps): on a busy machine some labels are far too high.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import nnls
 
+from hwprune.core.statistics import MAD_TO_SIGMA
 from hwprune.latency.features import Array
+
+_HUBER = 1.5  # residuals beyond so many sigmas count linearly, not squared
+_STEPS = 5
 
 
 def relative_nnls(columns: Array, latency_ms: Array) -> Array:
-    """Non-negative `c` `[F]` that minimises the sum of `(columns @ c / latency - 1)**2` for `columns` `[N, F]`.
+    """Non-negative `c` `[F]` that minimises the robust sum of `columns @ c / latency - 1` for `columns` `[N, F]`.
 
     Non-negative because work costs time: a search would exploit a layer that seems to earn it.
     """
-    relative = columns / latency_ms[:, None]
-    scale = np.sqrt(np.mean(relative**2, axis=0))
-    scale[scale == 0] = 1.0
-    solution, _ = nnls(relative / scale, np.ones(len(latency_ms)))
-    return np.asarray(solution / scale)
+    relative, scale = _scaled(columns, latency_ms)
+
+    def solve(weights: Array) -> Array:
+        return np.asarray(nnls(relative * weights[:, None], weights)[0])
+
+    return np.asarray(_reweighted(relative, solve) / scale)
 
 
-def relative_ridge(columns: Array, latency_ms: Array, strength: float, prior: Array | None = None) -> Array:
-    """Like `relative_nnls`, without the sign, shrunk towards `prior` (0 by default).
+def relative_ridge(columns: Array, latency_ms: Array, strength: float) -> Array:
+    """Like `relative_nnls`, of any sign, shrunk towards 0.
 
     `strength` is the penalty on each coefficient in units of its column's mean square times `N`.
     """
-    start = np.zeros(columns.shape[1]) if prior is None else prior
+    relative, scale = _scaled(columns, latency_ms)
+    penalty = strength * len(latency_ms) * np.eye(columns.shape[1])
+
+    def solve(weights: Array) -> Array:
+        weighted = relative * (weights**2)[:, None]
+        return np.asarray(np.linalg.solve(weighted.T @ relative + penalty, weighted.sum(axis=0)))
+
+    return np.asarray(_reweighted(relative, solve) / scale)
+
+
+def _scaled(columns: Array, latency_ms: Array) -> tuple[Array, Array]:
+    """Columns over the latency, brought to a mean square of 1, and the scales."""
     relative = columns / latency_ms[:, None]
     scale = np.sqrt(np.mean(relative**2, axis=0))
     scale[scale == 0] = 1.0
-    scaled = relative / scale
-    gram = scaled.T @ scaled + strength * len(latency_ms) * np.eye(columns.shape[1])
-    return np.asarray(start + np.linalg.solve(gram, scaled.T @ (1.0 - relative @ start)) / scale)
+    return relative / scale, scale
+
+
+def _reweighted(relative: Array, solve: Callable[[Array], Array]) -> Array:
+    """Solve, weigh residuals by Huber, solve again; `solve` takes square roots of weights `[N]`."""
+    coefficients = solve(np.ones(len(relative)))
+    for _ in range(_STEPS):
+        residuals = np.abs(relative @ coefficients - 1)
+        reach = _HUBER * MAD_TO_SIGMA * max(float(np.median(residuals)), 1e-9)
+        coefficients = solve(np.sqrt(np.minimum(1.0, reach / np.maximum(residuals, 1e-12))))
+    return coefficients
