@@ -85,7 +85,7 @@ def test_speed_is_never_without_its_interval() -> None:
 def test_the_verdict_says_measured_and_never_calls_a_prediction_so() -> None:
     assert "measured <=" in verdict_sentence(result(FOLDER))
     assert "measured >" in verdict_sentence(result(FOLDER, verdict="miss"))
-    assert verdict_sentence(result(FOLDER, verdict="infeasible")).endswith("predicted")
+    assert verdict_sentence(result(FOLDER, verdict="infeasible")).endswith("measured")
 
 
 def test_a_miss_by_the_interval_alone_is_not_called_a_larger_latency() -> None:
