@@ -79,6 +79,16 @@ def test_terms_are_sums_of_layers() -> None:
     assert "spatial MACs" not in terms  # the network has no dense 3x3 convolution
 
 
+def test_weights_beyond_a_cache_count_from_its_size_on() -> None:
+    channels = ChannelCount(0, (("g", 1),))
+    space = SearchSpace((ChannelGroup("g", 1024),), ((256, 512, 1024),))
+    work = Work((OpTemplate("conv", "conv", channels, channels),), space, 16)
+    terms = dict(zip(work.term_names, work.terms([[256], [512], [1024]]).T, strict=True))
+    assert terms["weights beyond 250000"].tolist() == [0.0, 512**2 - 250_000, 1024**2 - 250_000]
+    assert terms["weights beyond 1000000"].tolist() == [0.0, 0.0, 1024**2 - 1_000_000]
+    assert "weights beyond 2000000" not in terms  # larger than the dense network
+
+
 def test_roles() -> None:
     assert {op.name: role(op) for op in OPS} == {
         "stem": "stem",

@@ -141,6 +141,15 @@ def test_lpnet_switches_its_correction_off_where_there_is_nothing_to_correct() -
     assert model._share == 0.0
 
 
+def test_a_few_labels_that_are_far_off_do_not_matter() -> None:
+    samples, held_out = staircase_samples(80), staircase_samples(100, seed=3, noise=0.0)
+    spoilt = samples.latency_ms.copy()
+    spoilt[::9] *= 1.6
+    for kind in ("lpnet", "linear"):
+        model = make_model(kind).fit(replace(samples, latency_ms=spoilt))
+        assert np.mean(np.abs(model.predict_batch(held_out.values) / held_out.latency_ms - 1)) < 0.02
+
+
 def test_backbone_coefficients_are_not_negative() -> None:
     model = LPNet()
     model.fit(staircase_samples(30, noise=0.05))
