@@ -235,6 +235,7 @@ def test_finetune_more(search: Search, dense: nn.Module, few_digits: Data, table
     assert done.result.widths == run.result.widths
 
 
+@pytest.mark.timeout(900)  # it waits for quiet moments of the machine
 def test_on_this_machine(search: Search) -> None:
     """Real measurements through ONNX Runtime. Timings are noisy: the verdict is checked, not the milliseconds."""
     run = search(device="cpu", latency="60%", method="greedy", samples=40)
