@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
+import pytest
+
+from hwprune.core.errors import TableError
+from hwprune.latency.features import widths_array
+from hwprune.latency.models.lpnet import LPNet
+from hwprune.latency.models.macs import Macs
 from hwprune.testing.latency_models import LatencyModelConformance
+from hwprune.testing.staircase import staircase_samples
 
 
 class TestLPNet(LatencyModelConformance):
@@ -34,3 +43,23 @@ class TestTableSum(LatencyModelConformance):
 class TestMacs(LatencyModelConformance):
     kind = "macs"
     mape_bound = 0.10
+
+
+def test_measurements_that_give_no_positive_latency_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Macs, "predict_batch", lambda self, values: np.zeros(len(values)))
+    with pytest.raises(TableError, match="contradict each other: the latency model 'macs' .* predicts 0 ms") as refused:
+        Macs().fit(staircase_samples(40))
+    assert "quiet" in refused.value.hint
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lpnet_corrects_no_further_than_it_has_seen(seed: int) -> None:
+    """40 labels off by factors of up to 20 or so: nonsense in, but no exponential nonsense out."""
+    samples = staircase_samples(40, seed=seed)
+    factors = np.exp(np.random.default_rng(seed).normal(0.0, 1.5, len(samples)))
+    disturbed = replace(samples, latency_ms=samples.latency_ms * factors)
+    model = LPNet().fit(disturbed)
+    ends = widths_array(samples.space, [samples.space.dense(), samples.space.smallest()])
+    predicted = model.predict_batch(np.concatenate([ends, staircase_samples(200, seed=seed + 10).values]))
+    assert np.all(predicted > 0)
+    assert predicted.max() < 2 * disturbed.latency_ms.max()

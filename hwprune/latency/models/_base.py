@@ -103,7 +103,8 @@ class AbstractLatencyModel(abc.ABC):
     def fit(self: Model, samples: Samples, *, seed: int = 0) -> Model:
         """Train on all samples and calibrate the error bar on held-out fifths of them. Returns itself.
 
-        Raises `TableError` for fewer than 10 different sub-networks.
+        Raises `TableError` for fewer than 10 different sub-networks, and for measurements so disturbed that the model
+        they give predicts no positive latency.
         """
         merged = samples.merged()
         if len(merged) < LEAST_SAMPLES:
@@ -115,7 +116,19 @@ class AbstractLatencyModel(abc.ABC):
         floor = max(float(np.sqrt(np.mean(held_out.residuals**2))), 1e-6)
         scaled = np.abs(held_out.residuals) / np.hypot(floor, held_out.spreads)
         self._fitted = Fitted.of(merged, float(np.quantile(scaled, _ONE_SIGMA)), floor)
+        self._check_positive(merged)
         return self
+
+    def _check_positive(self, samples: Samples) -> None:
+        """Raise `TableError` when the dense, the smallest or a measured network is predicted to take no time."""
+        ends = widths_array(samples.space, [samples.space.dense(), samples.space.smallest()])
+        predicted = self.predict_batch(np.concatenate([ends, samples.values]))
+        if not (np.all(np.isfinite(predicted)) and np.all(predicted > 0)):
+            raise TableError(
+                f"the measurements contradict each other: the latency model '{self.kind}' fitted to these"
+                f" {len(samples)} networks predicts {np.min(predicted):.3g} ms for one of them",
+                hint="measure again while the machine is quiet (hwprune doctor says when), with more --samples",
+            )
 
     def _cross_validate(self, samples: Samples, seed: int) -> HeldOut:
         residuals, spreads = np.zeros(len(samples)), np.zeros(len(samples))

@@ -52,6 +52,7 @@ class LPNet(AbstractLatencyModel):
         coefficients = [relative_nnls(columns[train], latency_ms[train]) for train, _ in parts]
         residuals = np.stack([np.log(latency_ms / (columns @ c)) for c in coefficients])
         self._unit = max(float(residuals[-1].std()), 1e-6)
+        self._reach = float(residuals[-1].min()), float(residuals[-1].max())
         seen = np.stack([np.isin(np.arange(len(samples)), train).astype(np.float64) for train, _ in parts])
         networks = train_members(
             self._inputs(samples.values),
@@ -77,8 +78,9 @@ class LPNet(AbstractLatencyModel):
         backbone = self._columns(values) @ self._coefficients
         if self._share == 0.0:
             return np.asarray(backbone)
-        correction = self._members(self._inputs(values)).mean(axis=0)
-        return np.asarray(backbone * np.exp(self._share * self._unit * correction))
+        # Far from what was measured the network is a guess: it corrects by no more than was ever seen missing.
+        correction = np.clip(self._unit * self._members(self._inputs(values)).mean(axis=0), *self._reach)
+        return np.asarray(backbone * np.exp(self._share * correction))
 
     def spread_batch(self, values: IntArray) -> Array:
         """Standard deviation of the members' log corrections `[B]`."""
@@ -92,6 +94,7 @@ class LPNet(AbstractLatencyModel):
             "mean": self._mean.tolist(),
             "scale": self._scale.tolist(),
             "unit": self._unit,
+            "reach": list(self._reach),
             "share": self._share,
             "members": self._members.to_json(),
         }
@@ -105,6 +108,7 @@ class LPNet(AbstractLatencyModel):
         self._coefficients = np.array(state["coefficients"], dtype=np.float64)
         self._mean, self._scale = np.array(state["mean"]), np.array(state["scale"])
         self._unit, self._share = float(state["unit"]), float(state["share"])
+        self._reach = float(state["reach"][0]), float(state["reach"][1])
         self._members = Members.from_json(state["members"])
 
     def _names(self) -> tuple[str, ...]:
