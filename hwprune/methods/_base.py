@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,9 @@ class Problem:
 
     `model` is trained, in eval mode, and stays as it is. `latency` predicts for widths of `space`; predictions must
     end at or below `target_ms`. `plan` bounds the search's own training; `checkpoint` is the folder where that training
-    saves, and `stop` is asked after each of its steps.
+    saves, and `stop` is asked after each of its steps. `study` is the file where a search that evaluates candidates
+    keeps them. `measure` times sub-networks in turns on the device and gives, for each, its latency as a share of the
+    budget (the upper end of its interval; at most 1 is within); None where there is no device.
     """
 
     model: nn.Module
@@ -48,6 +50,8 @@ class Problem:
     checkpoint: Path | None = None
     on_event: OnEvent = ignore
     stop: Callable[[], bool] = never
+    study: Path | None = None
+    measure: Callable[[Sequence[Widths]], Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("dense_ms", self.dense_ms), ("target_ms", self.target_ms)):
