@@ -143,7 +143,12 @@ SPACE_FLAGS: tuple[Flag, ...] = (
 
 def epochs_flag(of_what: str) -> Any:
     """A flag for a number of epochs of some training."""
-    return typer.Option(metavar="N", min=0, help=f"Epochs of {of_what}.", rich_help_panel=TRAINING)
+    return training_flag(f"Epochs of {of_what}.", "N")
+
+
+def training_flag(help_text: str, metavar: str) -> Any:
+    """A flag in the panel about training."""
+    return typer.Option(metavar=metavar, min=0, help=help_text, rich_help_panel=TRAINING)
 
 
 def parameters(flags: tuple[Flag, ...]) -> list[inspect.Parameter]:

@@ -41,6 +41,8 @@ def search(
     dense_epochs: Annotated[float, flags.epochs_flag("the dense network, without --weights")] = DEFAULTS.dense_epochs,
     epochs: Annotated[float, flags.epochs_flag("the search")] = DEFAULTS.epochs,
     finetune_epochs: Annotated[float, flags.epochs_flag("finetuning afterwards")] = DEFAULTS.finetune_epochs,
+    lr: Annotated[float, flags.training_flag("Learning rate of search and finetuning.", "RATE")] = DEFAULTS.lr,
+    batch_size: Annotated[int, flags.training_flag("Images a training step.", "N")] = DEFAULTS.batch_size,
     **shared: Any,
 ) -> Outcome:
     """Find, train and measure the most accurate network within a latency budget.
@@ -68,6 +70,8 @@ def search(
             dense_epochs=dense_epochs,
             epochs=epochs,
             finetune_epochs=finetune_epochs,
+            lr=lr,
+            batch_size=batch_size,
             **shared,
             run_dir=call.common.run_dir,
             seed=call.common.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from hwprune.graph import Recipe, cut
 from hwprune.methods._base import Answer
 from hwprune.report.run_data import LayerProfile, NamedOp
 from hwprune.search.workshop import Workshop, example_input
-from hwprune.training import FINETUNE, evaluate, finetune, recalibrate_bn
+from hwprune.training import evaluate, finetune, recalibrate_bn
 
 RECALIBRATION_IMAGES = 1024
 OUTPUT_TOLERANCE = 1e-3
@@ -104,13 +104,12 @@ def _finetuned(shop: Workshop, answer: Answer, stage: str, scores: dict[str, flo
     score("recalibrated")
     if not shop.settings.finetune_epochs:
         return small, 0
-    plan = replace(FINETUNE, epochs=shop.settings.finetune_epochs, batch_size=shop.settings.batch_size)
     log = finetune(
         small,
         shop.model,
         shop.data,
         task=shop.task,
-        plan=plan,
+        plan=shop.plan(shop.settings.finetune_epochs),
         seed=shop.settings.seed,
         checkpoint=shop.folder.checkpoint(stage),
         on_event=shop.folder.emit,

@@ -16,8 +16,8 @@ from hwprune.report.run_data import Result, RunData
 from hwprune.search.finish import export_network, verify
 from hwprune.search.run_folder import RunFolder
 from hwprune.search.settings import SearchSettings
-from hwprune.search.workshop import Stop, open_workshop
-from hwprune.training import FINETUNE, Classification, Data, Task, evaluate, finetune
+from hwprune.search.workshop import Stop, open_workshop, training_plan
+from hwprune.training import Classification, Data, Task, evaluate, finetune
 
 
 def finetune_run(
@@ -50,7 +50,7 @@ def finetune_run(
             model.eval(),
             data,
             task=task or Classification(),
-            plan=dataclasses.replace(FINETUNE, epochs=epochs, batch_size=settings.batch_size),
+            plan=training_plan(settings, epochs),
             seed=seed,
             checkpoint=folder.checkpoint(f"more-{before.image_passes}-{epochs:g}"),
             on_event=folder.emit,

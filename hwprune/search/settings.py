@@ -26,7 +26,8 @@ class SearchOptions(TypedDict, total=False):
     """The keyword options of `hwprune.search`; None means the default. `options` are those of the method.
 
     Epochs: `dense_epochs` of a network that has no weights yet, `epochs` of the search itself, `finetune_epochs`
-    afterwards. `tile` is in channels, or "auto"; `min_keep` the least share of a group's units that stays.
+    afterwards. `lr` and `batch_size` are those of the search and the finetuning. `tile` is in channels, or "auto";
+    `min_keep` the least share of a group's units that stays.
     """
 
     weights: str | Path | None
@@ -43,6 +44,7 @@ class SearchOptions(TypedDict, total=False):
     dense_epochs: float | None
     epochs: float | None
     finetune_epochs: float | None
+    lr: float | None
     batch_size: int
     seed: int
 
@@ -70,6 +72,7 @@ class SearchSettings:
     dense_epochs: float = 12.0
     epochs: float = 2.0
     finetune_epochs: float = 4.0
+    lr: float = 0.01
     batch_size: int = 64
     seed: int = 0
 
@@ -78,7 +81,7 @@ class SearchSettings:
         for name, least in (("batch", 1), ("threads", 1), ("samples", 10), ("tile", 0), ("batch_size", 2)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        for name in ("dense_epochs", "epochs"):
+        for name in ("dense_epochs", "epochs", "lr"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be more than 0")
         if not self.finetune_epochs >= 0:

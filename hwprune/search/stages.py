@@ -19,7 +19,7 @@ from hwprune.methods._base import AbstractMethod, Answer, Problem
 from hwprune.search.answers import load_answer, save_answer
 from hwprune.search.controller import AIM, UNUSED, BudgetController, Settlement, Trial
 from hwprune.search.workshop import Workshop
-from hwprune.training import FINETUNE, TrainPlan, evaluate, train_dense
+from hwprune.training import TrainPlan, evaluate, train_dense
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def make_problem(shop: Workshop, target_ms: float) -> Problem:
         target_ms=target_ms,
         data=shop.data,
         task=shop.task,
-        plan=replace(FINETUNE, epochs=settings.epochs, batch_size=settings.batch_size),
+        plan=shop.plan(settings.epochs),
         seed=settings.seed,
         checkpoint=shop.folder.checkpoint("search"),
         on_event=shop.folder.emit,

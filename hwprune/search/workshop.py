@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from hwprune.search.run_folder import RunFolder
 from hwprune.search.settings import SearchSettings
 from hwprune.search.survey import Survey, survey
 from hwprune.search.tables import store_model, table_name
-from hwprune.training import Data, Task
+from hwprune.training import FINETUNE, Data, Task, TrainPlan
 
 Stop = Callable[[], bool]
 
@@ -49,6 +49,10 @@ class Workshop:
         """The options of the run."""
         return self.folder.settings
 
+    def plan(self, epochs: float) -> TrainPlan:
+        """How the search and the finetuning train, for so many epochs."""
+        return training_plan(self.settings, epochs)
+
     def measure(self, models: dict[str, bytes], *, seed: int, decides: bool = False) -> dict[str, Measurement]:
         """Time networks in turns in one session; at length where the result decides something for good."""
         protocol = Protocol.publish() if decides else Protocol.default()
@@ -58,6 +62,11 @@ class Workshop:
         """Add a measured network to the table and fit the latency model again."""
         self.table.append(row, fingerprint=self.board.fingerprint)
         self.latency = type(self.latency)(**self.latency.options()).fit(self.table.samples(), seed=self.settings.seed)
+
+
+def training_plan(settings: SearchSettings, epochs: float) -> TrainPlan:
+    """The recipe of finetuning with the run's learning rate and batch size."""
+    return replace(FINETUNE, epochs=epochs, lr=settings.lr, batch_size=settings.batch_size)
 
 
 def example_input(data: Data, batch: int) -> Tensor:

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Done, FakeApi
+from cli_fakes import Done, FakeApi, FakeRun
 from made_run import result
-from test_verbs import FakeRun
 
 from hwprune.cli._config import line_of, parse_options
 from hwprune.cli._verb import signature_of

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Done, FakeApi
+from cli_fakes import Done, FakeApi
 
 from hwprune.core.errors import (
     BudgetInfeasible,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Done
+from cli_fakes import Done
 
 from hwprune.cli import main
 from hwprune.report.run_data import Result

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Done, FakeApi
+from cli_fakes import Done, FakeApi, FakeRun
 from made_run import DENSE, KEPT, TILE, layer_times, measurement, ops, result
 
 from hwprune.core.measurement import Prediction, compare
@@ -22,12 +22,6 @@ Hw = Callable[..., Done]
 
 
 SPACE = SearchSpace((ChannelGroup("a", 64), ChannelGroup("b", 32)), ((16, 32, 64), (16, 32)))
-
-
-@dataclass(frozen=True)
-class FakeRun:
-    folder: Path
-    result: Result
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from test_exactness import random_keep, traced
 from torch import Tensor, nn
+from traced_families import random_keep, traced
 
 from hwprune.core.ops import OpTemplate
 from hwprune.graph import cut, trace

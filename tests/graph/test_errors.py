@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_exactness import traced
 from torch import Tensor, nn
+from traced_families import traced
 
 from hwprune.core.errors import GraphError, UsageError
 from hwprune.graph import cut, mask, trace

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import random
-from functools import cache
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
+from traced_families import random_keep, traced
 
 from hwprune.graph import ChannelGraph, cut, gate_parameters, mask, trace
 from hwprune.graph.call import tensors_in
 from hwprune.testing.networks import FAMILIES, build
-
-Traced = tuple[nn.Module, tuple[Tensor, ...], ChannelGraph]
-
-
-@cache
-def traced(family: str) -> Traced:
-    """The network of a family with its verified graph."""
-    model, example = build(family)
-    return model, example, trace(model, example)
-
-
-def random_keep(graph: ChannelGraph, seed: int) -> dict[str, list[int]]:
-    """A random subset of the removable groups, each with a random non-empty subset of its units."""
-    rng = random.Random(seed)
-    groups = [group for group in graph.removable if rng.random() < 0.8]
-    return {g.name: sorted(rng.sample(range(g.units), rng.randint(1, g.units))) for g in groups}
 
 
 def gates_of(graph: ChannelGraph, keep: dict[str, list[int]]) -> dict[str, Tensor]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_exactness import traced
 from torch import Tensor
 from torch.func import functional_call
+from traced_families import traced
 
 from hwprune.core.errors import GraphError
 from hwprune.graph import gate_parameters

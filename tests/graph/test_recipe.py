@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from test_exactness import random_keep, traced
 from torch import nn
+from traced_families import random_keep, traced
 
 from hwprune.core.errors import GraphError
 from hwprune.graph import Recipe, apply_recipe, cut

@@ -47,7 +47,9 @@ class TestMacs(LatencyModelConformance):
 
 def test_measurements_that_give_no_positive_latency_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Macs, "predict_batch", lambda self, values: np.zeros(len(values)))
-    with pytest.raises(TableError, match="contradict each other: the latency model 'macs' .* predicts 0 ms") as refused:
+    with pytest.raises(
+        TableError, match=r"contradict each other: the latency model 'macs' .* predicts 0 ms"
+    ) as refused:
         Macs().fit(staircase_samples(40))
     assert "quiet" in refused.value.hint
 
