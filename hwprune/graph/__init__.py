@@ -5,7 +5,7 @@ from __future__ import annotations
 from hwprune.graph.channel_graph import AttributeEdit, ChannelGraph, ConsumerSlice, QueryScale
 from hwprune.graph.gates import gate_parameters
 from hwprune.graph.labels import Pin
-from hwprune.graph.onnx_template import OnnxTemplate
+from hwprune.graph.onnx.template import OnnxTemplate
 from hwprune.graph.recipe import Recipe, apply_recipe
 from hwprune.graph.surgery import cut, mask
 from hwprune.graph.trace import trace

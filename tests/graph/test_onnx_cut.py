@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from onnx_tools import Node, model_of, run
 
 from hwprune.core.errors import GraphError
-from hwprune.graph.onnx_cut import cut_model
-from hwprune.graph.onnx_labels import FIXED, reshape_labels
+from hwprune.graph.onnx.cut import cut_model
+from hwprune.graph.onnx.labels import FIXED, reshape_labels
 
 CHANNELS = 8
 INTS = np.int64

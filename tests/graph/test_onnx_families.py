@@ -15,7 +15,7 @@ from onnx_tools import run
 from torch import Tensor, nn
 
 from hwprune.graph import ChannelGraph, OnnxTemplate, cut, trace
-from hwprune.graph.onnx_export import check_against_torch
+from hwprune.graph.onnx.export import check_against_torch
 from hwprune.testing.networks import FAMILIES, build
 
 TOGETHER = (

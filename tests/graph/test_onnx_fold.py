@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from onnx_tools import Node, model_of, run
 
-from hwprune.graph.onnx_cut import Cutter
-from hwprune.graph.onnx_fold import fold_batch_norms
-from hwprune.graph.onnx_labels import FIXED, plan_cuts
-from hwprune.graph.onnx_network import Network, from_model, to_model, with_inferred_shapes
+from hwprune.graph.onnx.cut import Cutter
+from hwprune.graph.onnx.fold import fold_batch_norms
+from hwprune.graph.onnx.labels import FIXED, plan_cuts
+from hwprune.graph.onnx.network import Network, from_model, to_model, with_inferred_shapes
 
 IMAGE = (1, 4, 5, 5)
 

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from hwprune.core.errors import GraphError, UsageError
 from hwprune.graph import ChannelGraph, OnnxTemplate, cut, trace
-from hwprune.graph.onnx_export import check_against_torch, export_network
-from hwprune.graph.onnx_network import check_size
+from hwprune.graph.onnx.export import check_against_torch, export_network
+from hwprune.graph.onnx.network import check_size
 
 KEEP = {"conv1": [0, 2, 3], "body.conv": [1, 4]}
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprune.core.errors import GraphError, UsageError
-from hwprune.graph.onnx_labels import FIXED
-from hwprune.graph.onnx_network import Ints
-from hwprune.graph.onnx_units import Units, find_labels, labels_from_json, labels_to_json, verify_labels
+from hwprune.graph.onnx.labels import FIXED
+from hwprune.graph.onnx.network import Ints
+from hwprune.graph.onnx.units import Units, find_labels, labels_from_json, labels_to_json, verify_labels
 
 Truth = dict[str, dict[int, Ints]]
 

@@ -13,7 +13,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from hwprune.core.errors import GraphError
-from hwprune.graph.onnx_network import Array, Network, integer
+from hwprune.graph.onnx.network import Array, Network, integer
 
 FOLDED_ELEMENTS = 1 << 24  # a larger constant would make the file bigger than the network
 

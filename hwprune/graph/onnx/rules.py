@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from hwprune.graph.onnx_labels import Dims, Labels, Rule, Walk, refuse, reshape_labels, same
-from hwprune.graph.onnx_network import attribute, integer
-from hwprune.graph.onnx_rules_shape import SHAPE_RULES
+from hwprune.graph.onnx.labels import Dims, Labels, Rule, Walk, refuse, reshape_labels, same
+from hwprune.graph.onnx.network import attribute, integer
+from hwprune.graph.onnx.rules_shape import SHAPE_RULES
 
 _ONE_INPUT = (
     "Abs Acos Asin Atan Cast Ceil Celu Clip Cos Elu Erf Exp Floor Gelu HardSigmoid HardSwish IsInf IsNaN LeakyRelu Log"

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from hwprune.graph.onnx_clean import name_values
-from hwprune.graph.onnx_labels import Labels
-from hwprune.graph.onnx_network import Array, Network, attribute, copy_node, integer
+from hwprune.graph.onnx.clean import name_values
+from hwprune.graph.onnx.labels import Labels
+from hwprune.graph.onnx.network import Array, Network, attribute, copy_node, integer
 
 TensorLabels = Mapping[str, Mapping[int, Labels]]
 _STATISTICS = (1, 2, 3, 4)  # the inputs scale, bias, mean and variance of a BatchNormalization

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 
 from hwprune.core.errors import GraphError
-from hwprune.graph.onnx_constants import fold_constants
-from hwprune.graph.onnx_network import OPSET, Ints, Network, attribute, copy_node, integer, with_inferred_shapes
+from hwprune.graph.onnx.constants import fold_constants
+from hwprune.graph.onnx.network import OPSET, Ints, Network, attribute, copy_node, integer, with_inferred_shapes
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _AXES_AS_ATTRIBUTE = (

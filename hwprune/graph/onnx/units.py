@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from hwprune.core.errors import GraphError, unknown_name
-from hwprune.graph.onnx_cut import Alive
-from hwprune.graph.onnx_fold import TensorLabels
-from hwprune.graph.onnx_labels import FIXED, Labels
-from hwprune.graph.onnx_network import Ints
+from hwprune.graph.onnx.cut import Alive
+from hwprune.graph.onnx.fold import TensorLabels
+from hwprune.graph.onnx.labels import FIXED, Labels
+from hwprune.graph.onnx.network import Ints
 
 KeptIndices = Callable[[Mapping[str, Sequence[int]]], Mapping[str, Mapping[int, Ints]]]
 Shapes = Mapping[str, tuple[int, ...]]

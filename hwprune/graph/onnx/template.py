@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from hwprune.core.errors import GraphError
-from hwprune.graph.onnx_cut import Cutter
-from hwprune.graph.onnx_export import export_network, shared_names
-from hwprune.graph.onnx_fold import fold_batch_norms
-from hwprune.graph.onnx_labels import plan_cuts
-from hwprune.graph.onnx_network import Array, Ints, to_model
-from hwprune.graph.onnx_store import Parts, Scale, ScaleLike, read_parts, write_parts
-from hwprune.graph.onnx_units import Units, find_labels, verify_labels
+from hwprune.graph.onnx.cut import Cutter
+from hwprune.graph.onnx.export import export_network, shared_names
+from hwprune.graph.onnx.fold import fold_batch_norms
+from hwprune.graph.onnx.labels import plan_cuts
+from hwprune.graph.onnx.network import Array, Ints, to_model
+from hwprune.graph.onnx.store import Parts, Scale, ScaleLike, read_parts, write_parts
+from hwprune.graph.onnx.units import Units, find_labels, verify_labels
 
 
 class GroupLike(Protocol):

@@ -11,8 +11,8 @@ import onnx
 from onnx import numpy_helper
 
 from hwprune.core.errors import GraphError
-from hwprune.graph.onnx_labels import FIXED, CutPlan, Labels, plan_cuts
-from hwprune.graph.onnx_network import (
+from hwprune.graph.onnx.labels import FIXED, CutPlan, Labels, plan_cuts
+from hwprune.graph.onnx.network import (
     Array,
     Ints,
     Network,

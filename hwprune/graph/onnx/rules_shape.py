@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from hwprune.graph.onnx_labels import Dims, Labels, Rule, Walk, explicit, plain, refuse, reshape_labels, same_dims
-from hwprune.graph.onnx_network import Array, attribute, integer
+from hwprune.graph.onnx.labels import Dims, Labels, Rule, Walk, explicit, plain, refuse, reshape_labels, same_dims
+from hwprune.graph.onnx.network import Array, attribute, integer
 
 
 def reshape(walk: Walk, node: onnx.NodeProto) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 
 from hwprune.core.errors import GraphError
-from hwprune.graph.onnx_network import Array, Ints, Network, attribute, copy_node
+from hwprune.graph.onnx.network import Array, Ints, Network, attribute, copy_node
 
 Labels = npt.NDArray[np.int32]
 Dims = tuple[Labels | None, ...]  # one entry a dimension; None: every index stays
@@ -226,7 +226,7 @@ def plan_cuts(network: Network, labels: Mapping[str, Mapping[int, Labels]]) -> C
     Raises `GraphError`, naming operator and node, where removed indices meet an operator without a rule, inputs would
     lose different indices, or an output of the network would shrink.
     """
-    from hwprune.graph.onnx_rules import RULES
+    from hwprune.graph.onnx.rules import RULES
 
     walk = Walk(network, RULES)
     for name, by_dim in labels.items():

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from hwprune.core.errors import GraphError
-from hwprune.graph.onnx_clean import clean
-from hwprune.graph.onnx_network import Array, Network, from_model
+from hwprune.graph.onnx.clean import clean
+from hwprune.graph.onnx.network import Array, Network, from_model
 
 EXPORT_OPSET = 18  # the oldest the exporter writes by itself; `clean` lowers it
 Infer = Callable[[bytes, Mapping[str, Array]], Sequence[Array]]

@@ -16,10 +16,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from hwprune.core.errors import GraphError
 from hwprune.core.files import atomic_write_bytes, read_json, write_json
-from hwprune.graph.onnx_cut import Alive
-from hwprune.graph.onnx_fold import TensorLabels
-from hwprune.graph.onnx_labels import Labels
-from hwprune.graph.onnx_network import (
+from hwprune.graph.onnx.cut import Alive
+from hwprune.graph.onnx.fold import TensorLabels
+from hwprune.graph.onnx.labels import Labels
+from hwprune.graph.onnx.network import (
     SIZE_LIMIT_BYTES,
     Array,
     Ints,
@@ -28,7 +28,7 @@ from hwprune.graph.onnx_network import (
     to_model,
     with_inferred_shapes,
 )
-from hwprune.graph.onnx_units import Shapes, Units, labels_from_json, labels_to_json
+from hwprune.graph.onnx.units import Shapes, Units, labels_from_json, labels_to_json
 
 SCHEMA = "hwprune.onnx_template/1"
 
