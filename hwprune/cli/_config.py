@@ -1,7 +1,8 @@
 """`hwprune.toml` as defaults for the flags, and `--print-config` for what came out of flag, environment and file.
 
-Keys are the flags' names with underscores. At the top they hold for every verb that has the flag; in a table named
-as a verb for that verb alone. `options` is a table of method options.
+The user's own `config.toml` lies below the project's file and is written the same way. Keys are the flags' names with
+underscores. At the top they hold for every verb that has the flag; in a table named as a verb for that verb alone.
+`options` is a table of method options.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from hwprune.core.config import read_toml, to_toml
 from hwprune.core.errors import UsageError, did_you_mean
 
 FILE = "hwprune.toml"
+USER_FILE = "config.toml"
 PER_CALL = ("config", "print_config", "json", "verbose", "quiet", "help")  # belong to one command, not to a project
 
 

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hwprune.cli._config import FILE, PER_CALL, read_defaults
+from hwprune.cli._config import FILE, PER_CALL, USER_FILE, read_defaults
 from hwprune.core.errors import UsageError
+from hwprune.core.specs import config_folder
 from hwprune.search.settings import DEFAULTS
 
 MODEL_HELP = "A reference network, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION."
@@ -79,20 +80,22 @@ class Common:
 
 def _load_config(ctx: typer.Context, value: Path | None) -> Path | None:
     """Put the file's values below flags and environment; runs before the other flags are looked at."""
-    path = value
-    if path is None and Path(FILE).is_file():
-        path = Path(FILE)
-    if path is not None and ctx.parent is not None:
-        if not path.is_file():
-            raise UsageError(f"no configuration file {path}", hint="--config names a TOML file")
-        verb = str(ctx.info_name)
-        commands: dict[str, Any] = ctx.parent.command.commands  # type: ignore[attr-defined]  # a typer group
-        flags = {
-            name: [param.name for param in command.params if param.name not in PER_CALL]
-            for name, command in commands.items()
-        }
-        ctx.default_map = read_defaults(path, verb, flags)
-        ctx.meta["hwprune.config"] = str(path)
+    if value is not None and not value.is_file():
+        raise UsageError(f"no configuration file {value}", hint="--config names a TOML file")
+    if ctx.parent is None:
+        return value
+    commands: dict[str, Any] = ctx.parent.command.commands  # type: ignore[attr-defined]  # a typer group
+    flags = {
+        name: [param.name for param in command.params if param.name not in PER_CALL]
+        for name, command in commands.items()
+    }
+    found: dict[str, Any] = {}
+    for path in (config_folder() / USER_FILE, value or Path(FILE)):
+        if path.is_file():
+            values = read_defaults(path, str(ctx.info_name), flags)
+            found.update(values)
+            ctx.meta.update({f"hwprune.config.{name}": str(path) for name in values})
+    ctx.default_map = found
     return value
 
 
@@ -100,7 +103,10 @@ def _common(kind: Any, *names: str, **settings: Any) -> Any:
     return Annotated[kind, typer.Option(*names, rich_help_panel=EVERY, show_envvar=False, **settings)]
 
 
-_CONFIG_HELP = f"Defaults of the flags [./{FILE}]. HWPRUNE_FLAG in the environment goes before it, a flag before both."
+_CONFIG_HELP = (
+    f"Defaults of the flags [./{FILE}, below it ~/.config/hwprune/{USER_FILE}]."
+    " HWPRUNE_FLAG in the environment goes before it, a flag before both."
+)
 COMMON_FLAGS: tuple[Flag, ...] = (
     ("run_dir", _common(Path | None, metavar="FOLDER", help="Run folder to write or to read."), None),
     ("seed", _common(int, metavar="N", help="Seed of everything random."), 0),

@@ -144,5 +144,5 @@ def origin(ctx: typer.Context, name: str, source: str) -> str:
     if source == "ENVIRONMENT":
         return f"HWPRUNE_{name.upper()}"
     if source == "DEFAULT_MAP":
-        return str(ctx.meta.get("hwprune.config", "file"))
+        return str(ctx.meta.get(f"hwprune.config.{name}", "file"))
     return ORIGINS.get(source, "default")

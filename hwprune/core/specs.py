@@ -81,6 +81,12 @@ def _module_by_name(name: str) -> ModuleType:
         ) from error
 
 
+def config_folder() -> Path:
+    """Where a user keeps settings for every project: $XDG_CONFIG_HOME/hwprune, else ~/.config/hwprune."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "hwprune"
+
+
 def cache_folder(folder: str | Path | None = None) -> Path:
     """Where decoded data and trained dense networks are kept, outside of any project.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from hwprune.core.config import from_mapping, read_toml
 from hwprune.core.errors import UsageError, did_you_mean, unknown_name
 from hwprune.core.measurement import Target
+from hwprune.core.specs import config_folder
 
 SCHEMA = 1
 
@@ -45,8 +45,7 @@ class DeviceInfo:
 
 def search_path() -> tuple[Path, ...]:
     """The folders device files are read from; a name in a later one replaces the same name in an earlier one."""
-    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(__file__).parent, Path(base) / "hwprune" / "devices", Path("devices")
+    return Path(__file__).parent, config_folder() / "devices", Path("devices")
 
 
 def read_device(path: Path) -> DeviceInfo:

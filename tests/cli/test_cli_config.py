@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,26 @@ def test_precedence(hw: Hw, search: FakeApi, workplace: Path, monkeypatch: pytes
     assert search.last["threads"] == 3
     hw("search", "--threads", "4")
     assert search.last["threads"] == 4
+
+
+def test_the_users_own_file_lies_below_the_projects(hw: Hw, search: FakeApi, workplace: Path, tmp_path: Path) -> None:
+    own = tmp_path / "config" / "hwprune" / "config.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text("threads = 2\nseed = 5\n")
+    (workplace / "hwprune.toml").write_text('threads = 3\nlatency = "50%"\n')
+    hw("search")
+    assert {key: search.last[key] for key in ("threads", "seed", "latency")} == {
+        "threads": 3,
+        "seed": 5,
+        "latency": "50%",
+    }
+    out = hw("search", "--print-config").out
+    assert re.search(r"threads = 3 +# hwprune.toml", out)
+    assert re.search(r"seed = 5 +# .*config.toml", out)
+    own.write_text("threads = 2\nsead = 5\n")
+    done = hw("search")
+    assert done.code == 2
+    assert "did you mean 'seed'?" in done.err.replace("\n", " ").lower()
 
 
 def test_another_file_by_config(hw: Hw, search: FakeApi, workplace: Path) -> None:
