@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +11,11 @@ from safetensors.torch import save as save_tensors
 
 from hwprune.core import config, plugins
 from hwprune.core.errors import BudgetInfeasible
-from hwprune.core.events import Caution, Note
+from hwprune.core.events import CandidateMeasured, Caution, Note
 from hwprune.core.files import atomic_write_bytes
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import format_ms
+from hwprune.core.widths import Widths
 from hwprune.latency.table import TableRow
 from hwprune.methods._base import AbstractMethod, Answer, Problem
 from hwprune.search.answers import load_answer, save_answer
@@ -66,7 +68,11 @@ def dense_network(shop: Workshop) -> None:
                 shop.model,
                 shop.data,
                 task=shop.task,
-                plan=TrainPlan(epochs=shop.settings.dense_epochs, batch_size=shop.settings.batch_size),
+                plan=TrainPlan(
+                    epochs=shop.settings.dense_epochs,
+                    batch_size=shop.settings.batch_size,
+                    precision=shop.settings.train_precision,
+                ),
                 seed=shop.settings.seed,
                 checkpoint=shop.folder.checkpoint("dense"),
                 on_event=shop.folder.emit,
@@ -108,7 +114,29 @@ def make_problem(shop: Workshop, target_ms: float) -> Problem:
         checkpoint=shop.folder.checkpoint("search"),
         on_event=shop.folder.emit,
         stop=shop.stop,
+        study=shop.folder.path / "study.log",
+        measure=lambda candidates: measured_use(shop, candidates),
     )
+
+
+def measured_use(shop: Workshop, candidates: Sequence[Widths]) -> list[float]:
+    """Time sub-networks against the dense one in one session: the upper end of each interval as a share of the budget.
+
+    The table learns them; the latency model is fitted again when the candidates are settled.
+    """
+    names = [f"candidate {number}" for number in range(len(candidates))]
+    networks = {name: shop.template.at_widths(widths) for name, widths in zip(names, candidates, strict=True)}
+    timed = shop.measure({"dense": shop.template.dense, **networks}, seed=shop.settings.seed)
+    budget_ms = shop.settings.budget.in_ms(timed["dense"].statistic(shop.settings.statistic)[0])
+    uses = []
+    for name, widths in zip(names, candidates, strict=True):
+        value, low, high = timed[name].statistic(shop.settings.statistic)
+        predicted_ms = shop.latency.predict(widths).latency_ms
+        shop.folder.emit(CandidateMeasured(dict(widths), predicted_ms, value, (low, high), high <= budget_ms))
+        row = TableRow.of(widths.values_tuple(), timed[name], kind="search", session=f"search-{shop.folder.path.name}")
+        shop.table.append(row, fingerprint=shop.board.fingerprint)
+        uses.append(high / budget_ms)
+    return uses
 
 
 def search_answer(shop: Workshop, method: AbstractMethod, budget_ms: float) -> Answer:

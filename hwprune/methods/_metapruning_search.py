@@ -1,0 +1,215 @@
+"""The evolution: ask for a candidate within the budget, recalibrate it, score it on held-out images, tell."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from optuna.samplers import NSGAIISampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+from torch import nn
+
+from hwprune.core.errors import Interrupted, TrainingDiverged
+from hwprune.core.events import Note, Progress, SearchStep
+from hwprune.core.widths import Widths
+from hwprune.graph import cut
+from hwprune.methods._base import Problem
+from hwprune.methods._metapruning_genes import Gene, GeneSpace
+from hwprune.methods._metapruning_net import PruningNet
+from hwprune.methods._metapruning_sampler import (
+    MetaPruningSampler,
+    SpaceExhausted,
+    WithinBudget,
+    gene_of,
+)
+from hwprune.methods._metapruning_study import open_storage, open_study, quiet
+from hwprune.training import evaluate, recalibrate_bn
+from hwprune.training._random import mix
+from hwprune.training.tasks import predict
+
+if TYPE_CHECKING:
+    from hwprune.methods.metapruning import MetaPruning
+
+FORWARD_COST = 1 / 3  # of a forward and backward pass
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An evaluated structure; a larger fitness is better."""
+
+    gene: Gene
+    widths: Widths
+    predicted_ms: float
+    fitness: float
+
+
+class Judge:
+    """Scores a structure with generated weights: batch norms recalibrated on training images, fitness on `val`.
+
+    The test split is never touched. What came before does not matter: every candidate starts from the same state.
+    """
+
+    def __init__(self, problem: Problem, net: PruningNet, fitness: str, recalibration_images: int) -> None:
+        self.problem, self.net, self.fitness = problem, net, fitness
+        self.recalibration_images = recalibration_images
+        self._full = copy.deepcopy(problem.model)
+        self._reference = predict(problem.model, problem.data, "val") if fitness == "distance" else None
+
+    @property
+    def images(self) -> int:
+        """The images that pass forward for one candidate."""
+        return min(self.recalibration_images, len(self.problem.data.train)) + len(self.problem.data.val)
+
+    def network(self, widths: Widths) -> nn.Module:
+        """The real, smaller network of a structure, with generated weights and recalibrated batch norms."""
+        problem = self.problem
+        self._full.load_state_dict(self.net.state(widths))
+        small = cut(self._full, problem.graph, self.net.crop(widths).keep).eval()
+        return recalibrate_bn(small, problem.data, self.recalibration_images, seed=problem.seed)
+
+    def __call__(self, widths: Widths) -> float:
+        """The fitness. Raises `TrainingDiverged` when the network's outputs are not finite."""
+        problem = self.problem
+        found = evaluate(self.network(widths), problem.data, "val", task=problem.task, reference=self._reference)
+        if not math.isfinite(found.loss):
+            raise TrainingDiverged(
+                f"the generated weights give outputs that are not finite, at widths {dict(widths)}",
+                hint="lower --lr, or train PruningNet for longer",
+            )
+        if self.fitness == "score":
+            return found.score
+        return -found.loss if found.kl is None else -found.kl
+
+    def probes(self) -> dict[str, float]:
+        """The validation score of three fixed structures: the smallest, the middle and the dense one."""
+        space = self.problem.space
+        middle = space.make([allowed[len(allowed) // 2] for allowed in space.widths])
+        named = {"smallest": space.smallest(), "middle": middle, "dense": space.dense()}
+        data, task = self.problem.data, self.problem.task
+        return {f"{name}_score": evaluate(self.network(w), data, "val", task=task).score for name, w in named.items()}
+
+
+class Evolution:
+    """The evaluated candidates of one search, in the order of their evaluation, kept in an Optuna study."""
+
+    def __init__(
+        self, problem: Problem, options: MetaPruning, genes: GeneSpace, judge: Judge, first: Sequence[Gene] = ()
+    ) -> None:
+        self.problem, self.options, self.genes, self.judge = problem, options, genes, judge
+        where = options.storage or str(problem.study)
+        storage = open_storage(problem.study, options.storage)
+        self.sampler = self._sampler(first, 0)
+        self.study = open_study(storage, self._spec(), self.sampler, where)
+        asked = len(self.study.get_trials(deepcopy=False))
+        if asked and isinstance(self.sampler, WithinBudget):
+            # The state of Optuna's own samplers is not kept: with the old seed they would repeat themselves.
+            self.study.sampler = self.sampler = self._sampler(first, asked)
+        self.fitness = {gene: float(trial.value or 0.0) for gene, trial in self._complete()}
+
+    def run(self) -> tuple[Candidate, ...]:
+        """Evaluate until the number of candidates is reached or no other one fits; the best first.
+
+        Raises `Interrupted` when `stop` says so; everything told is kept.
+        """
+        wanted = self.options.evaluations
+        with quiet():
+            while len(self.fitness) < wanted and self._one():
+                self._report()
+                if len(self.fitness) < wanted and self.problem.stop():
+                    raise Interrupted(
+                        f"the search was stopped after {len(self.fitness)} of {wanted} candidates",
+                        hint="the same command goes on from there" if self.problem.study else "",
+                    )
+        return self.candidates()
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """All evaluated candidates, the best first; ties go to the earlier one."""
+        best_first = sorted(self.fitness, key=lambda gene: -self.fitness[gene])
+        cost_ms = self.genes.cost_ms(np.array(best_first, dtype=np.int64))
+        return tuple(
+            Candidate(gene, self.genes.widths(gene), float(ms), self.fitness[gene])
+            for gene, ms in zip(best_first, cost_ms, strict=True)
+        )
+
+    def _one(self) -> bool:
+        """Ask for one candidate, evaluate and tell it; False when there is no other one."""
+        trial = self.study.ask()
+        sizes = zip(self.sampler.names, self.genes.sizes, strict=True)
+        try:
+            gene = tuple(trial.suggest_int(name, 0, int(size) - 1) for name, size in sizes)
+        except SpaceExhausted:
+            self.study.tell(trial, state=TrialState.FAIL)
+            self.problem.on_event(Note(f"all {len(self.fitness)} candidates that fit the budget were evaluated"))
+            return False
+        widths = self.genes.widths(gene)
+        predicted_ms = float(self.genes.cost_ms(np.array([gene]))[0])
+        made = self.sampler.made.pop(trial.number)
+        trial.set_constraint("latency_ms", predicted_ms - self.genes.high_ms)
+        trial.set_user_attr("latency_ms", predicted_ms)
+        trial.set_user_attr("macs", self.problem.graph.macs(widths))
+        trial.set_user_attr("origin", {"operator": made.operator, "parents": list(made.parents)})
+        self.fitness[gene] = self.judge(widths)
+        self.study.tell(trial, self.fitness[gene])
+        return True
+
+    def _report(self) -> None:
+        done, wanted, problem = len(self.fitness), self.options.evaluations, self.problem
+        problem.on_event(Progress("search", done, wanted, detail="candidates"))
+        if done % self.options.population == 0:
+            best, *_ = self.candidates()
+            latest = list(self.fitness.values())[-self.options.population :]
+            figures = {"best_fitness": best.fitness, "mean_fitness": float(np.mean(latest))}
+            problem.on_event(SearchStep(done, wanted, best.predicted_ms, figures))
+
+    def _sampler(self, first: Sequence[Gene], asked: int) -> MetaPruningSampler | WithinBudget:
+        options, seed = self.options, self.problem.seed
+        if options.sampler in ("ga", "random"):
+            return MetaPruningSampler(
+                self.genes,
+                population=options.population,
+                parents=options.parents,
+                mutation=options.mutation,
+                seed=seed,
+                evolve=options.sampler == "ga",
+                first=first,
+            )
+        stock_seed = mix(seed, "sampler", asked) % 2**32
+        if options.sampler == "nsga2":
+            return WithinBudget(NSGAIISampler(population_size=options.population, seed=stock_seed), self.genes, seed)
+        with quiet():
+            return WithinBudget(TPESampler(seed=stock_seed), self.genes, seed)
+
+    def _spec(self) -> Mapping[str, object]:
+        """What must be the same for the candidates of a study to be comparable."""
+        options, space = self.options, self.problem.space
+        same = ("sampler", "population", "parents", "mutation", "first", "fitness", "recalibration_images")
+        return {
+            "space": space.signature(),
+            "target_ms": self.genes.high_ms,
+            "seed": self.problem.seed,
+            **{name: getattr(options, name) for name in same},
+            "data": self.problem.data.fingerprint,
+            "network": digest(self.judge.net),
+            "widths": {name: list(allowed) for name, allowed in zip(space.names, space.widths, strict=True)},
+        }
+
+    def _complete(self) -> Iterator[tuple[Gene, FrozenTrial]]:
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            gene = gene_of(self.sampler.names, trial.params)
+            if gene is not None:
+                yield gene, trial
+
+
+def digest(net: nn.Module) -> str:
+    """A hash of a network's weights."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        whole.update(name.encode())
+        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()[:16]

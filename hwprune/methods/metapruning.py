@@ -1,0 +1,218 @@
+"""MetaPruning: a network that generates the weights of any sub-network, then an evolution over the widths.
+
+PruningNet is trained with another random structure every step; the evolution scores structures with generated weights
+and never evaluates one that is predicted over the budget. Source: Liu et al. 2019, "MetaPruning: Meta Learning for
+Automatic Neural Network Channel Pruning" (arXiv 1903.10258), and the code at github.com/liuzechun/MetaPruning. Where we
+differ: the budget is the predicted latency of the whole network, the widths are those of the search space, W0 starts
+as the trained weights in order of importance (warm_start), PruningNet follows the dense network's outputs
+(distill_alpha), half of its steps train structures near the budget (near_budget), and there are fewer candidates.
+
+The candidates of a run are an Optuna study in RUN/study.log: `optuna-dashboard RUN/study.log` shows them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from hwprune.core.errors import UsageError
+from hwprune.core.events import Caution, Note
+from hwprune.methods._adjust import check_feasible, fit_to_target
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
+from hwprune.methods._families import uniform_family, widest_that_fits
+from hwprune.methods._metapruning_genes import Gene, GeneSpace
+from hwprune.methods._metapruning_net import PruningNet, with_random_weights
+from hwprune.methods._metapruning_training import StructureTraining, check_size
+from hwprune.methods._saliency import dense_answer, taylor, weight_norm
+from hwprune.training.loop import train
+
+if TYPE_CHECKING:
+    from hwprune.methods._metapruning_search import Candidate
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "encoding": ("layer", "block"),
+    "channels": ("taylor", "l1", "index"),
+    "sampler": ("ga", "nsga2", "tpe", "random"),
+    "first": ("random", "baselines"),
+    "fitness": ("score", "loss", "distance"),
+    "weights": ("generated", "dense", "scratch"),
+}
+# Below this share of the dense score the paper's authors call PruningNet not ready for the search.
+_READY = 0.5
+
+
+def _option(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class MetaPruning(AbstractMethod):
+    """Generated weights and an evolution over widths, kept as an Optuna study (optuna-dashboard RUN/study.log)."""
+
+    hidden: int = _option(32, "hidden units of each weight generator; PruningNet is hidden + 1 times the network")
+    encoding: Literal["layer", "block"] = _option("block", "a generator sees its layer's groups, or its block's")
+    warm_start: bool = _option(True, "start the generators' bias at the trained weights; False: at random")
+    channels: Literal["taylor", "l1", "index"] = _option("taylor", "order in which a width takes the units")
+    saliency_images: int = _option(1024, "images for the Taylor scores")
+    near_budget: float = _option(0.5, "share of the training steps with structures just within the budget")
+    distill_alpha: float = _option(0.7, "weight of the dense network's outputs in PruningNet's loss")
+    sampler: Literal["ga", "nsga2", "tpe", "random"] = _option("ga", "ga is the paper's; random the control")
+    evaluations: int = _option(200, "candidates evaluated (the paper: 1000)")
+    population: int = _option(20, "candidates a generation (the paper: 50)")
+    parents: int = _option(10, "the best of all that may have children")
+    mutation: float = _option(0.1, "probability that a mutant's gene changes")
+    least_use: float = _option(0.95, "least share of the budget that a candidate is predicted to use")
+    first: Literal["random", "baselines"] = _option("random", "baselines: uniform and greedy widths go in first")
+    fitness: Literal["score", "loss", "distance"] = _option("score", "on validation data; distance: to the dense net")
+    recalibration_images: int = _option(512, "training images for the batch norms of each candidate")
+    measured: int = _option(10, "best candidates to measure on the device; 0: none")
+    weights: Literal["generated", "dense", "scratch"] = _option("generated", "what the winner is retrained from")
+    memory_gb: float = _option(0.0, "most memory for training PruningNet; 0: half of the machine's")
+    storage: str = _option("", "an Optuna storage URL (sqlite:///FILE) in place of the run's study.log")
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        counts = {"evaluations": 1, "population": 2, "parents": 2, "hidden": 0, "measured": 0, "saliency_images": 1}
+        counts["recalibration_images"] = 1
+        for name, least in counts.items():
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        for name in ("near_budget", "distill_alpha", "mutation", "least_use"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is a share in 0..1, not {getattr(self, name)}")
+        if not (math.isfinite(self.memory_gb) and self.memory_gb >= 0):
+            raise UsageError(f"memory_gb must be 0 or more, not {self.memory_gb}")
+
+    def search(self, problem: Problem) -> Iterator[Answer]:
+        """Train PruningNet by `problem.plan`, evolve, measure the best, yield the one answer.
+
+        When the dense network fits, it is the answer. Raises `UsageError` for a PruningNet that memory does not hold,
+        `RunError` for a study of another search.
+        """
+        check_feasible(problem.space, problem.latency, problem.target_ms)
+        dense_ms = problem.latency.predict(problem.space.dense()).latency_ms
+        if dense_ms > problem.target_ms:
+            check_size(problem, self.hidden, self.encoding, self.memory_gb)
+        saliency = taylor(problem, images=self.saliency_images)
+        scores = self._ordered(problem, saliency.scores)
+        if dense_ms <= problem.target_ms:
+            dense = dense_answer(problem, saliency)
+            yield replace(dense, scores=scores, predicted_ms=dense_ms)
+            return
+        yield self._searched(problem, scores, saliency.image_passes)
+
+    def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
+        """From this answer's widths to the other target by saliency; the weights stay those of the winner."""
+        fit = fit_to_target(
+            problem.space, problem.latency, answer.scores, target_ms, start=answer.widths, exchange=False
+        )
+        keep = top_units(answer.scores, fit.widths)
+        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
+
+    def _searched(self, problem: Problem, scores: Mapping[str, np.ndarray], passes: int) -> Answer:
+        from hwprune.methods._metapruning_search import FORWARD_COST, Evolution, Judge
+        from hwprune.methods._metapruning_study import kept_target_ms, open_storage
+
+        target_ms = kept_target_ms(open_storage(problem.study, self.storage), problem.target_ms)
+        genes = GeneSpace.within(problem.space, problem.latency, target_ms, self.least_use)
+        net = self.pruning_net(problem, scores)
+        judge = Judge(problem, net, self.fitness, self.recalibration_images)
+        log = train(
+            StructureTraining(problem, net, genes, near_budget=self.near_budget, distill_alpha=self.distill_alpha),
+            problem.data,
+            plan=problem.plan,
+            seed=problem.seed,
+            checkpoint=problem.checkpoint,
+            on_event=problem.on_event,
+            stage="search",
+            stop=problem.stop,
+            evaluate=judge.probes,
+        )
+        _warn_if_not_ready(problem, log.history[-1])
+        candidates = Evolution(problem, self, genes, judge, self._first(problem, genes, scores)).run()
+        winner = self._winner(problem, candidates)
+        forward = round(len(candidates) * judge.images * FORWARD_COST)
+        answer = Answer(
+            winner.widths,
+            top_units(scores, winner.widths),
+            winner.predicted_ms,
+            scores,
+            self._weights(problem, net, winner),
+            passes + log.image_passes + forward,
+            log,
+        )
+        return answer if winner.predicted_ms <= problem.target_ms else self.refit(problem, answer, problem.target_ms)
+
+    def pruning_net(self, problem: Problem, scores: Mapping[str, np.ndarray]) -> PruningNet:
+        """PruningNet of a problem, not yet trained."""
+        return PruningNet(
+            problem.model,
+            problem.graph,
+            problem.space,
+            scores,
+            hidden=self.hidden,
+            encoding=self.encoding,
+            warm=self.warm_start,
+            seed=problem.seed,
+        )
+
+    def _ordered(self, problem: Problem, saliency: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Scores whose order is that of the crops and whose values are saliencies, so that groups compare."""
+        if self.channels == "taylor":
+            return saliency
+        order = weight_norm(problem.model, problem.graph, problem.space, "l1")
+        if self.channels == "index":
+            order = {name: -np.arange(len(values), dtype=np.float64) for name, values in saliency.items()}
+        scores: dict[str, np.ndarray] = {}
+        for name, values in saliency.items():
+            scores[name] = np.empty_like(values)
+            scores[name][np.argsort(-order[name], kind="stable")] = np.sort(values)[::-1]
+        return scores
+
+    def _first(self, problem: Problem, genes: GeneSpace, scores: Mapping[str, np.ndarray]) -> Sequence[Gene]:
+        if self.first == "random":
+            return ()
+        space, latency, target_ms = problem.space, problem.latency, genes.high_ms
+        widths = [
+            widest_that_fits(space, latency, uniform_family(space), target_ms).widths,
+            fit_to_target(space, latency, scores, target_ms, floor=0.25).widths,
+        ]
+        found = [genes.gene(item) for item in widths]
+        return [gene for gene, fits in zip(found, genes.fits(np.array(found)), strict=True) if fits]
+
+    def _winner(self, problem: Problem, candidates: Sequence[Candidate]) -> Candidate:
+        """The best candidate that also measures within the budget; without a device, the best."""
+        best = candidates[: self.measured]
+        if problem.measure is None or not best:
+            return candidates[0]
+        use = problem.measure([candidate.widths for candidate in best])
+        within = [candidate for candidate, share in zip(best, use, strict=True) if share <= 1]
+        text = f"{len(within)} of the best {len(best)} candidates measure within the budget"
+        problem.on_event(Note(f"{text} (predicted: all)"))
+        return within[0] if within else best[0]
+
+    def _weights(self, problem: Problem, net: PruningNet, winner: Candidate) -> dict[str, torch.Tensor] | None:
+        if self.weights == "dense":
+            return None
+        if self.weights == "generated":
+            return net.state(winner.widths)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(problem.seed)
+            return dict(with_random_weights(problem.model).state_dict())
+
+
+def _warn_if_not_ready(problem: Problem, probes: Mapping[str, float]) -> None:
+    reached, possible = probes["middle_score"], probes["dense_score"]
+    if problem.data.classes and reached < _READY * possible:
+        problem.on_event(
+            Caution(
+                f"PruningNet scores {reached:.3f} at middle widths and {possible:.3f} at full width: it may rank badly",
+                hint="train it for longer with --epochs",
+            )
+        )
