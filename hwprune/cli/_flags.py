@@ -149,12 +149,12 @@ SPACE_FLAGS: tuple[Flag, ...] = (
 
 def epochs_flag(of_what: str) -> Any:
     """A flag for a number of epochs of some training."""
-    return training_flag(f"Epochs of {of_what}.", "N")
+    return training_flag(f"Epochs of {of_what}.", "N", min=0)
 
 
-def training_flag(help_text: str, metavar: str) -> Any:
-    """A flag in the panel about training."""
-    return typer.Option(metavar=metavar, min=0, help=help_text, rich_help_panel=TRAINING)
+def training_flag(help_text: str, metavar: str, **limits: Any) -> Any:
+    """A flag in the panel about training; `limits` are `min` and `max` of a number."""
+    return typer.Option(metavar=metavar, help=help_text, rich_help_panel=TRAINING, **limits)
 
 
 def parameters(flags: tuple[Flag, ...]) -> list[inspect.Parameter]:

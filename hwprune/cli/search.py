@@ -17,7 +17,7 @@ from hwprune.core.units import parse_fraction, parse_latency_ms
 from hwprune.core.widths import Statistic
 from hwprune.report.run_data import Result
 from hwprune.report.text import search_text
-from hwprune.search.settings import DEFAULTS
+from hwprune.search.settings import DEFAULTS, TrainPrecision
 
 EXAMPLE = "hwprune search resnet20 --data cifar10:data/cifar10 --latency 60%"
 
@@ -41,8 +41,11 @@ def search(
     dense_epochs: Annotated[float, flags.epochs_flag("the dense network, without --weights")] = DEFAULTS.dense_epochs,
     epochs: Annotated[float, flags.epochs_flag("the search")] = DEFAULTS.epochs,
     finetune_epochs: Annotated[float, flags.epochs_flag("finetuning afterwards")] = DEFAULTS.finetune_epochs,
-    lr: Annotated[float, flags.training_flag("Learning rate of search and finetuning.", "RATE")] = DEFAULTS.lr,
-    batch_size: Annotated[int, flags.training_flag("Images a training step.", "N")] = DEFAULTS.batch_size,
+    lr: Annotated[float, flags.training_flag("Learning rate of search and finetuning.", "RATE", min=0)] = DEFAULTS.lr,
+    batch_size: Annotated[int, flags.training_flag("Images a training step.", "N", min=2)] = DEFAULTS.batch_size,
+    train_precision: Annotated[
+        TrainPrecision, flags.training_flag("What training computes in: fp32, bf16, or auto (the faster).", "NAME")
+    ] = DEFAULTS.train_precision,
     **shared: Any,
 ) -> Outcome:
     """Find, train and measure the most accurate network within a latency budget.
@@ -72,6 +75,7 @@ def search(
             finetune_epochs=finetune_epochs,
             lr=lr,
             batch_size=batch_size,
+            train_precision=train_precision,
             **shared,
             run_dir=call.common.run_dir,
             seed=call.common.seed,

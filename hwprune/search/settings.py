@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from hwprune.core import config
 from hwprune.core.errors import RunError, UsageError
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+TrainPrecision = Literal["fp32", "bf16", "auto"]
+
+
 class SearchOptions(TypedDict, total=False):
     """The keyword options of `hwprune.search`; None means the default. `options` are those of the method.
 
     Epochs: `dense_epochs` of a network that has no weights yet, `epochs` of the search itself, `finetune_epochs`
-    afterwards. `lr` and `batch_size` are those of the search and the finetuning. `tile` is in channels, or "auto";
+    afterwards. `lr` and `batch_size` are those of the search and the finetuning; `train_precision` what all training
+    computes in ("auto": whichever is faster here), never what is exported. `tile` is in channels, or "auto";
     `min_keep` the least share of a group's units that stays.
     """
 
@@ -45,6 +49,7 @@ class SearchOptions(TypedDict, total=False):
     epochs: float | None
     finetune_epochs: float | None
     lr: float | None
+    train_precision: TrainPrecision
     batch_size: int
     seed: int
 
@@ -73,6 +78,7 @@ class SearchSettings:
     epochs: float = 2.0
     finetune_epochs: float = 4.0
     lr: float = 0.01
+    train_precision: TrainPrecision = "fp32"
     batch_size: int = 64
     seed: int = 0
 

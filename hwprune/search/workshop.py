@@ -66,7 +66,13 @@ class Workshop:
 
 def training_plan(settings: SearchSettings, epochs: float) -> TrainPlan:
     """The recipe of finetuning with the run's learning rate and batch size."""
-    return replace(FINETUNE, epochs=epochs, lr=settings.lr, batch_size=settings.batch_size)
+    return replace(
+        FINETUNE,
+        epochs=epochs,
+        lr=settings.lr,
+        batch_size=settings.batch_size,
+        precision=settings.train_precision,
+    )
 
 
 def example_input(data: Data, batch: int) -> Tensor:
