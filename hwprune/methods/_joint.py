@@ -1,4 +1,4 @@
-"""What methods that train weights and widths together share: the loss with distillation, the budget's way, the steps."""
+"""What methods that train weights and widths together share: distilled loss, the way of the budget, number of steps."""
 
 from __future__ import annotations
 

@@ -36,6 +36,25 @@ class TestWGates(MethodConformance):
     method = "wgates"
 
 
+class TestMagnitudeL2(MethodConformance):
+    method = "magnitude"
+    options: ClassVar[dict[str, Any]] = {"score": "l2"}
+
+
+class TestMagnitudeBatchNorm(MethodConformance):
+    method = "magnitude"
+    options: ClassVar[dict[str, Any]] = {"score": "bn"}
+
+
+class TestLearnedWidths(MethodConformance):
+    method = "widths"
+
+
+class TestSoftmaxWidths(MethodConformance):
+    method = "widths"
+    options: ClassVar[dict[str, Any]] = {"form": "softmax"}
+
+
 def test_every_method_is_tested_here() -> None:
     suites = [value for value in globals().values() if isinstance(value, type) and issubclass(value, MethodConformance)]
     assert {suite.method for suite in suites if suite is not MethodConformance} == set(methods.names())
