@@ -1,0 +1,133 @@
+"""DHP: weights generated from one latent vector a channel group, made sparse by proximal steps under a budget.
+
+Source: Li, Gu, Zhang, Van Gool and Timofte 2020, "DHP: Differentiable Meta Pruning via HyperNetworks" (ECCV;
+arXiv 2003.13683) and its code. What is ours: the latency in the proximal step and in the stopping rule (the paper
+counts FLOPs), the penalty that follows from the budget instead of being tuned for it, the metric of the proximal
+step, gates on consumers without a hypernetwork, and the start from trained weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from hwprune.core.errors import UsageError
+from hwprune.core.units import format_ms
+from hwprune.methods._adjust import check_feasible
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
+from hwprune.methods._dhp_budget import threshold_fit
+from hwprune.methods._dhp_search import DhpSearch
+from hwprune.methods._saliency import taylor
+from hwprune.training.loop import train
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "backend": ("collapsed", "factored"),
+    "start": ("dense", "hyper_fan_in"),
+    "biases": ("off", "gated"),
+    "metric": ("saliency", "plain"),
+    "efficiency": ("latency", "macs"),
+}
+
+
+def _option(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class DHP(AbstractMethod):
+    """Differentiable meta pruning: latents scale rows and columns of weights and are soft-thresholded to exact zeros.
+
+    A search from trained weights is far shorter than the paper's (which needs about 10 000 proximal steps to the first
+    zero), so the defaults differ: the penalty follows from the budget and the steps there are, and the proximal step
+    is taken in the metric of the loss's curvature by each latent. `penalty`, `metric=plain`, `latent_decay`,
+    `latent_momentum`, `backend=factored` and `start=hyper_fan_in` give the paper's form.
+    """
+
+    backend: Literal["collapsed", "factored"] = _option(
+        "collapsed",
+        "collapsed: a weight and its latents; factored: the paper's three layers, 10 times the memory or more",
+    )
+    start: Literal["dense", "hyper_fan_in"] = _option("dense", "first weights: the trained network's, or drawn")
+    embedding: int = _option(8, "factored: values that stand between a pair of latents and a kernel")
+    biases: Literal["off", "gated"] = _option("off", "factored: the layers' biases; gated: only between live units")
+    penalty: float = _option(0.0, "weight of the latents' L1 norm; 0: what reaches the budget at `arrival`")
+    metric: Literal["saliency", "plain"] = _option(
+        "saliency", "a proximal step takes off in inverse proportion to a unit's saliency, or (plain) alike in a group"
+    )
+    efficiency: Literal["latency", "macs"] = _option("latency", "what the proximal step's group weights count")
+    arrival: float = _option(0.6, "share of the search until the budget is met; the rest trains what is left")
+    refresh_every: int = _option(100, "steps between two looks at prices and budget; fewer in a short search")
+    latent_lr: float = _option(0.0, "learning rate of the latents; 0: by latent_travel, or with drawn weights, theirs")
+    latent_travel: float = _option(
+        0.05, "how far gradients of mean size and one sign would move a latent in the search"
+    )
+    latent_momentum: float = _option(0.0, "momentum of the latents")
+    latent_decay: float = _option(0.0, "L2 decay of the latents")
+    latency_weight: float = _option(0.0, "weight of the differentiable latency loss beside the proximal steps")
+    threshold: float = _option(5e-3, "a unit counts as live while its latent is at least so large")
+    floor: int = _option(4, "units of a group that proximal steps leave")
+    saliency_images: int = _option(1024, "images for the first saliency of metric=saliency")
+    saliency_decay: float = _option(0.97, "decay of the running saliency")
+    distill_alpha: float = _option(0.7, "weight of the dense network's outputs in the search's loss")
+    report_every: int = _option(5, "steps between two search events")
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        for name in ("embedding", "refresh_every", "report_every", "floor", "saliency_images"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        for name in ("penalty", "latent_lr", "latent_travel", "latent_decay", "latency_weight", "threshold"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"{name} must be 0 or more, not {value}")
+        for name in ("arrival", "latent_momentum", "saliency_decay", "distill_alpha"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is a share in 0..1, not {getattr(self, name)}")
+
+    def search(self, problem: Problem) -> Iterator[Answer]:
+        """Train by `problem.plan` until the latents meet the target, then what is left; yield the one answer."""
+        check_feasible(problem.space, problem.latency, problem.target_ms)
+        search = DhpSearch(problem, self)
+        passes = self._start(problem, search)
+        log = train(
+            search,
+            problem.data,
+            plan=problem.plan,
+            seed=problem.seed,
+            checkpoint=problem.checkpoint,
+            on_event=problem.on_event,
+            stage="search",
+            stop=problem.stop,
+        )
+        if not search.frozen:
+            self._check_arrived(problem, search)
+            search.freeze()
+        passes += log.image_passes
+        answer = Answer(search.widths(), {}, 0.0, search.ranks(), search.plain_state(), passes, log)
+        yield self.refit(problem, answer, problem.target_ms)
+
+    def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
+        """The threshold on the same latents that meets the other target; no training."""
+        fit = threshold_fit(problem.space, problem.latency, answer.scores, target_ms)
+        keep = top_units(answer.scores, fit.widths)
+        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
+
+    def _start(self, problem: Problem, search: DhpSearch) -> int:
+        if self.start != "dense":
+            search.start(None)
+            return 0
+        saliency = taylor(problem, images=self.saliency_images)
+        search.start(saliency.scores)
+        return saliency.image_passes
+
+    def _check_arrived(self, problem: Problem, search: DhpSearch) -> None:
+        if self.penalty > 0 and search.cost > search.target:
+            found_ms = search.cost * problem.dense_ms
+            raise UsageError(
+                f"{search.steps} steps with penalty={self.penalty:g} did not shrink the latents to the budget: what is"
+                f" live needs {format_ms(found_ms)}, the target is {format_ms(problem.target_ms)}",
+                hint="penalty=0 follows from the budget; else raise it, or search for more epochs",
+            )
