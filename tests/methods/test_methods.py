@@ -46,6 +46,10 @@ class TestMagnitudeBatchNorm(MethodConformance):
     options: ClassVar[dict[str, Any]] = {"score": "bn"}
 
 
+class TestKnapsack(MethodConformance):
+    method = "knapsack"
+
+
 class TestLearnedWidths(MethodConformance):
     method = "widths"
 
@@ -67,6 +71,9 @@ def test_every_method_is_tested_here() -> None:
         ("magnitude", {"score": "l3"}, "score cannot be 'l3'"),
         ("greedy", {"floor": 1.0}, r"floor is a fraction in \[0, 1\), not 1.0"),
         ("greedy", {"stages": 0}, "stages must be 1 or more, not 0"),
+        ("knapsack", {"score": "fisher"}, "score cannot be 'fisher'"),
+        ("knapsack", {"bins": 0}, "bins must be 1 or more, not 0"),
+        ("knapsack", {"floor": -0.1}, r"floor is a fraction in \[0, 1\), not -0.1"),
         ("wgates", {"multiplier": "duel"}, "multiplier cannot be 'duel'. Did you mean 'dual'"),
         ("wgates", {"bias_travel": 0.0}, "bias_travel must be positive, not 0.0"),
         ("wgates", {"ramp": 1.5}, r"ramp is a share in 0..1, not 1.5"),

@@ -1,0 +1,54 @@
+"""The control `knapsack`: the widths that keep the most saliency within the target, by dynamic programming."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from hwprune.core.errors import UsageError
+from hwprune.methods._adjust import check_feasible
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
+from hwprune.methods._knapsack import Knapsack
+from hwprune.methods._saliency import Saliency, bn_scale, dense_answer, taylor, weight_norm
+
+
+@dataclass(frozen=True)
+class KnapsackWidths(AbstractMethod):
+    """Exact where the latency is a sum over groups; elsewhere linearised around its own answer until that settles.
+
+    Needs no training. HALP (NeurIPS 2022) poses the same problem over channels in the order of their saliency with a
+    table of layer times; this one does over the allowed widths of coupled groups with a model of the whole network.
+    """
+
+    score: Literal["taylor", "l1", "l2", "bn"] = field(
+        default="taylor", metadata={"help": "what is kept: taylor saliency, mean weight size (l1, l2) or bn scale"}
+    )
+    bins: int = field(default=2000, metadata={"help": "parts into which the target latency is divided"})
+    floor: float = field(default=0.25, metadata={"help": "least fraction of each group to stay, if possible"})
+    saliency_images: int = field(default=1024, metadata={"help": "score=taylor: images for the scores"})
+
+    def __post_init__(self) -> None:
+        check_choice("score", self.score, ("taylor", "l1", "l2", "bn"))
+        if self.bins < 1:
+            raise UsageError(f"bins must be 1 or more, not {self.bins}")
+        if not 0 <= self.floor < 1:
+            raise UsageError(f"floor is a fraction in [0, 1), not {self.floor}")
+
+    def search(self, problem: Problem) -> Iterator[Answer]:
+        """Yield the one answer."""
+        check_feasible(problem.space, problem.latency, problem.target_ms)
+        yield self.refit(problem, dense_answer(problem, self._saliency(problem)), problem.target_ms)
+
+    def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
+        """The same saliency within the other target."""
+        fit = Knapsack(problem.space, problem.latency, answer.scores, self.bins, self.floor).fit(target_ms)
+        keep = top_units(answer.scores, fit.widths)
+        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
+
+    def _saliency(self, problem: Problem) -> Saliency:
+        if self.score == "taylor":
+            return taylor(problem, images=self.saliency_images)
+        if self.score == "bn":
+            return Saliency(bn_scale(problem.model, problem.graph, problem.space), 0)
+        return Saliency(weight_norm(problem.model, problem.graph, problem.space, self.score), 0)
