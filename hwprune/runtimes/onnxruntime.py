@@ -12,7 +12,7 @@ import platform
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,6 +28,7 @@ from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
 if TYPE_CHECKING:
     import onnxruntime
 
+_BLOCKED = "_nchwc"
 NUMPY_TYPES = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
@@ -173,7 +174,7 @@ class OnnxRuntime(AbstractRuntime):
                 session.run()
             events = json.loads(session.end_profiling().read_text())
             session.close()
-        return _layers(events, runs)
+        return _named_after_nodes(_layers(events, runs), model)
 
     def measuring(self, target: Target) -> AbstractContextManager[None]:
         return undisturbed(target.threads)
@@ -216,6 +217,26 @@ def _layers(events: list[dict[str, Any]], runs: int) -> tuple[LayerTime, ...]:
         )
         for place, (name, details) in enumerate(first.items())
     )
+
+
+def _named_after_nodes(layers: tuple[LayerTime, ...], model: bytes) -> tuple[LayerTime, ...]:
+    """Convolutions that make an output of the network, under their own name.
+
+    ONNX Runtime names a convolution in its blocked layout after the tensor it makes, which tells the layer everywhere
+    but at the end, where the tensor is called `output`.
+    """
+    import onnx
+
+    graph = onnx.load_from_string(model).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    names: dict[str, str] = {}
+    for tensor in (value.name for value in graph.output):
+        node = makers.get(tensor)
+        while node is not None and node.op_type != "Conv" and node.input:
+            node = makers.get(node.input[0])
+        if node is not None and node.name:
+            names[f"{tensor}{_BLOCKED}"] = f"{node.name}{_BLOCKED}"
+    return tuple(replace(layer, name=names.get(layer.name, layer.name)) for layer in layers)
 
 
 def _shapes(entries: list[dict[str, list[int]]]) -> tuple[tuple[int, ...], ...]:

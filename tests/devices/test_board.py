@@ -115,7 +115,9 @@ class TestThisCpu:
         with connect(Target(), reference_ms=0.05) as board:
             layers = board.layers(conv_net(32), runs=3)
             output = board.infer(conv_net(32), {"input": np.ones((1, 8, 14, 14), np.float32)})[0]
-        assert sum(layer.kind == "Conv" for layer in layers) == 3
+        convolutions = [layer.name for layer in layers if layer.kind == "Conv"]
+        assert len(convolutions) == 3
+        assert convolutions[-1].startswith("conv2"), "not named after the tensor `output`"
         assert output.shape == (1, 32, 14, 14)
 
 
