@@ -59,6 +59,10 @@ class TestSoftmaxWidths(MethodConformance):
     options: ClassVar[dict[str, Any]] = {"form": "softmax"}
 
 
+class TestGDP(MethodConformance):
+    method = "gdp"
+
+
 def test_every_method_is_tested_here() -> None:
     suites = [value for value in globals().values() if isinstance(value, type) and issubclass(value, MethodConformance)]
     assert {suite.method for suite in suites if suite is not MethodConformance} == set(methods.names())
@@ -74,6 +78,11 @@ def test_every_method_is_tested_here() -> None:
         ("knapsack", {"score": "fisher"}, "score cannot be 'fisher'"),
         ("knapsack", {"bins": 0}, "bins must be 1 or more, not 0"),
         ("knapsack", {"floor": -0.1}, r"floor is a fraction in \[0, 1\), not -0.1"),
+        ("gdp", {"task_gradient": "tangnt"}, "task_gradient cannot be 'tangnt'. Did you mean 'tangent'"),
+        ("gdp", {"eps": 0.0}, "eps must be positive, not 0.0"),
+        ("gdp", {"boost": -1.0}, "boost must be 0 or more, not -1.0"),
+        ("gdp", {"saliency_decay": 2.0}, r"saliency_decay is a share in 0..1, not 2.0"),
+        ("gdp", {"hold": 0.95}, r"warmup=0.05, hold=0.95 and anneal=0.9 must rise within 0..1"),
         ("wgates", {"multiplier": "duel"}, "multiplier cannot be 'duel'. Did you mean 'dual'"),
         ("wgates", {"bias_travel": 0.0}, "bias_travel must be positive, not 0.0"),
         ("wgates", {"ramp": 1.5}, r"ramp is a share in 0..1, not 1.5"),

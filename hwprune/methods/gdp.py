@@ -1,0 +1,116 @@
+"""GDP-style pruning: smoothed-L0 gates before the consumers, closed by a latency-weighted proximal step, then absorbed.
+
+Weights and gates are trained together. While eps is large, gates whose benefit does not resist the pressure slide to
+exact zero; when the hard widths meet the target, eps is annealed and the surviving gates become 1 and are multiplied
+into the next layer. Source: Guo et al. 2021, "GDP: Stabilized Neural Network Pruning via Gates with Differentiable
+Polarization" (arXiv 2109.02220). The paper's text was not available, only its abstract and one figure; what they leave
+open (losses, pressure, schedules) is our design. Knowing deviations: latency differences weight the proximal step
+instead of FLOPs; the gate's gradient can be an estimate over its whole range; the survivors are fixed on the
+hardware's grid when the hold ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from hwprune.core.errors import UsageError
+from hwprune.methods._adjust import check_feasible, fit_to_target
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
+from hwprune.methods._gdp_search import PolarisingSearch
+from hwprune.methods._saliency import taylor
+from hwprune.training.loop import train
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "task_gradient": ("tangent", "secant"),
+    "efficiency": ("latency", "macs"),
+    "late": ("close", "error"),
+}
+
+
+def _option(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class GDP(AbstractMethod):
+    """Differentiable gates that polarise to exact zeros under a latency budget.
+
+    The plan's learning rate, momentum and weight decay are those of the weights; theta starts at 1, and eps and every
+    step of theta are relative to that. Raises `NotPolarised` when gates stay between closed and open.
+    """
+
+    eps: float = _option(0.1, "gate = theta^2 / (theta^2 + eps) while units are chosen; theta starts at 1")
+    warmup: float = _option(0.05, "share of the search with frozen gates")
+    hold: float = _option(0.5, "share of the search at which eps begins to fall at the latest")
+    anneal: float = _option(0.9, "share of the search at which eps has fallen to its last value")
+    travel: float = _option(3.0, "how far pressure 1 takes an undefended gate during the hold; it starts at 1")
+    boost: float = _option(1.0, "how much the pressure rises during the hold, from 1")
+    task_gradient: Literal["tangent", "secant"] = _option(
+        "secant", "what defends a gate: autograd's gradient, or the estimated rise of the loss without the unit"
+    )
+    saliency_images: int = _option(1024, "images for the first estimate of the benefits; 0: none")
+    saliency_decay: float = _option(0.97, "decay of the running gate gradients")
+    efficiency: Literal["latency", "macs"] = _option("latency", "what the search's cost counts")
+    late: Literal["close", "error"] = _option("close", "hold ends above the target: close the rest at once, or stop")
+    exchange: bool = _option(True, "improve the widths by exchanges between groups when the units are fixed")
+    distill_alpha: float = _option(0.7, "weight of the dense network's outputs in the search's loss")
+    report_every: int = _option(5, "steps between two search events")
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        for name in ("eps", "travel", "report_every"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} must be positive, not {value}")
+        for name in ("boost", "saliency_images"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("saliency_decay", "distill_alpha"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is a share in 0..1, not {getattr(self, name)}")
+        if not 0 <= self.warmup < self.hold < self.anneal <= 1:
+            raise UsageError(
+                f"warmup={self.warmup}, hold={self.hold} and anneal={self.anneal} must rise within 0..1",
+                hint="they are shares of the search: first frozen gates, then the choice of units, then falling eps",
+            )
+
+    def search(self, problem: Problem) -> Iterator[Answer]:
+        """Train gates and weights by `problem.plan`; yield the one answer, its gates absorbed into the weights."""
+        check_feasible(problem.space, problem.latency, problem.target_ms)
+        search, passes = PolarisingSearch(problem, self), 0
+        if self.saliency_images:
+            saliency = taylor(problem, images=self.saliency_images)
+            search.start_from(saliency.scores)
+            passes = saliency.image_passes
+        log = train(
+            search,
+            problem.data,
+            plan=problem.plan,
+            seed=problem.seed,
+            checkpoint=problem.checkpoint,
+            on_event=problem.on_event,
+            stage="search",
+            stop=problem.stop,
+        )
+        state, widths = search.final_state(), search.widths()
+        yield Answer(
+            widths,
+            search.keep(),
+            problem.latency.predict(widths).latency_ms,
+            search.unit_scores(),
+            state,
+            log.image_passes + passes,
+            log,
+        )
+
+    def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
+        """From this answer's widths to the other target along the benefits; units closed last come back first."""
+        fit = fit_to_target(
+            problem.space, problem.latency, answer.scores, target_ms, start=answer.widths, exchange=False
+        )
+        keep = top_units(answer.scores, fit.widths)
+        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
