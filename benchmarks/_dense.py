@@ -1,6 +1,6 @@
 """The two dense networks of the benchmarks, trained once and kept outside the project.
 
-    python benchmarks/_dense.py                    # both; about 50 minutes on one core
+    python benchmarks/_dense.py                    # both; about 20 minutes on one core
     python benchmarks/_dense.py resnet20x2         # one of them
 
 - resnet20x2: ResNet-20 with doubled widths (32, 64, 128) on CIFAR-10 (JPEG copies), from scratch.
@@ -57,7 +57,7 @@ RECIPES = {
     "resnet20x2": Recipe(
         model="resnet20?width=2",
         data="cifar10:{root}/cifar10-jpeg?val=2000",
-        plan=TrainPlan(epochs=8, batch_size=64, lr=0.1, warmup=0.25, precision="auto"),
+        plan=TrainPlan(epochs=3, batch_size=64, lr=0.1, warmup=0.25, precision="auto"),
     ),
 }
 

@@ -47,7 +47,7 @@ class Setting:
     total_epochs: float
 
 
-NETWORKS = {"lite0": Setting("lite0_tiny20", 1.0, 3.0), "resnet20": Setting("resnet20x2", 0.25, 0.75)}
+NETWORKS = {"lite0": Setting("lite0_tiny20", 0.25, 1.5), "resnet20": Setting("resnet20x2", 0.1, 0.5)}
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def run_cell(cell: Cell, runs: Path) -> None:
         method=cell.method,
         epochs=setting.search_epochs,
         finetune_epochs=setting.total_epochs - (setting.search_epochs if trains else 0.0),
+        train_precision="auto",
         run_dir=runs / cell.name,
         tables=runs / "tables",
         seed=cell.seed,

@@ -18,7 +18,7 @@ from hwprune.core.units import parse_latency_ms
 from hwprune.devices import Check, DeviceInfo, connect, find_device, resolve
 from hwprune.devices import devices as all_devices
 from hwprune.graph import OnnxTemplate, trace
-from hwprune.graph.onnx_export import check_against_torch
+from hwprune.graph.onnx.export import check_against_torch
 from hwprune.latency.fit import KINDS, FitReport
 from hwprune.latency.fit import fit as fit_table
 from hwprune.latency.profile import profile as profile_table

@@ -18,6 +18,7 @@ from hwprune.core.events import SearchStep
 from hwprune.core.widths import Widths
 from hwprune.graph import gate_parameters
 from hwprune.latency.features import widths_array
+from hwprune.methods._adjust import fit_to_target
 from hwprune.methods._base import Problem
 from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._gates import GateNetwork, best_mask, binarise, open_mask, slope_of
@@ -162,10 +163,12 @@ class GateSearch(AbstractTrainee):
     def open_by_saliency(self, saliency: Mapping[str, np.ndarray]) -> None:
         """Start with scores in the order of log(saliency per latency) over all groups, every gate open.
 
-        The running saliency starts from the same estimate.
+        Prices are those around the network that the saliency alone would choose for the target: a unit's latency
+        falls with the widths of the layers it meets. The running saliency starts from the same estimate.
         """
-        prices = self._prices(self.problem.space.dense())
-        values = [saliency[name] for name in self.problem.space.names]
+        problem = self.problem
+        prices = self._prices(fit_to_target(problem.space, problem.latency, saliency, problem.target_ms).widths)
+        values = [saliency[name] for name in problem.space.names]
         least = 1e-3 * float(np.mean(np.concatenate(values)))
         ratios = [np.log((value + least) / price) for value, price in zip(values, prices, strict=True)]
         prior = [torch.from_numpy(ratio).to(self.gates.bias) for ratio in ratios]

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
-from hwprune.graph.onnx_network import IR_VERSION, OPSET
+from hwprune.graph.onnx.network import IR_VERSION, OPSET
 
 Array = npt.NDArray[np.generic]
 Node = tuple[str, list[str], list[str], dict[str, object]]
