@@ -71,9 +71,24 @@ def kept_shares(probabilities: Tensor) -> Tensor:
 
 
 class AbstractWidthChoice(nn.Module, ABC):
-    """What is learned: `values`, one tensor a group, and how probabilities over the allowed widths follow from them."""
+    """What is learned: `values`, one tensor a group, and how probabilities over the allowed widths follow from them.
 
-    values: nn.ParameterList
+    Once the search has decided, `fix` keeps the widths in a buffer, so that a resumed search has them too.
+    """
+
+    def __init__(self, starts: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.values = nn.ParameterList([nn.Parameter(start.clone()) for start in starts])
+        self.register_buffer("fixed_widths", torch.zeros(len(starts), dtype=torch.int64))
+
+    def fix(self, widths: Widths) -> None:
+        """Decide."""
+        self.get_buffer("fixed_widths").copy_(torch.tensor(widths.values_tuple()))
+
+    def fixed(self, space: SearchSpace) -> Widths | None:
+        """The widths decided on, None before."""
+        widths = self.get_buffer("fixed_widths").tolist()
+        return space.make(widths) if min(widths) > 0 else None
 
     @abstractmethod
     def probabilities(self, values: Sequence[Tensor], softness: float) -> list[Tensor]:
@@ -91,10 +106,6 @@ class AbstractWidthChoice(nn.Module, ABC):
 
 class SoftmaxChoice(AbstractWidthChoice):
     """Free logits over the allowed widths of a group: `softmax(logits / softness)`."""
-
-    def __init__(self, starts: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.values = nn.ParameterList([nn.Parameter(start.clone()) for start in starts])
 
     @classmethod
     def rising(cls, grid: WidthGrid, top: float) -> SoftmaxChoice:
@@ -132,10 +143,9 @@ class SigmoidChoice(AbstractWidthChoice):
     """
 
     def __init__(self, grid: WidthGrid, start: float) -> None:
-        super().__init__()
+        super().__init__([widths.new_tensor([start]) for widths in grid.widths])
         self.edges = [(widths[1:] + widths[:-1]) / (2 * widths[-1]) for widths in grid.widths]
         self.least = [float(widths[0] / widths[-1]) for widths in grid.widths]
-        self.values = nn.ParameterList([nn.Parameter(widths.new_tensor([start])) for widths in grid.widths])
 
     def probabilities(self, values: Sequence[Tensor], softness: float) -> list[Tensor]:
         """`(n,)` a group."""

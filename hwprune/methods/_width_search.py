@@ -55,7 +55,6 @@ class WidthSearch(AbstractTrainee):
             self.model.requires_grad_(False)
         self.grid = WidthGrid(problem.space, scores, next(self.model.parameters()))
         self.choice = self._make_choice()
-        self.register_fixed()
         self.cost = ExpectedCost(Efficiency(problem.space, problem.graph, problem.latency))
         self.target = min(1.0, problem.target_ms / self.cost.efficiency.dense)
         self.multiplier = ClosedForm(options.multiplier_decay, options.multiplier_boost)
@@ -70,11 +69,6 @@ class WidthSearch(AbstractTrainee):
         self._optimizers = (
             (sgd(self.model, problem.plan), self._choice_optimizer) if trains else (self._choice_optimizer,)
         )
-
-    def register_fixed(self) -> None:
-        """Widths that stay, 0 while they are still learned; a buffer, so that a resumed search has them."""
-        groups = len(self.problem.space.groups)
-        self.choice.register_buffer("fixed", torch.zeros(groups, dtype=torch.int64))
 
     def modules(self) -> Sequence[nn.Module]:
         """The model and the choice of widths."""
@@ -138,9 +132,9 @@ class WidthSearch(AbstractTrainee):
 
     def widths(self) -> Widths:
         """The widths fitted to the target: those that stay, or those nearest to the expected ones."""
-        fixed = self.choice.get_buffer("fixed")
-        if int(fixed.min()) > 0:
-            return self.problem.space.make([int(width) for width in fixed])
+        fixed = self.choice.fixed(self.problem.space)
+        if fixed is not None:
+            return fixed
         nearest = self.grid.nearest(self.choice.now(self.softness_at(1.0)))
         problem = self.problem
         fit = fit_to_target(
@@ -171,8 +165,7 @@ class WidthSearch(AbstractTrainee):
     def _settled_loss(self, images: Tensor, targets: Tensor) -> Tensor:
         self._step = None
         widths = self.widths()
-        fixed = self.choice.get_buffer("fixed")
-        fixed.copy_(torch.tensor(widths.values_tuple()))
+        self.choice.fix(widths)
         keep = top_units(self.scores, widths)
         outputs = self.small(keep, images, dict(self.model.named_buffers())).float()
         loss = self._task_loss(outputs, images, targets)

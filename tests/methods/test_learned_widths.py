@@ -133,7 +133,7 @@ def test_fixed_widths_meet_the_target_and_only_the_small_network_trains_then() -
     search.loss(*batch(problem), progress=0.9).backward()
     widths = search.widths()
     assert problem.latency.predict(widths).latency_ms <= problem.target_ms
-    assert [int(w) for w in search.choice.get_buffer("fixed")] == list(widths.values_tuple())
+    assert search.choice.fixed(problem.space) == widths
     assert all(value.grad is None or not value.grad.any() for value in search.choice.values)
     keep = top_units(search.scores, widths)
     removed = dict(mask(problem.model, problem.graph, keep).named_parameters())

@@ -50,6 +50,10 @@ class TestKnapsack(MethodConformance):
     method = "knapsack"
 
 
+class TestS2HPruner(MethodConformance):
+    method = "s2hpruner"
+
+
 class TestLearnedWidths(MethodConformance):
     method = "widths"
 

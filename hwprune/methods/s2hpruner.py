@@ -1,0 +1,154 @@
+"""S2HPruner-style pruning: a soft network learns the widths, the hard network is trained beside it in every step.
+
+A softmax over each group's allowed widths gives soft masks by importance rank; the hard network is the really cut one.
+Distillation between the two is decoupled: the gap trains the weights through the hard network and the widths through
+the soft one, never the soft network's weights. Source: Lin et al. 2024, "S2HPruner: Soft-to-Hard Distillation Bridges
+the Discretization Gap in Pruning" (arXiv 2410.07046), and the authors' demonstration code, read but not copied.
+
+Where this differs, and why: masks multiply where a group is read, since in front of a batch norm they have no effect;
+soft and hard network have batch-norm statistics of their own; latency in place of FLOPs, as the exact expectation over
+the allowed widths, one-sided; widths are fitted to the target when they freeze, so that the hard network trains at the
+budget; units are in Taylor order unless told otherwise; the dense network is a second teacher (`distill_alpha` 0: not).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from hwprune.core.errors import UsageError
+from hwprune.core.events import Note
+from hwprune.core.units import format_ms
+from hwprune.core.widths import Widths
+from hwprune.methods._adjust import check_feasible, fit_to_target
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
+from hwprune.methods._s2h_search import S2HSearch
+from hwprune.methods._saliency import Saliency, bn_scale, taylor, weight_norm
+from hwprune.training.loop import train
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "order": ("taylor", "l1", "bn"),
+    "routing": ("decoupled", "to_weights", "to_widths", "coupled"),
+    "balance": ("closed_form", "norm"),
+}
+
+
+def _option(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class S2HPruner(AbstractMethod):
+    """Soft-to-hard distillation under a latency budget; one search step costs two to three dense steps."""
+
+    gap_weight: float = _option(1.0, "weight of the distance between soft and hard outputs; 0: plain soft masks")
+    gap_temperature: float = _option(1.0, "temperature of that distance")
+    routing: Literal["decoupled", "to_weights", "to_widths", "coupled"] = _option(
+        "decoupled", "what the gap trains: decoupled, to_weights, to_widths or coupled"
+    )
+    temperature: float = _option(1.0, "of the softmax over widths")
+    logit_travel: float = _option(8.0, "how far Adam can move a logit in the whole search")
+    momentum: float = _option(0.5, "Adam's first beta for the logits")
+    order: Literal["taylor", "l1", "bn"] = _option("taylor", "rank of the units: taylor saliency, l1 norm or bn scale")
+    saliency_images: int = _option(1024, "order=taylor: images for the scores")
+    distill_alpha: float = _option(0.7, "weight of the dense network's outputs in the loss of the soft network")
+    balance: Literal["closed_form", "norm"] = _option(
+        "closed_form", "weight of the latency: closed form or equal norms"
+    )
+    norm_ratio: float = _option(1.0, "balance=norm: length of the latency gradient to that of the task's")
+    multiplier_boost: float = _option(15.0, "closed form: how much a relative violation of 1 adds")
+    multiplier_decay: float = _option(0.8, "closed form: decay of the averaged products")
+    warmup: float = _option(0.05, "share of the search, at its start, in which the widths do not learn")
+    frozen: float = _option(0.2, "share of the search, at its end, in which the widths are fitted and stay")
+    hard_only: float = _option(0.1, "share of the search, at its end, in which only the hard network trains")
+    ramp: float = _option(0.6, "share of the learning of widths over which the budget tightens to the target")
+    report_every: int = _option(5, "steps between two search events")
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        for name in ("gap_temperature", "temperature", "logit_travel", "norm_ratio", "report_every"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} must be positive, not {value}")
+        for name in ("momentum", "distill_alpha", "multiplier_decay", "warmup", "frozen", "hard_only", "ramp"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is a share in 0..1, not {getattr(self, name)}")
+        if not (math.isfinite(self.gap_weight) and self.gap_weight >= 0):
+            raise UsageError(f"gap_weight must be 0 or more, not {self.gap_weight}")
+        if self.hard_only > self.frozen:
+            raise UsageError(
+                f"hard_only={self.hard_only} is longer than frozen={self.frozen}",
+                hint="the hard network trains alone only after the widths are fixed",
+            )
+        if self.warmup + self.frozen >= 1:
+            raise UsageError(
+                f"warmup={self.warmup} and frozen={self.frozen} leave nothing of the search for the widths"
+            )
+
+    def search(self, problem: Problem) -> Iterator[Answer]:
+        """Train soft and hard network by `problem.plan`, yield the hard one.
+
+        After every epoch the listener hears the scores of both, their gap and the hard network's latency: predicted,
+        and as measured where the problem has a device.
+        """
+        check_feasible(problem.space, problem.latency, problem.target_ms)
+        saliency = self._saliency(problem)
+        search = S2HSearch(problem, self, saliency.scores)
+        log = train(
+            search,
+            problem.data,
+            plan=problem.plan,
+            seed=problem.seed,
+            checkpoint=problem.checkpoint,
+            on_event=problem.on_event,
+            stage="search",
+            stop=problem.stop,
+            evaluate=_EpochReport(search),
+        )
+        state = {name: value.detach().clone() for name, value in search.hard_state().items()}
+        passes = saliency.image_passes + math.ceil(search.pass_thirds / 3)
+        answer = Answer(search.widths(), {}, 0.0, saliency.scores, state, passes, log)
+        yield self.refit(problem, answer, problem.target_ms)
+
+    def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
+        """From the learned widths to the other target by saliency per predicted ms; no training."""
+        fit = fit_to_target(
+            problem.space, problem.latency, answer.scores, target_ms, start=answer.widths, exchange=False
+        )
+        keep = top_units(answer.scores, fit.widths)
+        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
+
+    def _saliency(self, problem: Problem) -> Saliency:
+        if self.order == "taylor":
+            return taylor(problem, images=self.saliency_images)
+        if self.order == "bn":
+            return Saliency(bn_scale(problem.model, problem.graph, problem.space), 0)
+        return Saliency(weight_norm(problem.model, problem.graph, problem.space, "l1"), 0)
+
+
+class _EpochReport:
+    """The figures of an epoch; each set of hard widths is measured once."""
+
+    def __init__(self, search: S2HSearch) -> None:
+        self.search = search
+        self.measured: dict[Widths, float] = {}
+
+    def __call__(self) -> dict[str, float]:
+        """Scores, gap, predicted ms, and the measured latency as a share of the budget where there is a device."""
+        search, problem = self.search, self.search.problem
+        widths = search.hard_widths()
+        predicted_ms = float(problem.latency.predict_batch(np.array([widths.values_tuple()]))[0])
+        figures = {**search.compare(), "hard_predicted_ms": predicted_ms}
+        text = f"hard network: predicted {format_ms(predicted_ms)}"
+        if problem.measure is not None:
+            if widths not in self.measured:
+                (self.measured[widths],) = problem.measure([widths])
+            figures["hard_measured_use"] = self.measured[widths]
+            text += f", measured {self.measured[widths]:.1%} of the budget"
+        problem.on_event(Note(f"{text}; score {figures['hard_score']:.4f} (soft: {figures['soft_score']:.4f})"))
+        return figures
