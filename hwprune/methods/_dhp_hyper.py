@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from hwprune.core.units import format_count
 from hwprune.methods._dhp_latents import Latents, Wiring
 
 Biases = Literal["off", "gated"]
@@ -148,6 +149,12 @@ class Factored(Collapsed):
         if not isinstance(layer, HyperLayer):
             raise TypeError(f"{type(layer).__name__} among the hypernetworks")
         return layer
+
+    def describe(self) -> str:
+        """How large the hypernetworks are."""
+        own = sum(parameter.numel() for parameter in self.parameters())
+        plain = sum(math.prod(shape) for shape in self.shapes.values())
+        return f"hypernetworks of {format_count(own)} parameters for {format_count(plain)} weights of convolutions"
 
     @torch.no_grad()
     def draw(self, model: nn.Module, latents: Latents, generator: torch.Generator) -> None:

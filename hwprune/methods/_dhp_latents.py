@@ -149,7 +149,7 @@ class Latents(nn.Module):
         self.vector = nn.Parameter(like.new_ones(sum(self.units)))
         self.register_buffer("open", like.new_ones(sum(self.units)))
         self.register_buffer("deficit", like.new_zeros(sum(self.units)))
-        self.register_buffer("saliency", like.new_ones(sum(self.units)))
+        self.register_buffer("saliency", like.new_zeros(sum(self.units)))
         self.register_buffer("final", like.new_zeros(sum(self.units)))
 
     def split(self, values: Tensor) -> tuple[Tensor, ...]:
@@ -182,9 +182,13 @@ class Latents(nn.Module):
 
     @torch.no_grad()
     def remove(self, mask: Tensor) -> None:
-        """Keep for good the units where `mask` `(units of all groups,)` is 1.0 and no others; the ranks stay as now."""
+        """Keep for good the units where `mask` `(units of all groups,)` is 1.0 and no others; the ranks stay as now.
+
+        Units at 0 that are kept, for widths are on a grid, come back.
+        """
         self.final.copy_(self.ranks())
         self.open.copy_(mask)
+        self.vector.copy_(torch.where(self.open > 0, self.revived(), self.vector))
 
     @torch.no_grad()
     def ranks(self) -> Tensor:
@@ -207,7 +211,10 @@ class Latents(nn.Module):
 
     @torch.no_grad()
     def inverse_saliency(self) -> Tensor:
-        """`(units of all groups,)`, 1 for the median unit: how fast a unit shrinks in the metric of its curvature."""
+        """`(units of all groups,)`, 1 for the median unit: how fast a unit shrinks in the metric of its curvature.
+
+        1 for all while nothing is known.
+        """
         least = _LEAST_SALIENCY * float(self.saliency.mean())
         clipped = self.saliency.clamp_min(max(least, torch.finfo(self.saliency.dtype).tiny))
         return clipped.median() / clipped

@@ -79,6 +79,8 @@ class DhpSearch(AbstractTrainee):
         elif isinstance(self.hyper, Factored):
             self.hyper.draw(self.model, self.latents, torch.Generator().manual_seed(self.problem.seed))
             self.hyper.fit(self.model)
+        if isinstance(self.hyper, Factored):
+            self.problem.on_event(Note(f"search: {self.hyper.describe()}"))
         if saliency is not None:
             flat = np.concatenate([saliency[name] for name in self.problem.space.names])
             self.latents.saliency.copy_(torch.from_numpy(flat))

@@ -67,6 +67,15 @@ class TestGDP(MethodConformance):
     method = "gdp"
 
 
+class TestDHP(MethodConformance):
+    method = "dhp"
+
+
+class TestFactoredDHP(MethodConformance):
+    method = "dhp"
+    options: ClassVar[dict[str, Any]] = {"backend": "factored", "embedding": 2}
+
+
 def test_every_method_is_tested_here() -> None:
     suites = [value for value in globals().values() if isinstance(value, type) and issubclass(value, MethodConformance)]
     assert {suite.method for suite in suites if suite is not MethodConformance} == set(methods.names())
