@@ -47,7 +47,7 @@ def cost_of(search: GateSearch) -> tuple[Tensor, Tensor]:
 
 @every_family
 def test_1_at_step_0_every_gate_is_open_and_nothing_has_changed(name: str) -> None:
-    problem = tiny_problem(name)
+    problem = tiny_problem(name, 0.9)
     for start in ("open", "taylor"):
         search = started(problem, start=start, saliency_images=16)
         _, gates, counts = search._gate(1.0)
