@@ -63,7 +63,8 @@ class S2HSearch(AbstractTrainee):
     """One set of weights, a distribution over each group's widths, and two networks in every step.
 
     Soft: all units, masked by P(unit stays) where they are read. Hard: really cut at the allowed widths that are not
-    below the expected ones, with batch-norm statistics of its own. The order of the units is frozen.
+    below the expected ones, with batch-norm statistics of its own. The order of the units is frozen. Both see the same
+    augmented images; dropout, where a model has it, draws for each of them.
     """
 
     def __init__(self, problem: Problem, options: S2HPruner, scores: Mapping[str, np.ndarray]) -> None:
@@ -206,11 +207,11 @@ class S2HSearch(AbstractTrainee):
 
     def _latency_pull(self) -> Tensor:
         """A value of 0 with the gradient of multiplier * relu(log(cost / budget)), which is 0 within the budget."""
-        step, zero = self._step, self.choice.values[0].new_zeros(())
+        step = self._step
         if step is None or step.cost <= step.budget or self.options.balance == "norm":
-            return zero
+            return torch.zeros(())
         pulls = [(value * g).sum() for value, g in zip(self.choice.values, step.cost_gradients, strict=True)]
-        pull: Tensor = self.multiplier.value * torch.stack(pulls).sum()
+        pull = self.multiplier.value * torch.stack(pulls).sum()
         return pull - pull.detach()
 
     def _balance(self, *_: Any) -> None:

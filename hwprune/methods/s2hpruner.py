@@ -13,6 +13,7 @@ budget; units are in Taylor order unless told otherwise; the dense network is a 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,11 +25,14 @@ from hwprune.core.errors import UsageError
 from hwprune.core.events import Note
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Widths
+from hwprune.graph import cut
 from hwprune.methods._adjust import check_feasible, fit_to_target
 from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
 from hwprune.methods._s2h_search import S2HSearch
 from hwprune.methods._saliency import Saliency, bn_scale, taylor, weight_norm
+from hwprune.training.bn import recalibrate_bn
 from hwprune.training.loop import train
+from hwprune.training.tasks import evaluate
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "order": ("taylor", "l1", "bn"),
@@ -113,7 +117,9 @@ class S2HPruner(AbstractMethod):
         state = {name: value.detach().clone() for name, value in search.hard_state().items()}
         passes = saliency.image_passes + math.ceil(search.pass_thirds / 3)
         answer = Answer(search.widths(), {}, 0.0, saliency.scores, state, passes, log)
-        yield self.refit(problem, answer, problem.target_ms)
+        answer = self.refit(problem, answer, problem.target_ms)
+        _tell_scores(problem, answer)
+        yield answer
 
     def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
         """From the learned widths to the other target by saliency per predicted ms; no training."""
@@ -129,6 +135,19 @@ class S2HPruner(AbstractMethod):
         if self.order == "bn":
             return Saliency(bn_scale(problem.model, problem.graph, problem.space), 0)
         return Saliency(weight_norm(problem.model, problem.graph, problem.space, "l1"), 0)
+
+
+def _tell_scores(problem: Problem, answer: Answer) -> None:
+    """Say what the hard network scores on validation data as the search left it, and after recalibration only."""
+    full = copy.deepcopy(problem.model)
+    full.load_state_dict(dict(answer.state or {}))
+    small = cut(full, problem.graph, answer.keep).eval()
+    before = evaluate(small, problem.data, "val", task=problem.task).score
+    after = evaluate(
+        recalibrate_bn(small, problem.data, seed=problem.seed), problem.data, "val", task=problem.task
+    ).score
+    text = f"the hard network scores {before:.4f} without further training, {after:.4f} with recalibrated batch norms"
+    problem.on_event(Note(text))
 
 
 class _EpochReport:
