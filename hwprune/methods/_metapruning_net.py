@@ -168,7 +168,7 @@ class PruningNet(nn.Module):
         for block, (name, groups) in zip(self.blocks, self.encoded.items(), strict=bool(self.blocks)):
             deviation = math.sqrt(1 / max(1.0, _fan_in(self.graph, self.space, name, weights[name], shares)))
             weights[name].normal_(0.0, deviation)
-            length = block.hidden(self._encode(middle, groups, weights[name])).norm()  # type: ignore[operator, union-attr]
+            length = block.hidden(self._encode(middle, groups, weights[name])).norm()  # type: ignore[operator]
             block.second.weight.normal_(0.0, deviation / max(float(length), 1e-3))  # type: ignore[operator, union-attr]
 
     def _named_widths(self) -> list[tuple[str, tuple[int, ...]]]:

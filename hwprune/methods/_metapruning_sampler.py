@@ -18,7 +18,8 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from hwprune.methods._metapruning_genes import Gene, GeneSpace, Proposal
+from hwprune.methods._metapruning_genes import Gene, GeneSpace, Operator, Proposal
+from hwprune.training._random import mix
 
 _PENDING = (TrialState.COMPLETE, TrialState.RUNNING)
 
@@ -95,9 +96,9 @@ class MetaPruningSampler(BaseGASampler):
     def _propose(self, generation: int, slot: int, parents: Sequence[FrozenTrial], seen: set[Gene]) -> Proposal | None:
         if generation == 0 and slot < len(self.first) and self.first[slot] not in seen:
             return Proposal(self.first[slot], "baseline")
-        rng = np.random.default_rng([self.seed, generation, slot])
+        rng = np.random.default_rng(mix(self.seed, "gene", generation, slot))
         genes = [gene for parent in parents if (gene := gene_of(self.names, parent.params)) is not None]
-        wanted = "mutation" if slot < self.population // 2 else "crossover"
+        wanted: Operator = "mutation" if slot < self.population // 2 else "crossover"
         return self.genes.propose(rng, wanted if genes else "random", genes, seen, self.mutation)
 
 
@@ -126,7 +127,7 @@ class WithinBudget(BaseSampler):
         seen = _genes_of(self.names, _others(study, trial))
         proposal = self._fitting(wanted, seen)
         if proposal is None:
-            rng = np.random.default_rng([self.seed, trial.number])
+            rng = np.random.default_rng(mix(self.seed, "gene", trial.number))
             proposal = self.genes.propose(rng, "random", (), seen, 0.0)
         if proposal is None:
             raise SpaceExhausted(f"{len(seen)} genes were evaluated")

@@ -42,14 +42,22 @@ def quiet() -> Iterator[None]:
 
 
 def open_storage(path: Path | None, url: str) -> BaseStorage:
-    """The storage behind `url` when there is one, else the journal file `path`, else memory."""
+    """The storage behind `url` when there is one, else the journal file `path`, else memory.
+
+    Raises `RunError` for a journal with a damaged line in its middle.
+    """
     if url:
         return get_storage(url)
     if path is None:
         return InMemoryStorage()
     path.parent.mkdir(parents=True, exist_ok=True)
     mend_journal(path)
-    return JournalStorage(JournalFileBackend(str(path)))
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except ValueError as error:
+        raise RunError(
+            f"{path} is damaged and cannot be read: {error}", hint="move it away: the search then begins anew"
+        ) from error
 
 
 def mend_journal(path: Path) -> None:
@@ -86,9 +94,10 @@ def open_study(storage: BaseStorage, spec: Mapping[str, Any], sampler: BaseSampl
     Raises `RunError` when the study belongs to another search, naming what differs.
     """
     with quiet():
-        study = optuna.create_study(
-            storage=storage, sampler=sampler, study_name=STUDY_NAME, direction="maximize", load_if_exists=True
-        )
+        if STUDY_NAME in optuna.get_all_study_names(storage):
+            study = optuna.load_study(study_name=STUDY_NAME, storage=storage, sampler=sampler)
+        else:
+            study = optuna.create_study(study_name=STUDY_NAME, storage=storage, sampler=sampler, direction="maximize")
         kept = study.user_attrs.get(SPEC)
         if kept is None and study.get_trials(deepcopy=False):
             raise RunError(f"{where} holds a study that is not of hwprune", hint="choose another run folder")

@@ -29,6 +29,7 @@ from hwprune.methods._metapruning_genes import Gene, GeneSpace
 from hwprune.methods._metapruning_net import PruningNet, with_random_weights
 from hwprune.methods._metapruning_training import StructureTraining, check_size
 from hwprune.methods._saliency import dense_answer, taylor, weight_norm
+from hwprune.training._random import mix
 from hwprune.training.loop import train
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _option(default: Any, help_text: str) -> Any:
 class MetaPruning(AbstractMethod):
     """Generated weights and an evolution over widths, kept as an Optuna study (optuna-dashboard RUN/study.log)."""
 
-    hidden: int = _option(32, "hidden units of each weight generator; PruningNet is hidden + 1 times the network")
+    hidden: int = _option(8, "hidden units of a generator (the paper: 32); PruningNet is hidden + 1 networks large")
     encoding: Literal["layer", "block"] = _option("block", "a generator sees its layer's groups, or its block's")
     warm_start: bool = _option(True, "start the generators' bias at the trained weights; False: at random")
     channels: Literal["taylor", "l1", "index"] = _option("taylor", "order in which a width takes the units")
@@ -159,7 +160,7 @@ class MetaPruning(AbstractMethod):
             hidden=self.hidden,
             encoding=self.encoding,
             warm=self.warm_start,
-            seed=problem.seed,
+            seed=mix(problem.seed, "generators"),
         )
 
     def _ordered(self, problem: Problem, saliency: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -203,7 +204,7 @@ class MetaPruning(AbstractMethod):
         if self.weights == "generated":
             return net.state(winner.widths)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(problem.seed)
+            torch.manual_seed(mix(problem.seed, "scratch"))
             return dict(with_random_weights(problem.model).state_dict())
 
 

@@ -76,6 +76,11 @@ class TestFactoredDHP(MethodConformance):
     options: ClassVar[dict[str, Any]] = {"backend": "factored", "embedding": 2}
 
 
+class TestMetaPruning(MethodConformance):
+    method = "metapruning"
+    options: ClassVar[dict[str, Any]] = {"hidden": 2, "evaluations": 4, "population": 2, "recalibration_images": 16}
+
+
 def test_every_method_is_tested_here() -> None:
     suites = [value for value in globals().values() if isinstance(value, type) and issubclass(value, MethodConformance)]
     assert {suite.method for suite in suites if suite is not MethodConformance} == set(methods.names())
