@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.latency.models._base import AbstractLatencyModel
-from hwprune.methods._adjust import Fit
+from hwprune.methods._adjust import Fit, check_feasible
 from hwprune.methods._efficiency import Efficiency
-from hwprune.methods._families import ranked_family, widest_that_fits
 
 
 @dataclass(frozen=True)
@@ -48,23 +47,60 @@ def needed_travel(efficiency: Efficiency, space: SearchSpace, lifetimes: Sequenc
     """
     ordered = [np.sort(times) for times in lifetimes]
     levels = np.unique(np.concatenate([np.zeros(1), *[times[np.isfinite(times)] for times in ordered]]))
-    low, high = 0, len(levels) - 1
-    while low < high:
-        middle = (low + high) // 2
-        counts = [float(len(times) - np.searchsorted(times, levels[middle], "right")) for times in ordered]
+
+    def cost(place: int) -> float:
+        counts = [float(len(times) - np.searchsorted(times, levels[place], "right")) for times in ordered]
         row = np.array([space.snap(counts).values_tuple()])
-        cost = float(efficiency.predict_batch(row)[0]) / efficiency.dense
-        low, high = (low, middle) if cost <= budget else (middle + 1, high)
-    return float(levels[low])
+        return float(efficiency.predict_batch(row)[0]) / efficiency.dense
+
+    return float(levels[_first_within(len(levels) - 1, cost, budget)])
 
 
 def threshold_fit(
     space: SearchSpace, latency: AbstractLatencyModel, ranks: Mapping[str, np.ndarray], target_ms: float
 ) -> Fit:
-    """The widest network that one threshold on all groups' ranks leaves within `target_ms`.
+    """The widest network that one threshold on all groups' ranks leaves within `target_ms`, by bisection.
 
-    Widths are snapped to the grid; where the next lower threshold is too slow, each group may still take its next step
-    if that fits. Raises `BudgetInfeasible`.
+    Counts are snapped to the grid. Where the next lower threshold is too slow, each group may still take its next
+    step, in the order of the ranks that ask for it, if that fits. Raises `BudgetInfeasible`.
     """
-    family = ranked_family(space, [ranks[name] for name in space.names])
-    return widest_that_fits(space, latency, family, target_ms)
+    least = check_feasible(space, latency, target_ms)
+    ordered = [np.sort(ranks[name]) for name in space.names]
+    levels = np.append(np.unique(np.concatenate(ordered)), np.inf)
+
+    def widths(place: int) -> Widths:
+        return space.snap([float(len(group) - np.searchsorted(group, levels[place])) for group in ordered])
+
+    def predict(candidate: Widths) -> float:
+        return float(latency.predict_batch(np.array([candidate.values_tuple()]))[0])
+
+    base = widths(_first_within(len(levels) - 1, lambda place: predict(widths(place)), target_ms))
+    fit = Fit(base, predict(base))
+    if fit.predicted_ms > target_ms:
+        return least
+    for name, width in _next_steps(space, base, ordered):
+        wider = fit.widths.replace(name, width)
+        predicted_ms = predict(wider)
+        if predicted_ms <= target_ms:
+            fit = Fit(wider, predicted_ms)
+    return fit
+
+
+def _first_within(last: int, cost: Callable[[int], float], bound: float) -> int:
+    """The least of the places 0 to `last`, at which costs fall, whose cost is within the bound; `last` if none is."""
+    low, high = 0, last
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(middle) <= bound else (middle + 1, high)
+    return low
+
+
+def _next_steps(space: SearchSpace, base: Widths, ordered: Sequence[np.ndarray]) -> list[tuple[str, int]]:
+    """The next wider width of each group, best first: by the rank of the unit half way to it (`ordered` ascends)."""
+    steps = []
+    for name, allowed, ranks in zip(space.names, space.widths, ordered, strict=True):
+        wider = [width for width in allowed if width > base[name]]
+        if wider:
+            middle = (base[name] + wider[0] + 1) // 2
+            steps.append((float(ranks[len(ranks) - middle]), name, wider[0]))
+    return [(name, width) for _, name, width in sorted(steps, key=lambda step: -step[0])]

@@ -39,10 +39,12 @@ def _option(default: Any, help_text: str) -> Any:
 class DHP(AbstractMethod):
     """Differentiable meta pruning: latents scale rows and columns of weights and are soft-thresholded to exact zeros.
 
-    A search from trained weights is far shorter than the paper's (which needs about 10 000 proximal steps to the first
-    zero), so the defaults differ: the penalty follows from the budget and the steps there are, and the proximal step
-    is taken in the metric of the loss's curvature by each latent. `penalty`, `metric=plain`, `latent_decay`,
-    `latent_momentum`, `backend=factored` and `start=hyper_fan_in` give the paper's form.
+    A search from trained weights is far shorter than the paper's, whose penalties take more than 10 000 proximal steps
+    to bring a typical latent to 0. So the penalty follows from the budget and the steps there are, and the proximal
+    step is taken in the metric of the loss's curvature by each latent, by which units differ from the first step on.
+    `penalty`, `metric=plain`, `latent_lr`, `latent_momentum`, `latent_decay`, `backend=factored` and
+    `start=hyper_fan_in` give the paper's form; it keeps the hypernetworks' biases ungated, which makes the cut
+    inexact, and is not offered.
     """
 
     backend: Literal["collapsed", "factored"] = _option(
