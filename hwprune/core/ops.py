@@ -54,7 +54,7 @@ class OpKey:
             return 0
         height, width = self.in_size if self.kind == "conv_transpose" else self.out_size
         taps = self.kernel[0] * self.kernel[1]
-        return self.batch * height * width * taps * self.in_channels * self.out_channels // self.groups
+        return self.batch * height * width * taps * self.in_channels * self.out_channels // max(1, self.groups)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class ChannelGroup:
 
     `units` is the dense width: the number of removable things (a channel, a head, a conv group), each of which
     stands for `unit_channels` channels of the first producer. A group that cannot be cut has
-    `removable=False` and says why in `reason`.
+    `removable=False` and says why in `reason`. A `skippable` one may lose all its units: a residual branch vanishes.
     """
 
     name: str
@@ -32,6 +32,7 @@ class ChannelGroup:
     consumers: tuple[str, ...] = ()
     removable: bool = True
     reason: str = ""
+    skippable: bool = False
 
     def __post_init__(self) -> None:
         if self.units < 1 or self.unit_channels < 1:
@@ -82,9 +83,10 @@ class SearchSpace:
             raise UsageError(f"a search space of {len(self.groups)} groups has {len(self.widths)} width lists")
         for group, allowed in zip(self.groups, self.widths, strict=True):
             ascending = all(a < b for a, b in itertools.pairwise(allowed))
-            if not allowed or not ascending or allowed[0] < 1 or allowed[-1] != group.units:
+            least = 0 if group.skippable else 1
+            if not allowed or not ascending or allowed[0] < least or allowed[-1] != group.units:
                 raise UsageError(
-                    f"widths {allowed} of group '{group.name}' must ascend from 1 or more to {group.units}"
+                    f"widths {allowed} of group '{group.name}' must ascend from {least} or more to {group.units}"
                 )
 
     @property
@@ -150,7 +152,7 @@ class SearchSpace:
 
 
 def _group_json(group: ChannelGroup) -> dict[str, Any]:
-    return {
+    document = {
         "name": group.name,
         "units": group.units,
         "unit_channels": group.unit_channels,
@@ -159,6 +161,8 @@ def _group_json(group: ChannelGroup) -> dict[str, Any]:
         "removable": group.removable,
         "reason": group.reason,
     }
+    # Left out where it is False: the signatures of tables measured before it existed stay.
+    return document | ({"skippable": True} if group.skippable else {})
 
 
 @dataclass(frozen=True)

@@ -100,16 +100,19 @@ class ChannelGraph:
             )
         return self._by_name[name]
 
-    def space(self, *, tile: int = 1, min_keep: float = 0.25) -> SearchSpace:
+    def space(self, *, tile: int = 1, min_keep: float = 0.25, depth: bool = False) -> SearchSpace:
         """The widths a search may choose: multiples of `tile` channels, at least `min_keep` of each group, and dense.
 
-        The tile counts channels of the group's first producer; a unit of several channels steps accordingly.
+        The tile counts channels of the group's first producer; a unit of several channels steps accordingly. With
+        `depth` skippable groups may have width 0 too.
         """
         if tile < 1:
             raise UsageError(f"a tile of {tile} channels is less than one", hint="tile is 1, 8, 16, ...")
         if not 0 <= min_keep <= 1:
             raise UsageError(f"min_keep={min_keep} is not within 0 and 1", hint="0.25 keeps a quarter of each group")
-        return SearchSpace(self.removable, tuple(_allowed(group, tile, min_keep) for group in self.removable))
+        groups = tuple(replace(group, skippable=depth and group.skippable) for group in self.removable)
+        none = {True: (0,), False: ()}
+        return SearchSpace(groups, tuple((*none[g.skippable], *_allowed(g, tile, min_keep)) for g in groups))
 
     def dense(self) -> Widths:
         """The widths of the unpruned network: one entry for each removable group."""
@@ -119,8 +122,9 @@ class ChannelGraph:
         """The widths with absent groups dense. Raises `GraphError` for an unknown or pinned group or a bad width."""
         for name, width in widths.items():
             group = self.group(name)
-            if not 1 <= width <= group.units:
-                raise GraphError(f"group '{name}' cannot have width {width}", hint=f"1 to {group.units} units")
+            least = 0 if group.skippable else 1
+            if not least <= width <= group.units:
+                raise GraphError(f"group '{name}' cannot have width {width}", hint=f"{least} to {group.units} units")
             if not group.removable and width != group.units:
                 raise GraphError(f"group '{name}' cannot be cut: {group.reason}", hint="leave it out of the widths")
         return Widths(tuple((group.name, int(widths.get(group.name, group.units))) for group in self.removable))
@@ -212,7 +216,7 @@ def _allowed(group: ChannelGroup, tile: int, min_keep: float) -> tuple[int, ...]
 
 def _checked(group: ChannelGroup, indices: Sequence[int]) -> npt.NDArray[np.int64]:
     kept = np.asarray(list(indices), dtype=np.int64)
-    if kept.size == 0:
+    if kept.size == 0 and not group.skippable:
         raise GraphError(f"group '{group.name}' would keep no unit", hint="at least one unit of a group must stay")
     for bad in kept[(kept < 0) | (kept >= group.units)]:
         raise GraphError(

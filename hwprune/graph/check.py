@@ -43,7 +43,10 @@ class Check:
 
     def __call__(self, graph: ChannelGraph, names: Sequence[str], seed: int = 0) -> Failure | None:
         """What goes wrong when a quarter to three quarters of each group are removed; None if nothing does."""
-        keep = _random_keep(graph, names, seed)
+        return self.difference(graph, _random_keep(graph, names, seed))
+
+    def difference(self, graph: ChannelGraph, keep: Mapping[str, list[int]]) -> Failure | None:
+        """What goes wrong when these units stay; None if nothing does."""
         small = cut(self.model, graph, keep)
         places: list[Place] = []
         watch_modules(small, places)

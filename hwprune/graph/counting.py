@@ -37,7 +37,7 @@ def macs(templates: Sequence[OpTemplate], names: Sequence[str], rest: Mapping[st
     outputs = counts([template.out_channels for template in used], names, rest, values)
     groups = counts([template.groups for template in used], names, rest, values)
     factor = np.array([_positions(template) for template in used], np.int64)
-    result: Ints = (factor * inputs * outputs // groups).sum(axis=1)
+    result: Ints = (factor * inputs * outputs // np.maximum(groups, 1)).sum(axis=1)
     return result
 
 

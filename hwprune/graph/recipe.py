@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hwprune.core.errors import GraphError
 from hwprune.graph.channel_graph import ChannelGraph, Keep
 from hwprune.graph.edits import Edit, own_tensors, set_attribute, typed_edits
+from hwprune.graph.hollow import make_hollow
 from hwprune.graph.tape import copied
 
 _SCHEMA = "hwprune.recipe/1"
@@ -118,6 +119,7 @@ def apply_recipe(recipe: Recipe, fresh_model: nn.Module) -> nn.Module:
     small = copied(fresh_model, memo)
     for edit in recipe.edits:
         set_attribute(small, edit)
+    make_hollow(small)
     return small
 
 

@@ -13,7 +13,8 @@ from hwprune.graph.tape import copied
 def cut(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     """A new, smaller module of the model's own class; the model is untouched.
 
-    `keep`: group name -> indices of the units that stay (any order, none twice); absent groups stay whole.
+    `keep`: group name -> indices of the units that stay (any order, none twice); absent groups stay whole. A skippable
+    group may keep none: its residual branch then adds a constant.
     Raises `GraphError` for an unknown or pinned group, an empty group, an index out of range, or another model than
     the traced one.
     """

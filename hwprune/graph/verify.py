@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from hwprune.graph.build import build
 from hwprune.graph.channel_graph import AttributeEdit, ChannelGraph
 from hwprune.graph.check import Check, Failure
+from hwprune.graph.depth import skippable_groups
 from hwprune.graph.groups import Structure
 from hwprune.graph.labels import Pin
 from hwprune.graph.repair import candidate_edits
@@ -29,9 +31,24 @@ def verified(
     names = [group.name for group in graph.removable]
     for seed in range(_PROOFS):
         names = search.run(names, seed)
-    if not search.bad and search.graph is graph:
-        return graph
-    return build(structure, model, example, {**pinned, **search.bad}, search.graph.edits)
+    if search.bad or search.graph is not graph:
+        graph = build(structure, model, example, {**pinned, **search.bad}, search.graph.edits)
+    return _with_skippable(graph, model, example, check)
+
+
+def _with_skippable(graph: ChannelGraph, model: nn.Module, example: tuple[Tensor, ...], check: Check) -> ChannelGraph:
+    """The graph in which groups that may lose all units are marked; those for which a proof fails are not."""
+    found = skippable_groups(graph, model, example)
+    marked = _mark(graph, found)
+    if found and check.difference(marked, {name: [] for name in found}) is not None:
+        proved = [name for name in found if check.difference(marked, {name: []}) is None]
+        together = check.difference(marked, {name: [] for name in proved}) is None
+        marked = _mark(graph, proved if together else ())
+    return marked
+
+
+def _mark(graph: ChannelGraph, names: Sequence[str]) -> ChannelGraph:
+    return graph.replace(groups=tuple(replace(group, skippable=group.name in names) for group in graph.groups))
 
 
 # Other units and other widths each time.

@@ -1,8 +1,9 @@
 """What a runtime has to do for a sub-network, as numbers: rounded work by layer, and its sums by kind.
 
 Channels are rounded up to the target's tile first, because that is what the hardware computes: 17 channels cost as
-much as 32 where the tile is 16. The work of a layer is linear or bilinear in the widths, so its expectation over
-independent widths is exact. Design: guides/latency_models.md and the pilot's seven terms (guides/search_pilot.md).
+much as 32 where the tile is 16. An operator left without channels is gone, its reads and writes included. The work of
+a layer is linear or bilinear in the widths, so its expectation over independent widths above 0 is exact. Design:
+guides/latency_models.md and the pilot's seven terms (guides/search_pilot.md).
 """
 
 from __future__ import annotations
@@ -158,14 +159,17 @@ class Work:
         self._group_tile = np.array([float(self.tile) if kind == "depthwise" else 1.0 for kind in self.roles])
 
     def layers(self, values: npt.ArrayLike) -> LayerWork:
-        """Work by layer for width rows `[B, G]`."""
+        """Work by layer for width rows `[B, G]`; all 0 for an operator that a group of width 0 removes."""
         rows = np.asarray(values, dtype=np.float64)
         if rows.ndim != 2 or rows.shape[1] != len(self.space.names):
             raise UsageError(f"widths of shape {rows.shape} do not fit a space of {len(self.space.names)} groups")
         inputs = _round_up(self._in.at(rows), self._in_tile)
         outputs = _round_up(self._out.at(rows), self.tile)
-        weights = self._taps * inputs * outputs / _round_up(self._groups.at(rows), self._group_tile)
-        return LayerWork(self._mac_area * weights, weights, self._in_area * inputs, self._out_area * outputs)
+        there = (inputs > 0) & (outputs > 0)
+        groups = np.maximum(_round_up(self._groups.at(rows), self._group_tile), 1.0)
+        weights = self._taps * inputs * outputs / groups
+        reads, writes = self._in_area * inputs * there, self._out_area * outputs * there
+        return LayerWork(self._mac_area * weights, weights, reads, writes)
 
     def layers_torch(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`macs, weights, reads, writes`, each `[B, O]`, for widths `[B, G]`, differentiable in them.
@@ -176,9 +180,11 @@ class Work:
         rows = values.double()
         inputs = _round_up_torch(_at_torch(self._in, rows), self._in_tile)
         outputs = _round_up_torch(_at_torch(self._out, rows), np.full(len(self.ops), float(self.tile)))
-        groups = _round_up_torch(_at_torch(self._groups, rows), self._group_tile)
+        there = ((inputs > 0) & (outputs > 0)).to(rows)
+        groups = _round_up_torch(_at_torch(self._groups, rows), self._group_tile).clamp_min(1.0)
         weights = rows.new_tensor(self._taps) * inputs * outputs / groups
-        reads, writes = rows.new_tensor(self._in_area) * inputs, rows.new_tensor(self._out_area) * outputs
+        reads = rows.new_tensor(self._in_area) * inputs * there
+        writes = rows.new_tensor(self._out_area) * outputs * there
         return rows.new_tensor(self._mac_area) * weights, weights, reads, writes
 
     def terms(self, values: npt.ArrayLike) -> Array:

@@ -136,7 +136,7 @@ class _Walk:
         self.values = []
         for group, widths in zip(self.space.groups, self.allowed, strict=True):
             best_first = np.sort(np.asarray(self.scores[group.name], dtype=np.float64))[::-1]
-            self.values.append(np.cumsum(best_first)[widths - 1])
+            self.values.append(np.concatenate([[0.0], np.cumsum(best_first)])[widths])
         floors = [self.floor * group.units for group in self.space.groups]
         places = [int(np.searchsorted(w, bound)) for w, bound in zip(self.allowed, floors, strict=True)]
         self.lowest = np.minimum(places, [len(widths) - 1 for widths in self.allowed])

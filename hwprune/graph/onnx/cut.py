@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from hwprune.core.errors import GraphError
+from hwprune.graph.onnx.depth import without_empty_branches
 from hwprune.graph.onnx.labels import FIXED, CutPlan, Labels, plan_cuts
 from hwprune.graph.onnx.network import (
     Array,
@@ -74,8 +75,10 @@ class Cutter:
         )
 
     def model_bytes(self, alive: Alive) -> bytes:
-        """The cut network as a serialised ONNX file."""
+        """The cut network as a serialised ONNX file, without the branches of which nothing is left."""
         changed = self.cut_tensors(alive)
+        if not all(array.size for array in changed.values()):
+            return bytes(to_model(without_empty_branches(self.network(alive))).SerializeToString())
         check_size([*changed.values()])
         model = onnx.ModelProto()
         model.CopyFrom(self._skeleton)

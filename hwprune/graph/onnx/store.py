@@ -92,6 +92,7 @@ def write_parts(parts: Parts, folder: Path) -> None:
     document = {
         "schema": SCHEMA,
         "groups": [[name, size] for name, size in zip(parts.units.names, parts.units.sizes, strict=True)],
+        "skippable": sorted(parts.units.skippable),
         "stateful": sorted(parts.network.stateful),
         "state": dict(parts.state),
         "scales": [[scale.tensor, scale.dim, scale.rows.tolist(), scale.group] for scale in parts.scales],
@@ -108,7 +109,8 @@ def read_parts(folder: Path) -> Parts:
     model = _read_model(folder / "dense.onnx")
     document = _read_document(folder / "dense.json")
     network = with_inferred_shapes(from_model(model, document["stateful"]))
-    units = Units(tuple(name for name, _ in document["groups"]), tuple(size for _, size in document["groups"]))
+    names, sizes = zip(*document["groups"], strict=True) if document["groups"] else ((), ())
+    units = Units(tuple(names), tuple(sizes), frozenset(document["skippable"]))
     shapes = {name: network.shape(name) for name in network.stateful}
     labels = labels_from_json(document["labels"], units, shapes)
     return Parts(network, units, labels, document["state"], _read_scales(document["scales"], units, shapes))
@@ -142,15 +144,15 @@ def _read_scales(items: list[Any], units: Units, shapes: Shapes) -> tuple[Scale,
 
 def _read_document(path: Path) -> dict[str, Any]:
     document = read_json(path)
-    fields = {"groups": list, "stateful": list, "state": dict, "scales": list, "labels": dict}
+    fields = {"groups": list, "skippable": list, "stateful": list, "state": dict, "scales": list, "labels": dict}
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise GraphError(f"{path} is not an ONNX template of this version (schema {SCHEMA})")
     for key, kind in fields.items():
         if not isinstance(document.get(key), kind):
             raise GraphError(f"{path}: '{key}' is missing or not a {kind.__name__}")
-    names = [*document["stateful"], *document["state"].values()]
+    names = [*document["skippable"], *document["stateful"], *document["state"].values()]
     if not all(isinstance(name, str) for name in names):
-        raise GraphError(f"{path}: 'stateful' and 'state' hold something that is not a name")
+        raise GraphError(f"{path}: 'skippable', 'stateful' or 'state' hold something that is not a name")
     for item in document["groups"]:
         pair = isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], int)
         if not pair or item[1] < 1:

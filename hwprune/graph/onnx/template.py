@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hwprune.core.errors import GraphError
 from hwprune.graph.onnx.cut import Cutter
+from hwprune.graph.onnx.depth import without_empty_branches
 from hwprune.graph.onnx.export import export_network, shared_names
 from hwprune.graph.onnx.fold import fold_batch_norms
 from hwprune.graph.onnx.labels import plan_cuts
@@ -34,6 +35,8 @@ class GroupLike(Protocol):
     def units(self) -> int: ...
     @property
     def removable(self) -> bool: ...
+    @property
+    def skippable(self) -> bool: ...
 
 
 class GraphLike(Protocol):
@@ -70,7 +73,11 @@ class OnnxTemplate:
         """
         network = export_network(model, tuple(graph.example))
         removable = [group for group in graph.groups if group.removable]
-        units = Units(tuple(group.name for group in removable), tuple(group.units for group in removable))
+        units = Units(
+            tuple(group.name for group in removable),
+            tuple(group.units for group in removable),
+            frozenset(group.name for group in removable if group.skippable),
+        )
         shapes = {name: network.shape(name) for name in network.tensors if name in network.stateful}
         shared = shared_names(model)
         alias = {other: name for name in shapes for other in shared[name]}
@@ -91,7 +98,10 @@ class OnnxTemplate:
         return self._folded.model_bytes(self._units.alive({}))
 
     def at(self, keep: Mapping[str, Sequence[int]]) -> bytes:
-        """The dense network cut to the units in `keep` (group -> indices that stay; absent groups stay whole)."""
+        """The dense network cut to the units in `keep` (group -> indices that stay; absent groups stay whole).
+
+        Where a skippable group keeps none, the residual branch is gone from the file.
+        """
         return self._folded.model_bytes(self._units.alive(keep))
 
     def at_widths(self, widths: Mapping[str, int]) -> bytes:
@@ -114,7 +124,7 @@ class OnnxTemplate:
             ratio = self._units.kept_ratio(scale.group, alive)
             tensors[scale.tensor] = scale.undo(tensors[scale.tensor], labels, alive, ratio)
         folded, _ = fold_batch_norms(replace(network, tensors=tensors), {})
-        return bytes(to_model(folded).SerializeToString())
+        return bytes(to_model(without_empty_branches(folded)).SerializeToString())
 
     def save(self, folder: Path) -> None:
         """Write `dense.onnx` (BatchNormalization not folded) and `dense.json` (groups, labels) into a folder."""

@@ -26,10 +26,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Units:
-    """The removable groups in order: the units of all of them are numbered through, group after group."""
+    """The removable groups in order: the units of all of them are numbered through, group after group.
+
+    Those in `skippable` may keep no unit.
+    """
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
+    skippable: frozenset[str] = frozenset()
 
     @cached_property
     def offsets(self) -> dict[str, int]:
@@ -52,7 +56,8 @@ class Units:
         for name, indices in keep.items():
             offset, size = self._group(name)
             chosen = np.asarray(indices, np.int64)
-            if chosen.size == 0 or chosen.min() < 0 or chosen.max() >= size:
+            none = chosen.size == 0
+            if (none and name not in self.skippable) or (not none and (chosen.min() < 0 or chosen.max() >= size)):
                 raise GraphError(f"kept units of group '{name}' are empty or not in 0..{size - 1}")
             alive[offset : offset + size] = False
             alive[offset + chosen] = True
@@ -63,8 +68,9 @@ class Units:
         alive = np.ones(self.total + 1, np.bool_)
         for name, width in widths.items():
             offset, size = self._group(name)
-            if not 1 <= width <= size:
-                raise GraphError(f"width {width} of group '{name}' is not in 1..{size}")
+            least = 0 if name in self.skippable else 1
+            if not least <= width <= size:
+                raise GraphError(f"width {width} of group '{name}' is not in {least}..{size}")
             alive[offset + width : offset + size] = False
         return alive
 
