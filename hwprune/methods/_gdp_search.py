@@ -315,10 +315,9 @@ class PolarisingSearch(AbstractTrainee):
         )
         keep = top_units(scores, fit.widths)
         for name, theta, at in zip(problem.space.names, self._thetas(), self.closed_at, strict=True):
-            stays = torch.zeros_like(theta, dtype=torch.bool).index_fill(
-                0, torch.tensor(keep[name]).to(theta.device), True
-            )
-            least = theta[theta != 0].min()
+            stays = torch.zeros_like(theta, dtype=torch.bool)
+            stays[list(keep[name])] = True
+            least = theta[theta != 0].min() if bool(theta.any()) else self.options.eps**0.5
             theta.copy_(torch.where(stays, torch.where(theta == 0, least, theta), torch.zeros_like(theta)))
             at[stays] = _NEVER
             at[~stays & (at == _NEVER)] = float(self.seen)
@@ -329,7 +328,8 @@ class PolarisingSearch(AbstractTrainee):
         last = self.options.anneal * self.steps
         passed = (self.seen - self.settled_at) / max(last - self.settled_at, 1.0)
         passed = 1.0 if self.seen >= self.steps else min(1.0, passed)
-        smallest = min(float(theta.detach()[theta.detach() != 0].min()) for theta in self._thetas())
+        thetas = torch.cat([theta.detach() for theta in self._thetas()])
+        smallest = float(thetas[thetas != 0].min())
         final = min(self.options.eps, _POLARISED * smallest**2)
         self.gates.eps.fill_(math.exp((1 - passed) * math.log(self.options.eps) + passed * math.log(final)))
 

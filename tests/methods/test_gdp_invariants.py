@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from hwprune.core.errors import Interrupted
 from hwprune.core.events import Caution, Event, SearchStep
-from hwprune.graph import cut, gate_parameters, trace
+from hwprune.graph import cut, gate_parameters, mask, trace
 from hwprune.methods import Answer, Problem
 from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._gdp_gates import (
@@ -30,7 +30,7 @@ from hwprune.methods._gdp_gates import (
 from hwprune.methods._gdp_prices import Prices, critical_pressure, shortened
 from hwprune.methods._gdp_search import NotPolarised, PolarisingSearch
 from hwprune.methods.gdp import GDP
-from hwprune.testing.methods import family, tiny_problem
+from hwprune.testing.methods import StaircaseLatency, family, tiny_problem
 from hwprune.testing.networks import FAMILIES
 from hwprune.training.loop import train
 
@@ -41,6 +41,13 @@ QUICK = {"saliency_images": 16}
 def solved(problem: Problem, **options: Any) -> Answer:
     (answer,) = GDP(**{**QUICK, **options}).search(problem)
     return answer
+
+
+def deep(problem: Problem) -> Problem:
+    """The same problem with width 0 wherever a residual branch can vanish."""
+    space = problem.graph.space(tile=4, min_keep=0.25, depth=True)
+    latency = StaircaseLatency.of(problem.graph, space)
+    return replace(problem, space=space, latency=latency)
 
 
 def trained(problem: Problem, **options: Any) -> PolarisingSearch:
@@ -162,6 +169,39 @@ class InPlace(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         return self.last(self.wide(x + self.same(x)))
+
+
+@pytest.mark.parametrize("name", ["resnet_option_a", "resnet_option_b", "mobilenetv2", "c2f"])
+def test_5_a_block_with_only_closed_gates_is_its_constant(name: str) -> None:
+    problem = deep(tiny_problem(name))
+    model, images = family(name).model, problem.data.train.images[:4]
+    vanishing = [group.name for group in problem.space.groups if group.skippable]
+    assert vanishing
+    gates = [torch.full((g.units,), 0.0 if g.skippable else 0.7) for g in problem.space.groups]
+    expected = gated_outputs(problem, model, gates, images)
+    state = absorbed(model.state_dict(), problem.graph, problem.space.names, gates)
+    small = cut(with_weights(problem, state), problem.graph, dict.fromkeys(vanishing, ()))
+    with torch.no_grad():
+        torch.testing.assert_close(small(images), expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
+
+
+def test_5_a_search_may_take_whole_blocks() -> None:
+    problem = deep(tiny_problem("resnet_option_b", 0.5))
+    smallest = problem.latency.predict(problem.space.smallest()).latency_ms
+    answer = solved(replace(problem, target_ms=1.05 * smallest))
+    gone = [name for name, width in answer.widths.items() if width == 0]
+    assert len(gone) >= 3
+    assert all(answer.keep[name] == () for name in gone)
+    assert answer.predicted_ms <= 1.05 * smallest
+    assert answer.state is not None
+    images = problem.data.val.images
+    trained = with_weights(problem, dict(answer.state))
+    with torch.no_grad():
+        expected = mask(trained, problem.graph, answer.keep)(images)
+        small = cut(trained, problem.graph, answer.keep)(images)
+    torch.testing.assert_close(small, expected, rtol=0, atol=1e-5)
+    wider = GDP().refit(problem, answer, 0.9 * problem.dense_ms)
+    assert sum(wider.widths[name] > 0 for name in gone) > 0
 
 
 def test_6_prices_are_the_differences_of_bilinear_macs() -> None:
