@@ -123,10 +123,12 @@ class PruningNet(nn.Module):
         return outputs
 
     def weights(self, widths: Widths) -> dict[str, Tensor]:
-        """All full-size parameters for a structure, the generated ones with their correction."""
+        """All full-size parameters for a structure, the generated ones in full precision with their correction."""
         weights: dict[str, Tensor] = dict(self.model.named_parameters())
-        for block, (name, groups) in zip(self.blocks, self.encoded.items(), strict=bool(self.blocks)):
-            weights[name] = weights[name] + block(self._encode(widths, groups, weights[name]))
+        device = next(iter(weights.values())).device
+        with torch.autocast(device.type, enabled=False):
+            for block, (name, groups) in zip(self.blocks, self.encoded.items(), strict=bool(self.blocks)):
+                weights[name] = weights[name] + block(self._encode(widths, groups, weights[name]))
         return weights
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,9 @@ from hwprune.core.errors import Interrupted, TrainingDiverged
 from hwprune.core.events import Note, Progress, SearchStep
 from hwprune.core.widths import Widths
 from hwprune.graph import cut
+from hwprune.methods._adjust import fit_to_target
 from hwprune.methods._base import Problem
+from hwprune.methods._families import uniform_family, widest_that_fits
 from hwprune.methods._metapruning_genes import Gene, GeneSpace
 from hwprune.methods._metapruning_net import PruningNet
 from hwprune.methods._metapruning_sampler import (
@@ -28,7 +30,7 @@ from hwprune.methods._metapruning_sampler import (
     WithinBudget,
     gene_of,
 )
-from hwprune.methods._metapruning_study import open_storage, open_study, quiet
+from hwprune.methods._metapruning_study import kept_target_ms, open_storage, open_study, quiet, same_network
 from hwprune.training import evaluate, recalibrate_bn
 from hwprune.training._random import mix
 from hwprune.training.tasks import predict
@@ -36,6 +38,7 @@ from hwprune.training.tasks import predict
 if TYPE_CHECKING:
     from hwprune.methods.metapruning import MetaPruning
 
+_FLOOR = 0.25
 FORWARD_COST = 1 / 3  # of a forward and backward pass
 
 
@@ -96,30 +99,37 @@ class Judge:
 
 
 class Evolution:
-    """The evaluated candidates of one search, in the order of their evaluation, kept in an Optuna study."""
+    """The candidates of one search, in the order of their evaluation, kept in an Optuna study.
 
-    def __init__(
-        self, problem: Problem, options: MetaPruning, genes: GeneSpace, judge: Judge, first: Sequence[Gene] = ()
-    ) -> None:
-        self.problem, self.options, self.genes, self.judge = problem, options, genes, judge
+    The study is opened here, so that one of another search is refused before anything is trained, and so that the
+    target stays the one the search was begun with. Raises `RunError` and `BudgetInfeasible`.
+    """
+
+    def __init__(self, problem: Problem, options: MetaPruning, scores: Mapping[str, np.ndarray]) -> None:
+        self.problem, self.options = problem, options
         where = options.storage or str(problem.study)
         storage = open_storage(problem.study, options.storage)
-        self.sampler = self._sampler(first, 0)
+        target_ms = kept_target_ms(storage, problem.target_ms)
+        self.genes = GeneSpace.within(problem.space, problem.latency, target_ms, options.least_use)
+        self.first = first_genes(problem, self.genes, scores) if options.first == "baselines" else ()
+        self.sampler = self._sampler(0)
         self.study = open_study(storage, self._spec(), self.sampler, where)
         asked = len(self.study.get_trials(deepcopy=False))
         if asked and isinstance(self.sampler, WithinBudget):
             # The state of Optuna's own samplers is not kept: with the old seed they would repeat themselves.
-            self.study.sampler = self.sampler = self._sampler(first, asked)
+            self.study.sampler = self.sampler = self._sampler(asked)
         self.fitness = {gene: float(trial.value or 0.0) for gene, trial in self._complete()}
 
-    def run(self) -> tuple[Candidate, ...]:
+    def run(self, judge: Judge) -> tuple[Candidate, ...]:
         """Evaluate until the number of candidates is reached or no other one fits; the best first.
 
-        Raises `Interrupted` when `stop` says so; everything told is kept.
+        Raises `Interrupted` when `stop` says so, everything told being kept, and `RunError` when the candidates so far
+        were scored with other weights.
         """
         wanted = self.options.evaluations
         with quiet():
-            while len(self.fitness) < wanted and self._one():
+            same_network(self.study, digest(judge.net))
+            while len(self.fitness) < wanted and self._one(judge):
                 self._report()
                 if len(self.fitness) < wanted and self.problem.stop():
                     raise Interrupted(
@@ -137,7 +147,7 @@ class Evolution:
             for gene, ms in zip(best_first, cost_ms, strict=True)
         )
 
-    def _one(self) -> bool:
+    def _one(self, judge: Judge) -> bool:
         """Ask for one candidate, evaluate and tell it; False when there is no other one."""
         trial = self.study.ask()
         sizes = zip(self.sampler.names, self.genes.sizes, strict=True)
@@ -154,7 +164,7 @@ class Evolution:
         trial.set_user_attr("latency_ms", predicted_ms)
         trial.set_user_attr("macs", self.problem.graph.macs(widths))
         trial.set_user_attr("origin", {"operator": made.operator, "parents": list(made.parents)})
-        self.fitness[gene] = self.judge(widths)
+        self.fitness[gene] = judge(widths)
         self.study.tell(trial, self.fitness[gene])
         return True
 
@@ -167,7 +177,7 @@ class Evolution:
             figures = {"best_fitness": best.fitness, "mean_fitness": float(np.mean(latest))}
             problem.on_event(SearchStep(done, wanted, best.predicted_ms, figures))
 
-    def _sampler(self, first: Sequence[Gene], asked: int) -> MetaPruningSampler | WithinBudget:
+    def _sampler(self, asked: int) -> MetaPruningSampler | WithinBudget:
         options, seed = self.options, self.problem.seed
         if options.sampler in ("ga", "random"):
             return MetaPruningSampler(
@@ -177,7 +187,7 @@ class Evolution:
                 mutation=options.mutation,
                 seed=seed,
                 evolve=options.sampler == "ga",
-                first=first,
+                first=self.first,
             )
         stock_seed = mix(seed, "sampler", asked) % 2**32
         if options.sampler == "nsga2":
@@ -188,14 +198,13 @@ class Evolution:
     def _spec(self) -> Mapping[str, object]:
         """What must be the same for the candidates of a study to be comparable."""
         options, space = self.options, self.problem.space
-        same = ("sampler", "population", "parents", "mutation", "first", "fitness", "recalibration_images")
+        same = ("sampler", "population", "parents", "mutation", "least_use", "first", "fitness")
         return {
             "space": space.signature(),
             "target_ms": self.genes.high_ms,
             "seed": self.problem.seed,
-            **{name: getattr(options, name) for name in same},
+            **{name: getattr(options, name) for name in (*same, "recalibration_images")},
             "data": self.problem.data.fingerprint,
-            "network": digest(self.judge.net),
             "widths": {name: list(allowed) for name, allowed in zip(space.names, space.widths, strict=True)},
         }
 
@@ -204,6 +213,15 @@ class Evolution:
             gene = gene_of(self.sampler.names, trial.params)
             if gene is not None:
                 yield gene, trial
+
+
+def first_genes(problem: Problem, genes: GeneSpace, scores: Mapping[str, np.ndarray]) -> tuple[Gene, ...]:
+    """The uniform and the greedy network within the target, as far as they use enough of it."""
+    space, latency, target_ms = problem.space, problem.latency, genes.high_ms
+    uniform = widest_that_fits(space, latency, uniform_family(space), target_ms)
+    greedy = fit_to_target(space, latency, scores, target_ms, floor=_FLOOR)
+    found = [genes.gene(fit.widths) for fit in (uniform, greedy)]
+    return tuple(gene for gene, fits in zip(found, genes.fits(np.array(found)), strict=True) if fits)
 
 
 def digest(net: nn.Module) -> str:

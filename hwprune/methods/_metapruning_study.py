@@ -23,6 +23,7 @@ from hwprune.core.errors import RunError
 
 STUDY_NAME = "metapruning"
 SPEC = "hwprune"
+NETWORK = "hwprune:network"
 # A measured dense latency differs a little each time, and so does a budget that is a fraction of it.
 _SAME_TARGET = 0.05
 _STALE_LOCK_S = 5.0
@@ -108,6 +109,18 @@ def open_study(storage: BaseStorage, spec: Mapping[str, Any], sampler: BaseSampl
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
     return study
+
+
+def same_network(study: optuna.Study, digest: str) -> None:
+    """Raise `RunError` when the study's candidates were scored with other generated weights."""
+    kept = study.user_attrs.get(NETWORK)
+    if kept is None:
+        study.set_user_attr(NETWORK, digest)
+    elif kept != digest:
+        raise RunError(
+            f"the candidates so far were scored by another PruningNet ({kept} there, {digest} now)",
+            hint="its checkpoint is gone or was trained otherwise: choose another run folder",
+        )
 
 
 def kept_target_ms(storage: BaseStorage, target_ms: float) -> float:

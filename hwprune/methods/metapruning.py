@@ -24,8 +24,6 @@ from hwprune.core.errors import UsageError
 from hwprune.core.events import Caution, Note
 from hwprune.methods._adjust import check_feasible, fit_to_target
 from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
-from hwprune.methods._families import uniform_family, widest_that_fits
-from hwprune.methods._metapruning_genes import Gene, GeneSpace
 from hwprune.methods._metapruning_net import PruningNet, with_random_weights
 from hwprune.methods._metapruning_training import StructureTraining, check_size
 from hwprune.methods._saliency import dense_answer, taylor, weight_norm
@@ -74,7 +72,7 @@ class MetaPruning(AbstractMethod):
     measured: int = _option(10, "best candidates to measure on the device; 0: none")
     weights: Literal["generated", "dense", "scratch"] = _option("generated", "what the winner is retrained from")
     memory_gb: float = _option(0.0, "most memory for training PruningNet; 0: half of the machine's")
-    storage: str = _option("", "an Optuna storage URL (sqlite:///FILE) in place of the run's study.log")
+    storage: str = _option("", "an Optuna storage URL (sqlite:///FILE) in place of RUN/study.log, for one process")
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -118,14 +116,15 @@ class MetaPruning(AbstractMethod):
 
     def _searched(self, problem: Problem, scores: Mapping[str, np.ndarray], passes: int) -> Answer:
         from hwprune.methods._metapruning_search import FORWARD_COST, Evolution, Judge
-        from hwprune.methods._metapruning_study import kept_target_ms, open_storage
 
-        target_ms = kept_target_ms(open_storage(problem.study, self.storage), problem.target_ms)
-        genes = GeneSpace.within(problem.space, problem.latency, target_ms, self.least_use)
+        evolution = Evolution(problem, self, scores)
         net = self.pruning_net(problem, scores)
         judge = Judge(problem, net, self.fitness, self.recalibration_images)
+        training = StructureTraining(
+            problem, net, evolution.genes, near_budget=self.near_budget, distill_alpha=self.distill_alpha
+        )
         log = train(
-            StructureTraining(problem, net, genes, near_budget=self.near_budget, distill_alpha=self.distill_alpha),
+            training,
             problem.data,
             plan=problem.plan,
             seed=problem.seed,
@@ -136,7 +135,7 @@ class MetaPruning(AbstractMethod):
             evaluate=judge.probes,
         )
         _warn_if_not_ready(problem, log.history[-1])
-        candidates = Evolution(problem, self, genes, judge, self._first(problem, genes, scores)).run()
+        candidates = evolution.run(judge)
         winner = self._winner(problem, candidates)
         forward = round(len(candidates) * judge.images * FORWARD_COST)
         answer = Answer(
@@ -175,17 +174,6 @@ class MetaPruning(AbstractMethod):
             scores[name] = np.empty_like(values)
             scores[name][np.argsort(-order[name], kind="stable")] = np.sort(values)[::-1]
         return scores
-
-    def _first(self, problem: Problem, genes: GeneSpace, scores: Mapping[str, np.ndarray]) -> Sequence[Gene]:
-        if self.first == "random":
-            return ()
-        space, latency, target_ms = problem.space, problem.latency, genes.high_ms
-        widths = [
-            widest_that_fits(space, latency, uniform_family(space), target_ms).widths,
-            fit_to_target(space, latency, scores, target_ms, floor=0.25).widths,
-        ]
-        found = [genes.gene(item) for item in widths]
-        return [gene for gene, fits in zip(found, genes.fits(np.array(found)), strict=True) if fits]
 
     def _winner(self, problem: Problem, candidates: Sequence[Candidate]) -> Candidate:
         """The best candidate that also measures within the budget; without a device, the best."""

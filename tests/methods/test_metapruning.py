@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from hwprune.core.errors import Interrupted, RunError, TrainingDiverged, UsageError
-from hwprune.core.events import Caution, Event, Note, Progress, SearchStep
+from hwprune.core.events import Caution, EpochDone, Event, Note, Progress, SearchStep
 from hwprune.core.widths import Widths
 from hwprune.graph import cut
 from hwprune.methods import Answer, Problem
-from hwprune.methods._metapruning_genes import GeneSpace
 from hwprune.methods._metapruning_net import PruningNet, parameter_count
 from hwprune.methods._metapruning_search import Evolution, Judge
 from hwprune.methods._saliency import weight_norm
@@ -140,11 +139,29 @@ def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
         (replace(problem, seed=1), {}, "seed: 0 there, 1 now"),
         (replace(problem, target_ms=0.7 * problem.dense_ms), {}, "target_ms: "),
         (problem, {"fitness": "loss"}, "fitness: score there, loss now"),
-        (problem, {"hidden": 3}, "network: "),
     ]
+    events: list[Event] = []
     for other, options, message in others:
         with pytest.raises(RunError, match=f"belongs to another search.*{message}"):
-            solve(other, **options)
+            solve(replace(other, on_event=events.append), **options)
+    assert not [event for event in events if isinstance(event, EpochDone)]  # refused before any training
+    with pytest.raises(RunError, match="were scored by another PruningNet"):
+        solve(problem, hidden=3)
+
+
+def test_a_budget_measured_again_is_the_one_the_search_began_with(
+    whole: tuple[Answer, list[tuple[int, ...]]], tmp_path: Path
+) -> None:
+    problem = in_folder(small_problem(), tmp_path)
+    asked = iter(range(100))
+    with pytest.raises(Interrupted, match="stopped after step"):
+        solve(replace(problem, stop=lambda: next(asked) >= 4))
+    asked = iter(range(100))
+    with pytest.raises(Interrupted, match="of 12 candidates"):
+        solve(replace(problem, target_ms=1.02 * problem.target_ms, stop=lambda: next(asked) >= 12))
+    lower = solve(replace(problem, target_ms=0.99 * problem.target_ms))
+    assert genes_of(tmp_path / "study.log") == whole[1]
+    assert lower.predicted_ms <= 0.99 * problem.target_ms
 
 
 def test_the_best_candidate_wins_and_ties_go_to_the_earlier() -> None:
@@ -176,8 +193,8 @@ def pruning_net(problem: Problem, hidden: int = 0) -> PruningNet:
 
 
 def evolved(problem: Problem, options: MetaPruning, fitness: Any) -> tuple[Any, ...]:
-    genes = GeneSpace.within(problem.space, problem.latency, problem.target_ms, options.least_use)
-    return Evolution(problem, options, genes, FakeJudge(problem, fitness)).run()
+    scores = weight_norm(problem.model, problem.graph, problem.space, "l1")
+    return Evolution(problem, options, scores).run(FakeJudge(problem, fitness))
 
 
 def test_15_the_best_are_measured_and_violators_dropped() -> None:

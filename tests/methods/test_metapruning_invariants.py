@@ -338,3 +338,14 @@ def test_a_cold_start_draws_weights_of_the_variance_that_the_fan_in_asks_for() -
             fan_in = weight[0].numel()
             assert 2 / fan_in * 0.8 < float(weight.detach().var()) < 2 / fan_in * 2.2
             assert not torch.equal(weight, dense[key])
+
+
+def test_weights_are_generated_in_full_precision_under_autocast() -> None:
+    problem = tiny_problem("chain")
+    net = made(problem)
+    widths = problem.space.smallest()
+    expected = net.weights(widths)
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = net.weights(widths)
+        assert net(images_of(problem), widths).dtype == torch.bfloat16
+    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
