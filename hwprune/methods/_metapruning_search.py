@@ -17,6 +17,7 @@ from torch import nn
 
 from hwprune.core.errors import Interrupted, TrainingDiverged
 from hwprune.core.events import Note, Progress, SearchStep
+from hwprune.core.units import format_ms
 from hwprune.core.widths import Widths
 from hwprune.graph import cut
 from hwprune.methods._adjust import fit_to_target
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from hwprune.methods.metapruning import MetaPruning
 
 _FLOOR = 0.25
+_SURVEYED = 1000
 FORWARD_COST = 1 / 3  # of a forward and backward pass
 
 
@@ -119,6 +121,7 @@ class Evolution:
             # The state of Optuna's own samplers is not kept: with the old seed they would repeat themselves.
             self.study.sampler = self.sampler = self._sampler(asked)
         self.fitness = {gene: float(trial.value or 0.0) for gene, trial in self._complete()}
+        self._tell_how_many_fit()
 
     def run(self, judge: Judge) -> tuple[Candidate, ...]:
         """Evaluate until the number of candidates is reached or no other one fits; the best first.
@@ -134,7 +137,9 @@ class Evolution:
                 if len(self.fitness) < wanted and self.problem.stop():
                     raise Interrupted(
                         f"the search was stopped after {len(self.fitness)} of {wanted} candidates",
-                        hint="the same command goes on from there" if self.problem.study else "",
+                        hint="the same command goes on from there"
+                        if self.problem.study or self.options.storage
+                        else "",
                     )
         return self.candidates()
 
@@ -167,6 +172,15 @@ class Evolution:
         self.fitness[gene] = judge(widths)
         self.study.tell(trial, self.fitness[gene])
         return True
+
+    def _tell_how_many_fit(self) -> None:
+        genes, rng = self.genes, np.random.default_rng(0)
+        drawn = genes.uniform(rng, _SURVEYED)
+        cost_ms, share = genes.cost_ms(drawn), float(genes.fits(drawn).mean())
+        band = f"{format_ms(genes.low_ms)} to {format_ms(genes.high_ms)}"
+        found = f"{format_ms(float(cost_ms.min()))} to {format_ms(float(cost_ms.max()))}"
+        text = f"candidates are predicted at {band}; random structures need {found}, {share:.1%} of them fit"
+        self.problem.on_event(Note(text))
 
     def _report(self) -> None:
         done, wanted, problem = len(self.fitness), self.options.evaluations, self.problem

@@ -330,7 +330,9 @@ def test_progress_is_told_in_generations() -> None:
     assert [step.step for step in steps] == [4, 8, 12]
     best = [step.metrics["best_fitness"] for step in steps]
     assert best == sorted(best)
-    assert any(isinstance(event, Note) and "PruningNet has" in event.text for event in events)
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert any("PruningNet has" in text for text in notes)
+    assert any("candidates are predicted at" in text and "of them fit" in text for text in notes)
 
 
 def test_a_pruning_net_that_is_not_ready_is_said() -> None:
