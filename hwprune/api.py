@@ -112,13 +112,15 @@ def profile(
     tables: str | Path = "latency_tables",
     min_keep: float | None = None,
     tile: int | str = "auto",
+    depth: bool = False,
     seed: int = 0,
     on_event: OnEvent = ignore,
     stop: Stop = never,
 ) -> LatencyTable:
     """Measure `samples` sub-networks of many widths on a device; the table goes on where it stopped.
 
-    `x` is an example input or its shape; without it `data` or the named network says it.
+    `x` is an example input or its shape; without it `data` or the named network says it. With `depth` sub-networks
+    may lack whole residual branches.
     """
     network, example, name = model_and_example(model, x, data, batch, seed)
     with survey(
@@ -129,6 +131,7 @@ def profile(
         tables=Path(tables),
         min_keep=DEFAULTS.min_keep if min_keep is None else min_keep,
         tile=parse_tile(tile),
+        depth=depth,
         seed=seed,
         on_event=on_event,
     ) as found:

@@ -48,6 +48,10 @@ Tile = Annotated[
     str,
     typer.Option(metavar="N", help="Step of the widths in channels; auto: found by a probe.", rich_help_panel=SPACE),
 ]
+Depth = Annotated[
+    bool,
+    typer.Option("--depth", help="Let whole residual branches go, too.", rich_help_panel=SPACE),
+]
 Tables = Annotated[Path, typer.Option(metavar="FOLDER", help="Latency tables.", rich_help_panel=TARGET)]
 
 
@@ -144,6 +148,7 @@ SPACE_FLAGS: tuple[Flag, ...] = (
     ("samples", Samples, DEFAULTS.samples),
     ("min_keep", MinKeep, DEFAULTS.min_keep),
     ("tile", Tile, "auto"),
+    ("depth", Depth, DEFAULTS.depth),
 )
 
 

@@ -32,6 +32,7 @@ class SearchOptions(TypedDict, total=False):
     afterwards. `lr` and `batch_size` are those of the search and the finetuning; `train_precision` what all training
     computes in ("auto": whichever is faster here), never what is exported. `tile` is in channels, or "auto";
     `min_keep` the least share of a group's units that stays.
+    With `depth` whole residual branches may go.
     """
 
     weights: str | Path | None
@@ -45,6 +46,7 @@ class SearchOptions(TypedDict, total=False):
     samples: int
     tile: int | str
     min_keep: float | None
+    depth: bool
     dense_epochs: float | None
     epochs: float | None
     finetune_epochs: float | None
@@ -74,6 +76,7 @@ class SearchSettings:
     samples: int = 100
     tile: int = 0
     min_keep: float = 0.2
+    depth: bool = False
     dense_epochs: float = 12.0
     epochs: float = 2.0
     finetune_epochs: float = 4.0

@@ -40,12 +40,14 @@ def survey(
     target: Target,
     tables: Path,
     min_keep: float,
+    depth: bool = False,
     tile: int = 0,
     seed: int = 0,
     on_event: OnEvent = ignore,
 ) -> Iterator[Survey]:
     """Trace, export once, open the device, find the tile (0: by a probe), and find or create the table.
 
+    With `depth` whole residual branches may go: width 0 is in the space of the groups inside them.
     Raises `GraphError` for a model that cannot be traced, `UsageError` when nothing can be cut and `DeviceError` for
     a device that cannot be measured.
     """
@@ -53,7 +55,9 @@ def survey(
     template = OnnxTemplate.export(model, graph)
     with connect(target) as board:
         tile = tile or known_tile(board, tables, seed, on_event)
-        space = graph.space(tile=tile, min_keep=min_keep)
+        space = graph.space(tile=tile, min_keep=min_keep, depth=depth)
+        if depth:
+            on_event(Note(f"{sum(group.skippable for group in space.groups)} residual branches may go as a whole"))
         if space.size == 1:
             raise UsageError(
                 f"no channel group of {name} has two widths at a tile of {tile} channels",

@@ -96,6 +96,7 @@ def open_workshop(
         target=settings.target,
         tables=tables,
         min_keep=settings.min_keep,
+        depth=settings.depth,
         tile=settings.tile,
         seed=settings.seed,
         on_event=folder.emit,
