@@ -41,6 +41,9 @@ def search(
     dense_epochs: Annotated[float, flags.epochs_flag("the dense network, without --weights")] = DEFAULTS.dense_epochs,
     epochs: Annotated[float, flags.epochs_flag("the search")] = DEFAULTS.epochs,
     finetune_epochs: Annotated[float, flags.epochs_flag("finetuning afterwards")] = DEFAULTS.finetune_epochs,
+    total_epochs: Annotated[
+        float, flags.epochs_flag("search and finetuning together, instead of --finetune-epochs")
+    ] = DEFAULTS.total_epochs,
     lr: Annotated[float, flags.training_flag("Learning rate of search and finetuning.", "RATE", min=0)] = DEFAULTS.lr,
     batch_size: Annotated[int, flags.training_flag("Images a training step.", "N", min=2)] = DEFAULTS.batch_size,
     train_precision: Annotated[
@@ -73,6 +76,7 @@ def search(
             dense_epochs=dense_epochs,
             epochs=epochs,
             finetune_epochs=finetune_epochs,
+            total_epochs=total_epochs,
             lr=lr,
             batch_size=batch_size,
             train_precision=train_precision,

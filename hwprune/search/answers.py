@@ -1,7 +1,8 @@
-"""A method's answer on the disk: arrays in a safetensors file, the rest in JSON beside it."""
+"""A method's answer, and what settled it, on the disk: arrays in a safetensors file, the rest in JSON beside it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hwprune.core.errors import RunError
 from hwprune.core.files import atomic_write_bytes, read_json, write_json
 from hwprune.core.widths import SearchSpace
 from hwprune.methods._base import Answer
+from hwprune.search.controller import Settlement, Trial
 
 
 def save_answer(answer: Answer, folder: Path) -> None:
@@ -54,3 +56,35 @@ def load_answer(folder: Path, space: SearchSpace) -> Answer:
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise RunError(f"the answer in {folder} cannot be read: {error}", hint="remove the run folder") from error
+
+
+def save_settlement(settled: Settlement, folder: Path) -> None:
+    """Write the chosen answer, without its weights, and every trial."""
+    save_answer(replace(settled.chosen.answer, state=None), folder)
+    trials = [
+        {
+            "widths": dict(trial.answer.widths),
+            "predicted_ms": trial.answer.predicted_ms,
+            "measured_ms": trial.measured_ms,
+            "measured_ci_ms": list(trial.measured_ci_ms),
+            "budget_ms": trial.budget_ms,
+        }
+        for trial in settled.trials
+    ]
+    write_json(folder / "trials.json", {"chosen": settled.trials.index(settled.chosen), "trials": trials})
+
+
+def load_settlement(folder: Path, space: SearchSpace, answer: Answer) -> Settlement:
+    """The settlement that `save_settlement` wrote; the chosen answer takes its weights from the search's `answer`.
+
+    The other trials' answers are their widths and predictions only.
+    """
+    document = read_json(folder / "trials.json")
+    chosen = replace(load_answer(folder, space), state=answer.state)
+    trials = []
+    for place, entry in enumerate(document["trials"]):
+        widths = space.make([int(entry["widths"][name]) for name in space.names])
+        tried = chosen if place == document["chosen"] else Answer(widths, {}, float(entry["predicted_ms"]), {})
+        low, high = entry["measured_ci_ms"]
+        trials.append(Trial(tried, float(entry["measured_ms"]), (float(low), float(high)), float(entry["budget_ms"])))
+    return Settlement(trials[document["chosen"]], tuple(trials))

@@ -17,6 +17,9 @@ from hwprune.methods._base import Answer
 # The measured latency aimed at, as a share of the budget: half way between the bound and the 3 % that may stay unused.
 AIM = 0.985
 UNUSED = 0.03
+# On a noisy machine the interval itself takes a part of the budget: up to this much may stay unused when the interval
+# reaches up to AIM, for nothing wider could be shown to fit.
+UNUSED_UNDER_NOISE = 0.045
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,17 @@ class Trial:
     def utilisation(self) -> float:
         """Measured latency as a share of the budget."""
         return self.measured_ms / self.budget_ms
+
+    @property
+    def settled(self) -> bool:
+        """Whether it meets the budget and uses it as far as its interval lets anyone tell."""
+        filled = self.measured_ci_ms[1] >= AIM * self.budget_ms
+        return self.within and self.utilisation >= 1 - (UNUSED_UNDER_NOISE if filled else UNUSED)
+
+    @property
+    def highest_aim(self) -> float:
+        """The share of the budget at which the upper end of an interval as wide as this one just meets the budget."""
+        return self.measured_ms / max(self.measured_ci_ms[1], self.measured_ms)
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,7 @@ class BudgetController:
         while following is not None and len(trials) < self.tries:
             trial = self._try(following)
             trials[following.widths.values_tuple()] = trial
-            if trial.within and trial.utilisation >= 1 - UNUSED:
+            if trial.settled:
                 break
             following = self._next_answer(trial, trials, aim)
         if not any(trial.within for trial in trials.values()):
@@ -111,7 +125,7 @@ class BudgetController:
         bound it. Where the method answers with a network already tried, the target moves towards the open bound.
         """
         bias = trial.measured_ms / self.predict(trial.answer)
-        wanted = aim * trial.budget_ms / bias
+        wanted = min(aim, trial.highest_aim) * trial.budget_ms / bias
         passed = max((self.predict(t.answer) for t in trials.values() if t.within), default=self.smallest_ms)
         missed = min((self.predict(t.answer) for t in trials.values() if not t.within), default=math.inf)
         if passed < missed < math.inf and not passed < wanted < missed:

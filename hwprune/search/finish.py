@@ -20,6 +20,7 @@ from hwprune.core.widths import Statistic
 from hwprune.graph import Recipe, cut
 from hwprune.methods._base import Answer
 from hwprune.report.run_data import LayerProfile, NamedOp
+from hwprune.search.settings import SearchSettings
 from hwprune.search.workshop import Workshop, example_input
 from hwprune.training import evaluate, finetune, recalibrate_bn
 
@@ -102,14 +103,15 @@ def _finetuned(shop: Workshop, answer: Answer, stage: str, scores: dict[str, flo
     score("cut")
     recalibrate_bn(small, shop.data, RECALIBRATION_IMAGES, seed=shop.settings.seed)
     score("recalibrated")
-    if not shop.settings.finetune_epochs:
+    epochs = finetune_epochs(shop.settings, answer.image_passes, len(shop.data.train))
+    if not epochs:
         return small, 0
     log = finetune(
         small,
         shop.model,
         shop.data,
         task=shop.task,
-        plan=shop.plan(shop.settings.finetune_epochs),
+        plan=shop.plan(epochs),
         seed=shop.settings.seed,
         checkpoint=shop.folder.checkpoint(stage),
         on_event=shop.folder.emit,
@@ -117,6 +119,13 @@ def _finetuned(shop: Workshop, answer: Answer, stage: str, scores: dict[str, flo
     )
     score("finetuned")
     return small.eval(), log.image_passes
+
+
+def finetune_epochs(settings: SearchSettings, search_passes: int, train_images: int) -> float:
+    """The epochs that finetuning gets: its own number, or what the search has left of the total."""
+    if not settings.total_epochs:
+        return settings.finetune_epochs
+    return max(0.0, settings.total_epochs - search_passes / train_images)
 
 
 def export_network(shop: Workshop, small: nn.Module, keep: Mapping[str, Sequence[int]]) -> bytes:

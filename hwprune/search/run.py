@@ -15,6 +15,7 @@ from hwprune.methods._base import AbstractMethod, Answer
 from hwprune.models import load_model, load_weights
 from hwprune.report.html import write_report
 from hwprune.report.run_data import Candidate, Result
+from hwprune.search.answers import load_settlement, save_settlement
 from hwprune.search.controller import AIM, Settlement
 from hwprune.search.finish import Finished, finish, layer_profile
 from hwprune.search.run_folder import RunFolder
@@ -84,11 +85,11 @@ def _model(settings: SearchSettings, data: Data) -> nn.Module:
 def _search(shop: Workshop, baseline: Baseline, method: AbstractMethod) -> Result:
     dense_network(shop)
     answer = search_answer(shop, method, baseline.budget_ms)
-    settled = [_settle(shop, method, answer, AIM)]
+    settled = [_settle(shop, method, answer, 0)]
     done = finish(shop, settled[-1].chosen.answer, attempt=0)
     while not done.verified.within and settled[-1].chosen.within and len(settled) < ATTEMPTS:
         shop.folder.emit(Note("the finetuned network measures over the budget its candidate had met: stepping back"))
-        settled.append(_settle(shop, method, answer, AIM - len(settled) * STEP_BACK))
+        settled.append(_settle(shop, method, answer, len(settled)))
         done = finish(shop, settled[-1].chosen.answer, attempt=len(settled) - 1)
     profile = layer_profile(shop, (shop.folder.path / "model.onnx").read_bytes(), done.answer)
     if profile is not None:
@@ -96,8 +97,17 @@ def _search(shop: Workshop, baseline: Baseline, method: AbstractMethod) -> Resul
     return _result(shop, done, settled, answer.image_passes)
 
 
-def _settle(shop: Workshop, method: AbstractMethod, answer: Answer, aim: float) -> Settlement:
-    return shop.folder.stage("settle", lambda: settle(shop, method, answer, aim=aim))
+def _settle(shop: Workshop, method: AbstractMethod, answer: Answer, attempt: int) -> Settlement:
+    """Kept once decided: measured anew after a kill, another candidate could win than the one half finetuned."""
+    stage = f"settle-{attempt}" if attempt else "settle"
+    folder = shop.folder.path / "settled" / str(attempt)
+
+    def work() -> Settlement:
+        settled = settle(shop, method, answer, aim=AIM - attempt * STEP_BACK)
+        save_settlement(settled, folder)
+        return settled
+
+    return shop.folder.stage(stage, work, lambda: load_settlement(folder, shop.table.space, answer))
 
 
 def _common(shop: Workshop) -> dict[str, Any]:

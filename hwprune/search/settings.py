@@ -29,9 +29,10 @@ class SearchOptions(TypedDict, total=False):
     """The keyword options of `hwprune.search`; None means the default. `options` are those of the method.
 
     Epochs: `dense_epochs` of a network that has no weights yet, `epochs` of the search itself, `finetune_epochs`
-    afterwards. `lr` and `batch_size` are those of the search and the finetuning; `train_precision` what all training
-    computes in ("auto": whichever is faster here), never what is exported. `tile` is in channels, or "auto";
-    `min_keep` the least share of a group's units that stays.
+    afterwards, or `total_epochs` of search and finetuning together: finetuning then gets what the search has left,
+    counted in images that went forward and backward. `lr` and `batch_size` are those of the search and the finetuning;
+    `train_precision` what all training computes in ("auto": whichever is faster here), never what is exported. `tile`
+    is in channels, or "auto"; `min_keep` the least share of a group's units that stays.
     With `depth` whole residual branches may go.
     """
 
@@ -50,6 +51,7 @@ class SearchOptions(TypedDict, total=False):
     dense_epochs: float | None
     epochs: float | None
     finetune_epochs: float | None
+    total_epochs: float | None
     lr: float | None
     train_precision: TrainPrecision
     batch_size: int
@@ -58,7 +60,7 @@ class SearchOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """The resolved options of `hwprune search`. Names equal the flags; 0 finetune_epochs: none."""
+    """The resolved options of `hwprune search`. Names equal the flags; `total_epochs` 0: not given."""
 
     model: str = "digits_resnet"
     data: str = "digits"
@@ -80,6 +82,7 @@ class SearchSettings:
     dense_epochs: float = 12.0
     epochs: float = 2.0
     finetune_epochs: float = 4.0
+    total_epochs: float = 0.0
     lr: float = 0.01
     train_precision: TrainPrecision = "fp32"
     batch_size: int = 64
@@ -93,8 +96,14 @@ class SearchSettings:
         for name in ("dense_epochs", "epochs", "lr"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be more than 0")
-        if not self.finetune_epochs >= 0:
-            raise UsageError(f"finetune_epochs is {self.finetune_epochs}; it must be 0 or more")
+        for name in ("finetune_epochs", "total_epochs"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if 0 < self.total_epochs < self.epochs:
+            raise UsageError(
+                f"total_epochs is {self.total_epochs:g}, less than the {self.epochs:g} epochs of the search alone",
+                hint="raise --total-epochs or lower --epochs",
+            )
         if not 0 < self.min_keep <= 1:
             raise UsageError(f"min_keep is {self.min_keep}; it must lie above 0 and at most at 1")
 

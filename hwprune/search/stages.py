@@ -19,7 +19,7 @@ from hwprune.core.widths import Widths
 from hwprune.latency.table import TableRow
 from hwprune.methods._base import AbstractMethod, Answer, Problem
 from hwprune.search.answers import load_answer, save_answer
-from hwprune.search.controller import AIM, UNUSED, BudgetController, Settlement, Trial
+from hwprune.search.controller import AIM, BudgetController, Settlement, Trial
 from hwprune.search.workshop import Workshop
 from hwprune.training import TrainPlan, evaluate, train_dense
 
@@ -168,7 +168,7 @@ def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float
     def measure(candidate: Answer) -> Trial:
         # What passes is finetuned next, which costs far more than a second, longer session that confirms it.
         found, measurement = trial(candidate, decides=False)
-        if found.within and found.utilisation >= 1 - UNUSED:
+        if found.settled:
             found, measurement = trial(candidate, decides=True)
         row = TableRow.of(candidate.widths.values_tuple(), measurement, kind="search", session=session)
         shop.learn(row)

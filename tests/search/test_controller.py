@@ -11,7 +11,7 @@ import pytest
 from hwprune.core.events import CandidateMeasured, Event
 from hwprune.core.widths import ChannelGroup, SearchSpace
 from hwprune.methods._base import Answer
-from hwprune.search.controller import UNUSED, BudgetController, Settlement, Trial
+from hwprune.search.controller import UNUSED, UNUSED_UNDER_NOISE, BudgetController, Settlement, Trial
 
 GRID = tuple(range(16, 161, 16))
 SPACE = SearchSpace(tuple(ChannelGroup(name, 160) for name in "abc"), (GRID, GRID, GRID))
@@ -65,10 +65,22 @@ def test_ends_within_and_uses_the_budget(bias: float, share: float, noise: float
     device = Device(budget_ms=share * true_ms(ROWS[-1]), bias=bias, noise=noise)
     settled = device.settle()
     assert settled.chosen.within
-    assert settled.chosen.utilisation >= 1 - UNUSED
+    assert settled.chosen.utilisation >= 1 - (UNUSED_UNDER_NOISE if noise else UNUSED)
     assert len(settled.trials) <= 6
     assert len(device.events) == len(settled.trials)
     assert all(isinstance(event, CandidateMeasured) for event in device.events)
+
+
+def test_wide_intervals_do_not_make_it_search_for_ever() -> None:
+    """Intervals of 2.4 % each side leave no room for the aim of 98.5 %: it aims lower and stops early."""
+    tries = []
+    for seed in range(40):
+        device = Device(budget_ms=0.6 * true_ms(ROWS[-1]), bias=1.1, noise=0.012, rng=Random(seed))
+        settled = device.settle()
+        assert settled.chosen.within
+        assert settled.chosen.utilisation >= 0.93
+        tries.append(len(settled.trials))
+    assert sum(tries) / len(tries) < 4.2
 
 
 def test_a_coarse_grid_shows_the_next_wider_candidate() -> None:

@@ -24,6 +24,8 @@ from hwprune.core.events import Caution, Event, Note, SearchStep, StageDone
 from hwprune.core.files import Journal, read_json
 from hwprune.devices import connect
 from hwprune.report.run_data import RunData
+from hwprune.search import finish
+from hwprune.search import run as running
 from hwprune.search.outcomes import Run
 from hwprune.training import Data, evaluate
 
@@ -140,6 +142,31 @@ def _search_in_child(search: Search, options: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     search(**options)
     os._exit(0)
+
+
+def test_a_settled_candidate_is_not_measured_anew(
+    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill during finetuning a real device would say something else, and the checkpoint fit nothing."""
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "export_network", killed)
+        with pytest.raises(Killed):
+            search(method="wgates", tables=tmp_path / "tables")
+    monkeypatch.setattr(running, "settle", killed)
+    resumed = search(method="wgates", tables=tmp_path / "tables")
+    monkeypatch.undo()
+    straight = search(method="wgates", tables=tmp_path / "other tables", run_dir=tmp_path / "straight")
+    assert resumed.result.widths == straight.result.widths
+    assert resumed.result.score == straight.result.score
+    assert resumed.result.predictions == straight.result.predictions
+
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
