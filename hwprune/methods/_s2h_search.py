@@ -16,7 +16,7 @@ from torch.optim import Adam, Optimizer
 
 from hwprune.core.events import SearchStep
 from hwprune.core.widths import Widths
-from hwprune.graph import gate_parameters
+from hwprune.graph import cut, gate_parameters
 from hwprune.methods._adjust import fit_to_target
 from hwprune.methods._base import Problem, top_units
 from hwprune.methods._efficiency import Efficiency
@@ -26,7 +26,8 @@ from hwprune.methods._s2h_gap import Gap
 from hwprune.methods._sliced import SlicedNetwork
 from hwprune.methods._width_choice import ExpectedCost, SoftmaxChoice, WidthGrid
 from hwprune.training._trainee import AbstractTrainee, sgd
-from hwprune.training.tasks import eval_mode
+from hwprune.training.bn import recalibrate_bn
+from hwprune.training.tasks import evaluate, predict
 
 if TYPE_CHECKING:
     from hwprune.methods.s2hpruner import S2HPruner
@@ -178,22 +179,33 @@ class S2HSearch(AbstractTrainee):
 
     def hard_state(self) -> dict[str, Tensor]:
         """The full-size state dict whose cut is the hard network: shared weights, the hard network's statistics."""
-        return {**self.model.state_dict(), **self.hard_buffers.by_name()}
+        whole, own = copy.deepcopy(self.model), self.hard_buffers.by_name()
+        with torch.no_grad():
+            for name, buffer in whole.named_buffers():
+                buffer.copy_(own[name])
+        return {name: value.detach().clone() for name, value in whole.state_dict().items()}
 
     @torch.no_grad()
-    def compare(self) -> dict[str, float]:
-        """Scores of soft and hard network on the validation split, as they are, and the gap between their outputs."""
-        task, masks = self.problem.task, self.grid.soft_masks(self.choice.now(self.options.temperature))
-        totals, count = np.zeros(3), 0
-        device = next(self.model.parameters()).device
-        with eval_mode(self.model):
-            for images, targets in self.problem.data.batches("val", 256):
-                soft, hard = self.soft(images.to(device), masks).cpu(), self.hard(images.to(device)).cpu()
-                gap = task.distance(hard, soft, self.options.gap_temperature).mean()
-                scores = [task.score(soft, targets), task.score(hard, targets), float(gap)]
-                totals += len(images) * np.array(scores)
-                count += len(images)
-        return dict(zip(("soft_score", "hard_score", "gap"), (totals / max(count, 1)).tolist(), strict=True))
+    def compare(self, images: int) -> dict[str, float]:
+        """Scores of both networks on the validation split and the gap between their outputs; the search is not touched.
+
+        Both have their batch-norm statistics recalibrated on `images` training images first: running averages lag
+        behind weights and masks that move, and would be blamed on the gap.
+        """
+        problem = self.problem
+        hard = cut(self.model, problem.graph, top_units(self.scores, self.hard_widths()))
+        soft = copy.deepcopy(self.model)
+        masks = self.grid.soft_masks(self.choice.now(self.options.temperature))
+        parameters = dict(soft.named_parameters())
+        gates = dict(zip(problem.space.names, masks, strict=True))
+        for name, value in gate_parameters(parameters, problem.graph, gates).items():
+            parameters[name].copy_(value)
+        for network in (soft, hard):
+            recalibrate_bn(network, problem.data, images, seed=problem.seed)
+        reference = predict(soft, problem.data, "val")
+        soft_score = problem.task.score(reference, problem.data.val.targets)
+        found = evaluate(hard, problem.data, "val", task=problem.task, reference=reference)
+        return {"soft_score": soft_score, "hard_score": found.score, "gap": float(found.kl or 0.0)}
 
     def _latency_step(self, progress: float) -> _Step:
         """The hard network's cost and the gradient of log(expected cost) by the logits."""

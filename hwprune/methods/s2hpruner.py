@@ -34,6 +34,9 @@ from hwprune.training.bn import recalibrate_bn
 from hwprune.training.loop import train
 from hwprune.training.tasks import evaluate
 
+# Enough for batch-norm statistics that are only to be reported.
+_REPORT_IMAGES = 512
+
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "order": ("taylor", "l1", "bn"),
     "routing": ("decoupled", "to_weights", "to_widths", "coupled"),
@@ -114,9 +117,8 @@ class S2HPruner(AbstractMethod):
             stop=problem.stop,
             evaluate=_EpochReport(search),
         )
-        state = {name: value.detach().clone() for name, value in search.hard_state().items()}
         passes = saliency.image_passes + math.ceil(search.pass_thirds / 3)
-        answer = Answer(search.widths(), {}, 0.0, saliency.scores, state, passes, log)
+        answer = Answer(search.widths(), {}, 0.0, saliency.scores, search.hard_state(), passes, log)
         answer = self.refit(problem, answer, problem.target_ms)
         _tell_scores(problem, answer)
         yield answer
@@ -162,7 +164,7 @@ class _EpochReport:
         search, problem = self.search, self.search.problem
         widths = search.hard_widths()
         predicted_ms = float(problem.latency.predict_batch(np.array([widths.values_tuple()]))[0])
-        figures = {**search.compare(), "hard_predicted_ms": predicted_ms}
+        figures = {**search.compare(_REPORT_IMAGES), "hard_predicted_ms": predicted_ms}
         text = f"hard network: predicted {format_ms(predicted_ms)}"
         if problem.measure is not None:
             if widths not in self.measured:

@@ -94,6 +94,16 @@ def test_11_every_epoch_tells_gap_scores_and_latency_and_the_end_tells_what_reca
     assert steps[-1].predicted_ms == pytest.approx(answer.predicted_ms)
 
 
+def test_11_comparing_touches_neither_network() -> None:
+    problem = tiny_problem("resnet_option_b", 0.5)
+    search = scattered(started(problem))
+    before = {name: value.clone() for name, value in search.state().items()}
+    first, second = search.compare(48), search.compare(48)
+    assert first == second
+    assert first["gap"] > 0
+    assert all(torch.equal(value, before[name]) for name, value in search.state().items())
+
+
 def test_11_without_a_device_the_latency_is_predicted_only() -> None:
     (answer,) = S2HPruner(saliency_images=16).search(tiny_problem("chain", 0.5))
     assert answer.log is not None
@@ -103,7 +113,7 @@ def test_11_without_a_device_the_latency_is_predicted_only() -> None:
 def test_11_training_on_the_gap_closes_it() -> None:
     problem = tiny_problem("resnet_option_b", 0.5)
     search = scattered(started(problem))
-    before = search.compare()["gap"]
+    before = search.compare(48)["gap"]
     images, _ = batch(problem, 48)
     optimizer = torch.optim.SGD(search.model.parameters(), lr=0.02, momentum=0.9)
     for _ in range(15):
@@ -111,7 +121,7 @@ def test_11_training_on_the_gap_closes_it() -> None:
         soft, hard = search.soft(images, [mask.detach() for mask in masks_of(search)]), search.hard(images)
         search.gap.for_weights(soft, hard).backward()
         optimizer.step()
-    assert search.compare()["gap"] < 0.7 * before
+    assert search.compare(48)["gap"] < 0.7 * before
 
 
 def test_12_without_the_gap_it_is_plain_pruning_by_soft_masks() -> None:
