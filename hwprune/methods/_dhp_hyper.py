@@ -170,9 +170,9 @@ class Factored(Collapsed):
 
 
 def fan_in_scales(model: nn.Module, wiring: Wiring, latents: Latents) -> Iterator[tuple[str, float]]:
-    """For each generated convolution the variance of K that keeps the variance of activations: 1 / fan-in.
+    """For each generated convolution the variance of K that gives its weight a variance of 1 / fan-in.
 
-    Where no norm follows, latents must not add to it: an input channel was already scaled by its latent when it was
+    Where no norm follows, activations must keep theirs: an input channel was already scaled by its latent when it was
     made, so the sum runs over z^4, and the mean square of the output latents multiplies it.
     """
     modules = dict(model.named_modules())
@@ -186,13 +186,10 @@ def fan_in_scales(model: nn.Module, wiring: Wiring, latents: Latents) -> Iterato
         groups = module.groups if isinstance(module, _ConvNd) else 1
         channels = weight.shape[0] // groups if transposed else weight.shape[1]
         fan_in = channels * math.prod(weight.shape[2:])
-        if name in normed:
-            yield name, 1 / fan_in
-            continue
-        made = wiring.factor(name, flat, ones, weight.ndim) if name in wiring.made else ones[:1]
-        read = wiring.factor(name, ones, flat, weight.ndim) if name in wiring.read else ones[:1]
-        gain = read.square().mean() / (made.square().mean() * read.pow(4).mean())
-        yield name, float(gain) / fan_in
+        made = wiring.factor(name, flat, ones, weight.ndim).square().mean()
+        read = wiring.factor(name, ones, flat, weight.ndim).square()
+        power = read.mean() if name in normed else read.square().mean() / read.mean()
+        yield name, 1 / (fan_in * float(made * power))
 
 
 def _followed_by_norm(model: nn.Module) -> set[str]:

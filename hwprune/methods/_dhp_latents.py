@@ -143,8 +143,9 @@ class Latents(nn.Module):
     saliency: Tensor
     final: Tensor
 
-    def __init__(self, space: SearchSpace, like: Tensor) -> None:
+    def __init__(self, space: SearchSpace, like: Tensor, *, normalise: bool = True) -> None:
         super().__init__()
+        self.normalise = normalise
         self.units = tuple(group.units for group in space.groups)
         self.vector = nn.Parameter(like.new_ones(sum(self.units)))
         self.register_buffer("open", like.new_ones(sum(self.units)))
@@ -160,9 +161,19 @@ class Latents(nn.Module):
         """The latents in force: 0 where a unit is removed for good."""
         return self.vector * self.open
 
-    def flat(self) -> Tensor:
-        """The latents in force and a 1 for positions of no group: what an `Axis` indexes."""
-        return torch.cat([self.values(), self.vector.new_ones(1)])
+    def flat(self, values: Tensor | None = None) -> Tensor:
+        """What an `Axis` indexes: the latents in force (or these) and a 1 for positions of no group.
+
+        With `normalise` each group's are divided by the scale of its large ones, `sqrt(sum z^4 / sum z^2)`. A factor
+        common to a group is free where a batch norm follows; shrinking by proximal steps must not show in the weights,
+        or training would go on with ever smaller ones, at an ever larger rate in effect.
+        """
+        now = self.values()
+        values = now if values is None else values
+        if self.normalise:
+            parts = zip(self.split(values), self.split(now), strict=True)
+            values = torch.cat([part / _scale(live) for part, live in parts])
+        return torch.cat([values, values.new_ones(1)])
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
@@ -221,13 +232,11 @@ class Latents(nn.Module):
 
     @torch.no_grad()
     def learn(self, gradient: Tensor, batch_size: int, decay: float) -> None:
-        """Average in `batch_size / 2 * g^2 * mean(z^2 of the group)`, g the consumers' part of a batch's gradient.
+        """Average in `batch_size / 2 * g^2`, g a batch's gradient by what multiplies the consumers' columns.
 
-        That is half the Fisher information of a gate on the unit. The group's mean square makes it blind to a factor
-        common to a group, which its consumers' normalisation undoes.
+        That is half the Fisher information of a gate on the unit.
         """
-        scale = torch.cat([part.square().mean().expand(len(part)) for part in self.split(self.values())])
-        self.saliency.mul_(decay).add_(gradient.square() * scale, alpha=(1 - decay) * batch_size / 2)
+        self.saliency.mul_(decay).add_(gradient.square(), alpha=(1 - decay) * batch_size / 2)
 
 
 def _spared(before: Tensor, after: Tensor, least: int) -> Tensor:
@@ -236,6 +245,13 @@ def _spared(before: Tensor, after: Tensor, least: int) -> Tensor:
         return after
     order = torch.argsort(before.abs(), descending=True, stable=True)[:least]
     return after.index_copy(0, order, before[order])
+
+
+def _scale(values: Tensor) -> Tensor:
+    """The scale of the large ones: exactly 1 for ones; it hardly changes when small entries become 0."""
+    squares = values.square()
+    tiny = 1e-30
+    return (squares.square().sum() / squares.sum().clamp_min(tiny)).clamp_min(tiny).sqrt()
 
 
 def _smallest(size: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from hwprune.core.events import Note, SearchStep
 from hwprune.core.widths import Widths
 from hwprune.methods._base import Problem, top_units
 from hwprune.methods._dhp_budget import needed_travel, threshold_fit, tile_prices
+from hwprune.methods._dhp_convert import plain_state
 from hwprune.methods._dhp_hyper import Collapsed, Factored
 from hwprune.methods._dhp_latents import Latents, Wiring, kept_mask, soft_width, wire
 from hwprune.methods._efficiency import Efficiency
@@ -41,7 +42,8 @@ class DhpSearch(AbstractTrainee):
     def __init__(self, problem: Problem, options: DHP) -> None:
         self.problem, self.options = problem, options
         self.model = copy.deepcopy(problem.model).train()
-        self.latents = Latents(problem.space, next(self.model.parameters()).detach())
+        like = next(self.model.parameters()).detach()
+        self.latents = Latents(problem.space, like, normalise=options.normalise)
         wiring = wire(self.model, problem.graph, problem.space)
         self.hyper = _backend(self.model, wiring, options)
         self.efficiency = Efficiency(problem.space, problem.graph, problem.latency, options.efficiency)
@@ -168,13 +170,10 @@ class DhpSearch(AbstractTrainee):
         """The live units of each group now, snapped to the grid."""
         return self.problem.space.snap([float(mask.sum()) for mask in self._masks()])
 
-    @torch.no_grad()
     def plain_state(self) -> dict[str, Tensor]:
-        """A full-size state dict with the latents multiplied in: no latent and no hypernetwork is left."""
-        flat = torch.cat([self.latents.revived(), self.latents.vector.new_ones(1)])
-        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        state.update({name: weight.detach().clone() for name, weight in self.weights(flat, flat).items()})
-        return state
+        """A full-size state dict for the plain network; units that are at 0 or removed are alive in it, but small."""
+        flat = self.latents.flat(self.latents.revived()).detach()
+        return plain_state(self.model, self.hyper, self.problem.graph, flat)
 
     def state(self) -> dict[str, Tensor]:
         """Weights, hypernetworks, latents, prices and counters."""

@@ -26,7 +26,7 @@ def double(name: str) -> tuple[Family, nn.Module, Wiring, Latents]:
     made = family(name)
     model = copy.deepcopy(made.model).double()
     space = made.graph.space()
-    latents = Latents(space, next(model.parameters()).detach())
+    latents = Latents(space, next(model.parameters()).detach(), normalise=False)
     return made, model, wire(model, made.graph, space), latents
 
 
@@ -132,8 +132,9 @@ def test_2_factored_can_start_from_trained_weights() -> None:
         torch.testing.assert_close(weight, model.get_parameter(parameter), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("backend", ["collapsed", "factored"])
-def test_7_generated_weights_have_variance_one_over_fan_in(backend: str) -> None:
+def test_7_generated_weights_have_variance_one_over_fan_in(backend: str, normalise: bool) -> None:
     network = nn.Sequential(nn.Conv2d(3, 64, 3, bias=False), nn.BatchNorm2d(64), nn.Conv2d(64, 64, 3, bias=False))
     network.extend([nn.BatchNorm2d(64), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2)])
     graph = trace(network.eval(), torch.randn(1, 3, 8, 8))
@@ -142,7 +143,7 @@ def test_7_generated_weights_have_variance_one_over_fan_in(backend: str) -> None
     ratios = []
     for seed in range(8):
         generator = torch.Generator().manual_seed(seed)
-        latents = Latents(space, next(network.parameters()).detach())
+        latents = Latents(space, next(network.parameters()).detach(), normalise=normalise)
         latents.draw(generator)
         hyper = Factored(network, wiring, 8, "gated") if backend == "factored" else Collapsed(network, wiring)
         hyper.draw(network, latents, generator)
@@ -151,7 +152,8 @@ def test_7_generated_weights_have_variance_one_over_fan_in(backend: str) -> None
     assert 0.5 <= float(np.mean(ratios)) <= 2
 
 
-def test_7_without_norms_activations_keep_their_variance_over_ten_layers() -> None:
+@pytest.mark.parametrize("normalise", [False, True])
+def test_7_without_norms_activations_keep_their_variance_over_ten_layers(normalise: bool) -> None:
     layers = [nn.Conv2d(48, 48, 3, bias=False) for _ in range(11)]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 2)).eval()
     graph = trace(network, torch.randn(1, 48, 26, 26))
@@ -160,7 +162,7 @@ def test_7_without_norms_activations_keep_their_variance_over_ten_layers() -> No
     changes = []
     for seed in range(4):
         generator = torch.Generator().manual_seed(seed)
-        latents = Latents(space, next(network.parameters()).detach())
+        latents = Latents(space, next(network.parameters()).detach(), normalise=normalise)
         latents.draw(generator)
         hyper = Factored(network, wiring, 8, "off")
         hyper.draw(network, latents, generator)

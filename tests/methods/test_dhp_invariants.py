@@ -168,7 +168,7 @@ def test_6_a_group_that_may_not_be_cut_never_loses_a_unit() -> None:
 def test_8_the_gradient_of_a_shared_latent_is_the_sum_over_its_members(name: str) -> None:
     problem = tiny_problem(name)
     model = copy.deepcopy(problem.model).double()
-    latents = Latents(problem.space, next(model.parameters()).detach())
+    latents = Latents(problem.space, next(model.parameters()).detach(), normalise=False)
     hyper = Collapsed(model, wire(model, problem.graph, problem.space))
     images = problem.data.train.images[:4].double()
 
@@ -415,6 +415,23 @@ def test_a_looser_target_brings_back_units_that_are_not_zero() -> None:
             positions = torch.from_numpy(piece.positions[np.isin(piece.units, units)])
             columns = answer.state[piece.parameter].index_select(piece.dim, positions).movedim(piece.dim, 0)
             assert bool((columns.flatten(1).abs().sum(1) > 0).all())
+
+
+def test_proximal_steps_do_not_make_weights_small() -> None:
+    problem = tiny_problem("resnet_option_b", 0.5)
+    problem = replace(problem, plan=replace(problem.plan, epochs=6))
+
+    def size(state: Mapping[str, Tensor], keep: Mapping[str, Any]) -> float:
+        full = copy.deepcopy(problem.model)
+        full.load_state_dict(dict(state))
+        small = cut(full, problem.graph, keep)
+        filters = [p.detach().flatten() for p in small.parameters() if p.ndim > 2]
+        return float(torch.cat(filters).square().mean().sqrt())
+
+    for normalise in (True, False):
+        (answer,) = DHP(saliency_images=16, normalise=normalise).search(problem)
+        assert answer.state is not None
+        assert 0.5 < size(answer.state, answer.keep) / size(problem.model.state_dict(), answer.keep) < 1.5
 
 
 def test_a_search_from_drawn_weights_ends_within_budget_and_says_how_large_it_is() -> None:

@@ -227,16 +227,28 @@ def test_revived_units_are_as_large_as_the_smallest_live_one() -> None:
     assert torch.equal(revived[kept], latents.values().detach()[kept])
 
 
-def test_saliency_is_blind_to_a_factor_common_to_a_group() -> None:
-    problem = tiny_problem("chain")
-    small, large = latents_of(problem), latents_of(problem)
-    gradient = torch.randn(len(small.vector), generator=torch.Generator().manual_seed(0))
+def test_the_saliency_is_half_the_fisher_information_of_a_gate() -> None:
+    latents = latents_of(tiny_problem("chain"))
+    gradient = torch.randn(len(latents.vector), generator=torch.Generator().manual_seed(0))
+    for _ in range(200):
+        latents.learn(gradient, 8, 0.9)
+    torch.testing.assert_close(latents.saliency, 4 * gradient.square())
+
+
+def test_a_factor_common_to_a_group_does_not_show_in_the_weights() -> None:
+    latents = latents_of(tiny_problem("chain"))
+    assert torch.equal(latents.flat(), torch.ones(len(latents.vector) + 1))
     with torch.no_grad():
-        small.vector.mul_(0.1)
-    small.learn(gradient * 10, 8, 0.9)
-    large.learn(gradient, 8, 0.9)
-    torch.testing.assert_close(small.saliency, large.saliency)
-    torch.testing.assert_close(large.saliency, 0.1 * 4 * gradient.square())
+        latents.vector.copy_(torch.linspace(0.5, 1, len(latents.vector)))
+        before = latents.flat()
+        latents.split(latents.vector)[1].mul_(0.01)
+        torch.testing.assert_close(latents.flat(), before)
+        first = latents.split(latents.vector)[0]
+        first[2:] = 1e-3
+        nearly = latents.flat()
+        first[2:] = 0.0
+        torch.testing.assert_close(latents.flat()[:2], nearly[:2], rtol=1e-4, atol=0)
+        assert bool((latents.flat()[2 : len(first)] == 0).all())
 
 
 def test_the_metric_slows_salient_units_down() -> None:
