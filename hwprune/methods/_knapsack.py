@@ -117,7 +117,7 @@ class Knapsack:
         values = []
         for name, allowed in zip(self.space.names, self.space.widths, strict=True):
             best_first = np.sort(np.asarray(self.scores[name], dtype=np.float64))[::-1]
-            values.append(np.cumsum(best_first)[np.asarray(allowed) - 1])
+            values.append(np.concatenate([[0.0], np.cumsum(best_first)])[np.asarray(allowed)])
         return values
 
 

@@ -147,7 +147,7 @@ class PruningNet(nn.Module):
             device = next(self.model.parameters()).device
             recipe = Recipe.of(self.model, self.graph, keep, hashed=False)
             indices = {
-                name: tuple((dim, torch.tensor(kept, device=device)) for dim, kept in dims.items())
+                name: tuple((dim, torch.tensor(kept, dtype=torch.int64, device=device)) for dim, kept in dims.items())
                 for name, dims in recipe.kept.items()
             }
             small = cut(self.model, self.graph, keep)
