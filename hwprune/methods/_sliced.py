@@ -51,7 +51,7 @@ class SlicedNetwork:
         self._small = apply_recipe(recipe, self.model)
         device = next(self.model.parameters()).device
         self._indices = {
-            name: [(dim, torch.tensor(kept, device=device)) for dim, kept in dims.items()]
+            name: [(dim, torch.tensor(kept, dtype=torch.int64, device=device)) for dim, kept in dims.items()]
             for name, dims in recipe.kept.items()
         }
         # An attention scales by the size of its heads; the cut network's queries make up for it.

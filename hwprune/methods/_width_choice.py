@@ -20,6 +20,8 @@ from hwprune.methods._efficiency import Efficiency
 
 # A threshold may leave the range of widths by this share of the units: far enough to be decided, near enough to return.
 _SLACK = 0.05
+# In place of a width that is not decided on; 0 is one, where a residual branch may vanish.
+_OPEN = -1
 
 
 class WidthGrid:
@@ -79,7 +81,7 @@ class AbstractWidthChoice(nn.Module, ABC):
     def __init__(self, starts: Sequence[Tensor]) -> None:
         super().__init__()
         self.values = nn.ParameterList([nn.Parameter(start.clone()) for start in starts])
-        self.register_buffer("fixed_widths", torch.zeros(len(starts), dtype=torch.int64))
+        self.register_buffer("fixed_widths", torch.full((len(starts),), _OPEN, dtype=torch.int64))
 
     def fix(self, widths: Widths) -> None:
         """Decide."""
@@ -88,7 +90,7 @@ class AbstractWidthChoice(nn.Module, ABC):
     def fixed(self, space: SearchSpace) -> Widths | None:
         """The widths decided on, None before."""
         widths = self.get_buffer("fixed_widths").tolist()
-        return space.make(widths) if min(widths) > 0 else None
+        return None if _OPEN in widths else space.make(widths)
 
     @abstractmethod
     def probabilities(self, values: Sequence[Tensor], softness: float) -> list[Tensor]:
@@ -114,12 +116,12 @@ class SoftmaxChoice(AbstractWidthChoice):
 
     @classmethod
     def dense(cls, grid: WidthGrid, softness: float) -> SoftmaxChoice:
-        """P(dense) = 1 - (dense - next width) / dense, the rest spread evenly: the expectation rounds up to dense."""
+        """P(dense) = next width / dense, at least .5, the rest spread evenly: the expectation rounds up to dense."""
         starts = []
         for widths in grid.widths:
             logits = torch.zeros_like(widths)
             if len(widths) > 1:
-                share = float(widths[-2] / widths[-1])
+                share = max(0.5, float(widths[-2] / widths[-1]))
                 logits[-1] = softness * math.log((len(widths) - 1) * share / (1 - share))
             starts.append(logits)
         return cls(starts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from torch.func import functional_call
 from hwprune.core.errors import Interrupted, UsageError
 from hwprune.core.events import Event, SearchStep
 from hwprune.graph import cut, gate_parameters, mask
-from hwprune.methods import Problem
+from hwprune.methods import AbstractMethod, Problem
 from hwprune.methods._base import top_units
 from hwprune.methods._saliency import taylor
 from hwprune.methods._sliced import SlicedNetwork
 from hwprune.methods._width_search import WidthSearch
+from hwprune.methods.knapsack import KnapsackWidths
+from hwprune.methods.s2hpruner import S2HPruner
 from hwprune.methods.widths import LearnedWidths
-from hwprune.testing.methods import family, tiny_problem
+from hwprune.testing.methods import StaircaseLatency, family, tiny_problem
 from hwprune.testing.networks import FAMILIES
 
 BOTH = pytest.mark.parametrize("form", ["sigmoid", "softmax"])
@@ -198,6 +201,25 @@ def test_a_resumed_search_of_widths_repeats_an_uninterrupted_one_bit_for_bit(tmp
         assert resumed.state is not None
         for key, value in whole.state.items():
             assert torch.equal(value, resumed.state[key]), key
+
+
+@pytest.mark.parametrize("method", [LearnedWidths(), S2HPruner(), KnapsackWidths(floor=0.0)])
+def test_branches_may_vanish_where_the_space_allows_it(method: AbstractMethod) -> None:
+    problem = tiny_problem("resnet_option_b")
+    space = problem.graph.space(tile=4, min_keep=0.25, depth=True)
+    latency = StaircaseLatency.of(problem.graph, space, 4)
+    least_ms = latency.predict(space.smallest()).latency_ms
+    problem = replace(problem, space=space, latency=latency, target_ms=1.05 * least_ms)
+    answer = list(method.search(problem))[-1]
+    assert answer.predicted_ms <= problem.target_ms
+    assert any(not kept for kept in answer.keep.values())
+    full = copy.deepcopy(problem.model)
+    full.load_state_dict(dict(answer.state or problem.model.state_dict()))
+    images, _ = batch(problem)
+    with torch.no_grad():
+        small = cut(full, problem.graph, answer.keep)(images)
+        masked = mask(full, problem.graph, answer.keep)(images)
+    assert float((small - masked).abs().max()) < 1e-5
 
 
 def test_image_passes_are_those_of_the_saliency_and_of_the_training() -> None:

@@ -127,7 +127,26 @@ def test_the_expectation_rounds_up_to_dense_at_the_dense_start() -> None:
         assert grid.above(choice.now(0.7)) == problem.space.dense()
         for widths, p in zip(grid.widths, choice.now(0.7), strict=True):
             if len(widths) > 1:
-                assert float(p[-1]) == pytest.approx(float(widths[-2] / widths[-1]))
+                assert float(p[-1]) == pytest.approx(max(0.5, float(widths[-2] / widths[-1])))
+
+
+def test_where_a_branch_may_vanish_width_0_is_a_width_like_others() -> None:
+    problem = tiny_problem("resnet_option_b")
+    space = problem.graph.space(tile=4, min_keep=0.25, depth=True)
+    scores = scores_of(problem)
+    grid = WidthGrid(space, scores, LIKE)
+    for choice in (SoftmaxChoice.dense(grid, 1.0), SigmoidChoice(grid, 0.05)):
+        assert choice.fixed(space) is None
+        masks = grid.soft_masks(choice.now(1.0))
+        for mask, expected in zip(masks, grid.expected(choice.now(1.0)), strict=True):
+            assert float(mask.sum()) == pytest.approx(float(expected))
+        choice.fix(space.smallest())
+        assert choice.fixed(space) == space.smallest()
+    assert 0 in space.smallest().values_tuple()
+    assert grid.above(SoftmaxChoice.dense(grid, 1.0).now(1.0)) == space.dense()
+    assert grid.nearest(SigmoidChoice(grid, 0.05).now(0.01)) == space.smallest()
+    hard = dict(zip(space.names, grid.hard_masks(space.smallest()), strict=True))
+    assert all(float(hard[name].sum()) == width for name, width in space.smallest().items())
 
 
 def test_widths_above_are_the_least_allowed_ones_not_below_the_expectation() -> None:
