@@ -70,9 +70,9 @@ class S2HPruner(AbstractMethod):
     multiplier_boost: float = _option(15.0, "closed form: how much a relative violation of 1 adds")
     multiplier_decay: float = _option(0.8, "closed form: decay of the averaged products")
     warmup: float = _option(0.05, "share of the search, at its start, in which the widths do not learn")
-    frozen: float = _option(0.2, "share of the search, at its end, in which the widths are fitted and stay")
-    hard_only: float = _option(0.1, "share of the search, at its end, in which only the hard network trains")
-    ramp: float = _option(0.6, "share of the learning of widths over which the budget tightens to the target")
+    frozen: float = _option(0.4, "share of the search, at its end, in which the widths are fitted and stay")
+    hard_only: float = _option(0.2, "share of the search, at its end, in which only the hard network trains")
+    ramp: float = _option(0.4, "share of the learning of widths over which the budget tightens to the target")
     report_every: int = _option(5, "steps between two search events")
 
     def __post_init__(self) -> None:
