@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import ast
 import os
 import subprocess
 import sys
@@ -17,6 +17,7 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
 
 from hwprune.core.errors import RunError
+from hwprune.methods import metapruning
 from hwprune.methods._metapruning_study import SPEC, kept_target_ms, mend_journal, open_storage, open_study, quiet
 
 OURS = {"space": "abc", "target_ms": 2.0, "seed": 0}
@@ -150,12 +151,12 @@ def test_optuna_says_nothing_and_its_settings_stay(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == ""
 
 
-def test_importing_the_package_or_the_method_loads_no_optuna() -> None:
-    program = (
-        "import sys, hwprune\n"
-        "from hwprune import methods\n"
-        "methods.load('metapruning')()\n"
-        "import json; print(json.dumps('optuna' in sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) is False
+def test_the_method_imports_optuna_only_when_it_searches() -> None:
+    folder = Path(metapruning.__file__).parent
+    late = {"_metapruning_sampler", "_metapruning_search", "_metapruning_study"}
+    for path in (folder / "metapruning.py", *folder.glob("_metapruning_*.py")):
+        top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in top if isinstance(node, ast.ImportFrom)}
+        loads = any(name.split(".")[0] == "optuna" or name.rpartition(".")[2] in late for name in names)
+        assert loads == (path.stem in late)
