@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "bench": "hwprune.api",
+    "compare": "hwprune.api",
     "cut": "hwprune.graph",
     "device": "hwprune.api",
     "devices": "hwprune.api",
@@ -54,6 +55,7 @@ __all__ = [
     "Widths",
     "__version__",
     "bench",
+    "compare",
     "cut",
     "device",
     "devices",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from hwprune.core.errors import UsageError, did_you_mean, unknown_name
 from hwprune.core.events import OnEvent, ignore
 from hwprune.core.files import atomic_write_bytes, read_json
-from hwprune.core.measurement import Prediction, Protocol, Target, compare
+from hwprune.core.measurement import Prediction, Protocol, Target
+from hwprune.core.measurement import compare as compare_latency
 from hwprune.core.units import parse_latency_ms
 from hwprune.devices import Check, DeviceInfo, connect, find_device, resolve
 from hwprune.devices import devices as all_devices
@@ -23,9 +24,11 @@ from hwprune.latency.fit import KINDS, FitReport
 from hwprune.latency.fit import fit as fit_table
 from hwprune.latency.profile import profile as profile_table
 from hwprune.latency.table import LatencyTable
+from hwprune.report.comparison import MethodComparison
 from hwprune.report.html import write_report
 from hwprune.report.run_data import RunData
 from hwprune.report.waterfall import Waterfall, waterfall
+from hwprune.search.compare import cells_of, run_comparison
 from hwprune.search.outcomes import BenchResult, Exported, Run, builder, load
 from hwprune.search.refine import finetune_run
 from hwprune.search.run import run_search
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bench",
+    "compare",
     "device",
     "devices",
     "doctor",
@@ -97,6 +101,49 @@ def search(
         stop=stop,
     )
     return Run(folder, result, builder(folder, settings, network))
+
+
+def compare(
+    model: str | nn.Module | None = None,
+    data: str | Data | None = None,
+    *,
+    methods: Sequence[str],
+    budgets: Sequence[str],
+    seeds: int = 2,
+    baseline: str | None = None,
+    run_dir: str | Path | None = None,
+    tables: str | Path = "latency_tables",
+    task: Task | None = None,
+    on_event: OnEvent = ignore,
+    stop: Stop = never,
+    **options: Unpack[SearchOptions],
+) -> MethodComparison:
+    """Search with several methods under the same budgets at equal training cost; measure all results in one session.
+
+    `budgets`: "60%" of the dense measured latency, or "4ms". `baseline`: the method that differences are counted from
+    ("uniform" where it takes part, else the last one). `options` are those of `search`; `total_epochs` is what
+    every method may train, by default `epochs` and `finetune_epochs` together. The same call goes on run by run.
+    """
+    cells = cells_of(methods, budgets, seeds)
+    given = data if isinstance(data, Data) else None
+    named = {"model": model_name(model), "data": given.name if given else data}
+    base = SearchSettings.make(latency=budgets[0], **named, **options)
+    if not base.total_epochs:
+        base = dataclasses.replace(base, total_epochs=base.epochs + base.finetune_epochs)
+    if baseline is not None and baseline not in methods:
+        raise unknown_name("baseline", baseline, methods)
+    return run_comparison(
+        base,
+        cells,
+        Path(run_dir) if run_dir is not None else comparison_folder(base.model),
+        baseline=baseline or ("uniform" if "uniform" in methods else methods[-1]),
+        model=model if isinstance(model, nn.Module) else None,
+        data=given or load_data(base.data, seed=base.seed),
+        task=task,
+        tables=Path(tables),
+        on_event=on_event,
+        stop=stop,
+    )
 
 
 def profile(
@@ -280,7 +327,7 @@ def bench(
         timed = board.measure(models, protocol=plan, seed=seed, on_event=on_event)
     ordered = {name: timed[name] for name in models}
     first, *others = ordered.values()
-    return BenchResult(ordered, tuple(compare(first, other) for other in others), limit_ms)
+    return BenchResult(ordered, tuple(compare_latency(first, other) for other in others), limit_ms)
 
 
 def explain(run: str | Path) -> Waterfall:
@@ -313,6 +360,11 @@ def doctor(device: str = "cpu", *, runtime: str | None = None, threads: int = 1)
     """Whether a device is fit to be measured on, and how wide an interval to expect."""
     with connect(resolve(Target(device, runtime or Target.runtime, threads=threads))) as board:
         return board.checks()
+
+
+def comparison_folder(model: str) -> Path:
+    """Where the comparison of a model lies when nobody says otherwise."""
+    return RUNS / f"compare_{Path(model.split('?')[0]).name}"
 
 
 def _is_model(subject: str | Path) -> bool:

@@ -17,12 +17,25 @@ import typer
 from typer.core import TyperGroup
 
 from hwprune import __version__
-from hwprune.cli import bench, devices, doctor, explain, export, finetune, fit, predict, profile, report, search
+from hwprune.cli import (
+    bench,
+    compare,
+    devices,
+    doctor,
+    explain,
+    export,
+    finetune,
+    fit,
+    predict,
+    profile,
+    report,
+    search,
+)
 from hwprune.cli._console import Streams
 from hwprune.cli._verb import origin
 from hwprune.core.errors import BudgetInfeasible, HwpruneError, UsageError, unknown_name
 
-VERBS = (search, profile, fit, predict, finetune, export, bench, explain, report, devices, doctor)
+VERBS = (search, compare, profile, fit, predict, finetune, export, bench, explain, report, devices, doctor)
 PARSE_ERROR: type[Exception] = typer.BadParameter.__mro__[
     1
 ]  # every error of the parser; typer exports the subclass only

@@ -98,12 +98,13 @@ class Plot:
         """A vertical line through the whole frame."""
         self.line([(value, self.y.low), (value, self.y.high)], kind)
 
-    def note(self, point: Point, text: str, *, anchor: str = "start", dx: float = 0, dy: float = 0) -> None:
+    def note(
+        self, point: Point, text: str, *, anchor: str = "start", dx: float = 0, dy: float = 0, kind: str = ""
+    ) -> None:
         """A short text at a place."""
         px, py = self.at(point, inside=True)
-        self._captions.append(
-            f'<text class="note" x="{px + dx:.1f}" y="{py + dy:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-        )
+        place = f'x="{px + dx:.1f}" y="{py + dy:.1f}" text-anchor="{anchor}"'
+        self._captions.append(f'<text class="{" ".join(["note", kind]).strip()}" {place}>{escape(text)}</text>')
 
     def svg(self, *, x_ticks: bool = True) -> str:
         """The finished drawing."""

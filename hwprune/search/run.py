@@ -58,7 +58,7 @@ def run_search(
             folder.emit(Note(f"{run_dir} is finished; this is its result (another --run-dir starts anew)"))
             return Result.from_json(read_json(finished))
         data = data or load_data(settings.data, seed=settings.seed)
-        model = model or _model(settings, data)
+        model = model or named_model(settings, data)
         with open_workshop(
             folder, model=model, data=data, task=task or Classification(), tables=tables, stop=stop
         ) as shop:
@@ -75,7 +75,8 @@ def run_search(
         return result
 
 
-def _model(settings: SearchSettings, data: Data) -> nn.Module:
+def named_model(settings: SearchSettings, data: Data) -> nn.Module:
+    """The network that the settings name, with their weights."""
     model = load_model(settings.model, classes=data.classes, input_shape=data.input_shape, seed=settings.seed)
     if settings.weights:
         load_weights(model, Path(settings.weights))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import nn
 
 from hwprune.core import config, plugins
 from hwprune.core.errors import BudgetInfeasible
-from hwprune.core.events import CandidateMeasured, Caution, Note
+from hwprune.core.events import CandidateMeasured, Caution, Note, OnEvent
 from hwprune.core.files import atomic_write_bytes
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import format_ms
@@ -20,8 +22,9 @@ from hwprune.latency.table import TableRow
 from hwprune.methods._base import AbstractMethod, Answer, Problem
 from hwprune.search.answers import load_answer, save_answer
 from hwprune.search.controller import AIM, BudgetController, Settlement, Trial
-from hwprune.search.workshop import Workshop
-from hwprune.training import TrainPlan, evaluate, train_dense
+from hwprune.search.settings import SearchSettings
+from hwprune.search.workshop import Stop, Workshop
+from hwprune.training import Data, Task, TrainPlan, evaluate, train_dense
 
 
 @dataclass(frozen=True)
@@ -57,27 +60,15 @@ def dense_network(shop: Workshop) -> None:
     path = shop.folder.path / "dense.safetensors"
 
     def work() -> None:
-        chance = 1 / shop.data.classes if shop.data.classes else float("inf")
-        before = evaluate(shop.model, shop.data, "val", task=shop.task)
-        if before.score > 2 * chance or shop.settings.weights:
-            shop.folder.emit(Note(f"the network scores {before.score:.4f} on validation data: taken as trained"))
-        else:
-            text = f"the network has no trained weights (validation score {before.score:.4f}): training it first"
-            shop.folder.emit(Note(text))
-            train_dense(
-                shop.model,
-                shop.data,
-                task=shop.task,
-                plan=TrainPlan(
-                    epochs=shop.settings.dense_epochs,
-                    batch_size=shop.settings.batch_size,
-                    precision=shop.settings.train_precision,
-                ),
-                seed=shop.settings.seed,
-                checkpoint=shop.folder.checkpoint("dense"),
-                on_event=shop.folder.emit,
-                stop=shop.stop,
-            )
+        train_if_needed(
+            shop.model,
+            shop.data,
+            shop.task,
+            shop.settings,
+            checkpoint=shop.folder.checkpoint("dense"),
+            on_event=shop.folder.emit,
+            stop=shop.stop,
+        )
         state = {name: tensor.contiguous() for name, tensor in shop.model.state_dict().items()}
         atomic_write_bytes(path, save_tensors(state))
 
@@ -86,6 +77,29 @@ def dense_network(shop: Workshop) -> None:
 
     shop.folder.stage("dense", work, load)
     shop.model.eval()
+
+
+def train_if_needed(
+    model: nn.Module,
+    data: Data,
+    task: Task,
+    settings: SearchSettings,
+    *,
+    checkpoint: Path,
+    on_event: OnEvent,
+    stop: Stop,
+) -> None:
+    """Train the dense network in place unless it has weights: some were named, or it scores well above chance."""
+    chance = 1 / data.classes if data.classes else float("inf")
+    before = evaluate(model, data, "val", task=task)
+    if before.score > 2 * chance or settings.weights:
+        on_event(Note(f"the network scores {before.score:.4f} on validation data: taken as trained"))
+        return
+    on_event(Note(f"the network has no trained weights (validation score {before.score:.4f}): training it first"))
+    plan = TrainPlan(epochs=settings.dense_epochs, batch_size=settings.batch_size, precision=settings.train_precision)
+    train_dense(
+        model, data, task=task, plan=plan, seed=settings.seed, checkpoint=checkpoint, on_event=on_event, stop=stop
+    )
 
 
 def make_method(name: str, options: dict[str, Any]) -> AbstractMethod:

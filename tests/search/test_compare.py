@@ -1,0 +1,111 @@
+"""A comparison of methods: equal training, one bench, paired differences; it goes on run by run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from hwprune import api
+from hwprune.core.errors import UsageError
+from hwprune.core.events import Event, Note
+from hwprune.core.files import read_json
+from hwprune.report.comparison import MethodComparison, comparison_text
+from hwprune.search.compare import Cell, differences
+from hwprune.training import Data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("comparison")
+
+
+def compare(dense: nn.Module, data: Data, folder: Path, **options: Any) -> MethodComparison:
+    given: dict[str, Any] = {
+        "methods": ("wgates", "uniform"),
+        "budgets": ("60%", "1%"),
+        "seeds": 1,
+        "device": "simulated",
+        "samples": 40,
+        "tile": 16,
+        "epochs": 0.5,
+        "total_epochs": 1.5,
+        "tables": folder / "tables",
+        "run_dir": folder / "runs",
+    }
+    return api.compare(dense, data, **{**given, **options})
+
+
+@pytest.fixture(scope="module")
+def found(dense: nn.Module, few_digits: Data, folder: Path) -> MethodComparison:
+    return compare(dense, few_digits, folder)
+
+
+def test_equal_training_for_all(found: MethodComparison, few_digits: Data) -> None:
+    feasible = [run for run in found.runs if run.budget == "60%"]
+    assert {run.method for run in feasible} == {"wgates", "uniform"}
+    for run in feasible:
+        assert run.image_passes / len(few_digits.train) == pytest.approx(1.5, abs=64 / 384), "up to one batch"
+        assert run.verdict == "pass"
+        assert run.share is not None
+        assert 0.5 < run.share < 0.61
+    assert [run.verdict for run in found.runs if run.budget == "1%"] == ["infeasible"] * 2
+    assert all(run.share is None for run in found.runs if run.budget == "1%")
+    assert found.verdict == "fail"
+    assert found.simulated
+
+
+def test_files_and_text(found: MethodComparison, folder: Path) -> None:
+    runs = folder / "runs"
+    assert MethodComparison.from_json(read_json(runs / "comparison.json")) == found
+    assert {"60pct_wgates_s0", "60pct_uniform_s0", "dense.safetensors"} <= {path.name for path in runs.iterdir()}
+    text = comparison_text(found)
+    assert "SIMULATED" in text
+    assert "points of top-1 above uniform" in text
+    page, plot = (runs / "comparison.html").read_text(), (runs / "comparison.svg").read_text()
+    assert plot in page
+    assert plot.count("<circle") == 3, "two runs and the dense network"
+
+
+def test_goes_on_run_by_run(found: MethodComparison, dense: nn.Module, few_digits: Data, folder: Path) -> None:
+    heard: list[Event] = []
+    more = compare(dense, few_digits, folder, methods=("uniform", "magnitude"), budgets=("60%",), on_event=heard.append)
+    notes = [event.text for event in heard if isinstance(event, Note)]
+    assert sum("is finished" in text for text in notes) == 1
+    old = next(run for run in found.runs if (run.budget, run.method) == ("60%", "uniform"))
+    again = next(run for run in more.runs if run.method == "uniform")
+    assert (again.score, again.seconds) == (old.score, old.seconds)
+    assert [item.method for item in more.differences] == ["magnitude"]
+
+
+def test_differences_are_paired_over_images_and_averaged_over_seeds() -> None:
+    rng = np.random.default_rng(0)
+    scores = {Cell("60%", method, seed): (rng.random(500) < 0.7).astype(float) for method in "ab" for seed in (0, 1)}
+    scores[Cell("60%", "a", 2)] = np.ones(500)
+    (only,) = differences(scores, "b")
+    left = (scores[Cell("60%", "a", 0)] + scores[Cell("60%", "a", 1)]) / 2
+    right = (scores[Cell("60%", "b", 0)] + scores[Cell("60%", "b", 1)]) / 2
+    assert (only.budget, only.method, only.seeds) == ("60%", "a", 2)
+    assert only.score == pytest.approx(left.mean() - right.mean())
+    half = 1.96 * math.sqrt(np.var(left - right, ddof=1) / 500)
+    assert only.ci == pytest.approx((only.score - half, only.score + half))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ("wgatse",)}, "unknown method 'wgatse'.*wgates"),
+        ({"methods": ()}, "needs methods, budgets"),
+        ({"seeds": 0}, "at least one seed"),
+        ({"baseline": "greedy"}, "unknown baseline 'greedy'"),
+        ({"budgets": ("60 %%",)}, "60 %%"),
+        ({"total_epochs": 0.1}, "total_epochs is 0.1, less than the 0.5 epochs"),
+    ],
+)
+def test_bad_input(dense: nn.Module, few_digits: Data, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        compare(dense, few_digits, tmp_path, **change)
