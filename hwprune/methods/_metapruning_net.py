@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,37 +22,14 @@ from torch.func import functional_call
 
 from hwprune.core.errors import UsageError
 from hwprune.core.widths import SearchSpace, Widths
-from hwprune.graph import ChannelGraph, cut
-from hwprune.graph.recipe import Recipe, Scale
+from hwprune.graph import ChannelGraph
 from hwprune.methods._base import top_units
+from hwprune.methods._sliced import Slices
 
 Encoding = Literal["layer", "block"]
 
 # A group is inside a block when the weights that touch it reach no more than two other groups: what goes in and out.
 _INSIDE = 2
-
-
-@dataclass(frozen=True)
-class Crop:
-    """The sub-network of one structure: its module, and dim -> indices that stay of every tensor that shrinks."""
-
-    small: nn.Module
-    keep: Mapping[str, tuple[int, ...]]
-    indices: Mapping[str, tuple[tuple[int, Tensor], ...]]
-    scales: Mapping[str, Scale]
-
-    def apply(self, name: str, full: Tensor) -> Tensor:
-        """The part of a full-size tensor that the sub-network has; differentiable."""
-        part = full
-        for dim, kept in self.indices.get(name, ()):
-            part = part.index_select(dim, kept)
-        scale = self.scales.get(name)
-        if scale is None:
-            return part
-        factors = part.new_ones(part.shape[scale.dim]).index_fill(
-            0, torch.tensor(scale.positions, device=part.device), scale.factor
-        )
-        return part * factors.reshape([-1 if dim == scale.dim else 1 for dim in range(part.ndim)])
 
 
 class MetaBlock(nn.Module):
@@ -109,15 +85,15 @@ class PruningNet(nn.Module):
                     nn.init.zeros_(block.second.weight)  # type: ignore[arg-type, union-attr]
             else:
                 self._start_by_fan_in()
-        self._crop: Crop | None = None
+        self._crop: Slices | None = None
 
     def forward(self, images: Tensor, widths: Widths) -> Tensor:
         """Outputs for images `(N, C, H, W)`; buffers are not updated."""
         crop = self.crop(widths)
         crop.small.train(self.training)
-        tensors = {name: crop.apply(name, value) for name, value in self.weights(widths).items()}
+        tensors = {name: crop.select(name, value) for name, value in self.weights(widths).items()}
         for name, buffer in self.model.named_buffers():
-            part = crop.apply(name, buffer)
+            part = crop.select(name, buffer)
             tensors[name] = part.clone() if part is buffer else part
         outputs: Tensor = functional_call(crop.small, tensors, (images,))
         return outputs
@@ -140,18 +116,11 @@ class PruningNet(nn.Module):
                 weights.update(dict.fromkeys(others, weights[name]))
         return {name: weights.get(name, value).detach().clone() for name, value in self.model.state_dict().items()}
 
-    def crop(self, widths: Widths) -> Crop:
+    def crop(self, widths: Widths) -> Slices:
         """The sub-network of these widths."""
         keep = top_units(self.scores, widths)
         if self._crop is None or self._crop.keep != keep:
-            device = next(self.model.parameters()).device
-            recipe = Recipe.of(self.model, self.graph, keep, hashed=False)
-            indices = {
-                name: tuple((dim, torch.tensor(kept, dtype=torch.int64, device=device)) for dim, kept in dims.items())
-                for name, dims in recipe.kept.items()
-            }
-            small = cut(self.model, self.graph, keep)
-            self._crop = Crop(small, keep, indices, {scale.parameter: scale for scale in recipe.scales})
+            self._crop = Slices.of(self.model, self.graph, keep)
         return self._crop
 
     def _encode(self, widths: Widths, groups: tuple[int, ...], like: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,44 @@ from torch.func import functional_call
 from hwprune.graph import ChannelGraph, Recipe, apply_recipe
 
 Keep = Mapping[str, tuple[int, ...]]
-_Indices = dict[str, list[tuple[int, Tensor]]]
-_Factors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The cut module at some kept units, and how its tensors come out of full-size ones.
+
+    `indices`: name of a tensor that shrinks -> (dim, indices that stay). `factors`: what makes up, in the queries of an
+    attention, for its scale by the size of its heads.
+    """
+
+    keep: Keep
+    small: nn.Module
+    indices: Mapping[str, tuple[tuple[int, Tensor], ...]]
+    factors: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, graph: ChannelGraph, keep: Keep) -> Slices:
+        """The slices of a model at these kept units."""
+        recipe = Recipe.of(model, graph, keep, hashed=False)
+        small = apply_recipe(recipe, model)
+        device = next(model.parameters()).device
+        indices = {
+            name: tuple((dim, torch.tensor(kept, dtype=torch.int64, device=device)) for dim, kept in dims.items())
+            for name, dims in recipe.kept.items()
+        }
+        factors = {}
+        for scale in recipe.scales:
+            weight = small.get_parameter(scale.parameter)
+            factor = weight.new_ones(weight.shape[scale.dim])
+            factor[list(scale.positions)] = scale.factor
+            factors[scale.parameter] = factor.reshape([-1 if d == scale.dim else 1 for d in range(weight.ndim)])
+        return cls(dict(keep), small, indices, factors)
+
+    def select(self, name: str, full: Tensor) -> Tensor:
+        """The small network's part of a full-size tensor; differentiable."""
+        for dim, kept in self.indices.get(name, ()):
+            full = full.index_select(dim, kept)
+        return full * self.factors[name] if name in self.factors else full
 
 
 class SlicedNetwork:
@@ -24,51 +61,23 @@ class SlicedNetwork:
 
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
         self.model, self.graph = model, graph
-        self._keep: dict[str, tuple[int, ...]] | None = None
-        self._small: nn.Module = model
-        self._indices: _Indices = {}
-        self._factors: _Factors = {}
+        self._slices: Slices | None = None
 
     def __call__(self, keep: Keep, images: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
         """Outputs for images `(N, C, H, W)`; `buffers` are full-size and are updated where the network updates them.
 
         The mode, training or eval, is the model's.
         """
-        self._prepare(keep)
-        self._small.train(self.model.training)
-        weights = {name: self._select(name, value) for name, value in self.model.named_parameters()}
-        sliced = {name: self._select(name, value) for name, value in buffers.items()}
-        outputs: Tensor = functional_call(self._small, {**weights, **sliced}, (images,))
+        if self._slices is None or self._slices.keep != dict(keep):
+            self._slices = Slices.of(self.model, self.graph, keep)
+        slices = self._slices
+        slices.small.train(self.model.training)
+        weights = {name: slices.select(name, value) for name, value in self.model.named_parameters()}
+        sliced = {name: slices.select(name, value) for name, value in buffers.items()}
+        outputs: Tensor = functional_call(slices.small, {**weights, **sliced}, (images,))
         with torch.no_grad():
             for name, value in sliced.items():
-                self._write_back(name, value, buffers[name])
+                dims = slices.indices.get(name, ())
+                if len(dims) == 1:
+                    buffers[name].index_copy_(dims[0][0], dims[0][1], value)
         return outputs
-
-    def _prepare(self, keep: Keep) -> None:
-        if self._keep == dict(keep):
-            return
-        recipe = Recipe.of(self.model, self.graph, keep, hashed=False)
-        self._small = apply_recipe(recipe, self.model)
-        device = next(self.model.parameters()).device
-        self._indices = {
-            name: [(dim, torch.tensor(kept, dtype=torch.int64, device=device)) for dim, kept in dims.items()]
-            for name, dims in recipe.kept.items()
-        }
-        # An attention scales by the size of its heads; the cut network's queries make up for it.
-        self._factors = {}
-        for scale in recipe.scales:
-            weight = self._small.get_parameter(scale.parameter)
-            factor = weight.new_ones(weight.shape[scale.dim])
-            factor[list(scale.positions)] = scale.factor
-            self._factors[scale.parameter] = factor.reshape([-1 if d == scale.dim else 1 for d in range(weight.ndim)])
-        self._keep = dict(keep)
-
-    def _select(self, name: str, value: Tensor) -> Tensor:
-        for dim, kept in self._indices.get(name, []):
-            value = value.index_select(dim, kept)
-        return value * self._factors[name] if name in self._factors else value
-
-    def _write_back(self, name: str, small: Tensor, full: Tensor) -> None:
-        dims = self._indices.get(name, [])
-        if len(dims) == 1:
-            full.index_copy_(dims[0][0], dims[0][1], small)

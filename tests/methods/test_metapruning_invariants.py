@@ -65,10 +65,10 @@ def test_2_full_genes_give_the_full_shapes_and_a_crop_is_a_prefix_of_each_group(
         for key, value in full.items():
             index = np.ix_(*(_prefix(problem, net, key, dim, size, widths) for dim, size in enumerate(value.shape)))
             part = value.detach().numpy()[index]
-            if key in crop.scales:
-                assert crop.apply(key, value).shape == part.shape
+            if key in crop.factors:
+                assert crop.select(key, value).shape == part.shape
             else:
-                np.testing.assert_array_equal(crop.apply(key, value).detach().numpy(), part)
+                np.testing.assert_array_equal(crop.select(key, value).detach().numpy(), part)
 
 
 def _prefix(problem: Problem, net: PruningNet, key: str, dim: int, size: int, widths: Widths) -> np.ndarray:
@@ -227,7 +227,7 @@ def test_14_the_searched_and_the_trained_network_are_one_architecture(name: str)
     example = problem.graph.example
     for widths in structures(problem, 1):
         crop = net.crop(widths)
-        searched = {key: tuple(crop.apply(key, value).shape) for key, value in problem.model.named_parameters()}
+        searched = {key: tuple(crop.select(key, value).shape) for key, value in problem.model.named_parameters()}
         plain = cut(problem.model, problem.graph, crop.keep)
         assert searched == {key: tuple(value.shape) for key, value in plain.named_parameters()}
         traced = trace(plain, example, verify=False)
