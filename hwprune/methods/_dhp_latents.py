@@ -133,12 +133,13 @@ def kept_mask(latents: Tensor, threshold: float, least: int) -> Tensor:
 class Latents(nn.Module):
     """The latents of all groups, `vector` `(units of all groups,)` in space order, each a slice of it.
 
-    `open`: 1.0, and 0.0 for units that are removed for good. `deficit`: how far soft-thresholding went on past 0;
-    units that died early have more. `saliency`: what the loss would rise by if a unit were gone, averaged over steps.
-    `final`: the ranks when units were removed, zeros before.
+    `open`: 1.0, and 0.0 for units that are removed for good. `taken`: what proximal steps took off. `deficit`: how far
+    they went on past 0; units that died early have more. `saliency`: what the loss would rise by if a unit were gone,
+    averaged over steps. `final`: the ranks when units were removed, zeros before.
     """
 
     open: Tensor
+    taken: Tensor
     deficit: Tensor
     saliency: Tensor
     final: Tensor
@@ -149,6 +150,7 @@ class Latents(nn.Module):
         self.units = tuple(group.units for group in space.groups)
         self.vector = nn.Parameter(like.new_ones(sum(self.units)))
         self.register_buffer("open", like.new_ones(sum(self.units)))
+        self.register_buffer("taken", like.new_zeros(sum(self.units)))
         self.register_buffer("deficit", like.new_zeros(sum(self.units)))
         self.register_buffer("saliency", like.new_zeros(sum(self.units)))
         self.register_buffer("final", like.new_zeros(sum(self.units)))
@@ -165,8 +167,8 @@ class Latents(nn.Module):
         """What an `Axis` indexes: the latents in force (or these) and a 1 for positions of no group.
 
         With `normalise` each group's are divided by the scale of its large ones, `sqrt(sum z^4 / sum z^2)`. A factor
-        common to a group is free where a batch norm follows; shrinking by proximal steps must not show in the weights,
-        or training would go on with ever smaller ones, at an ever larger rate in effect.
+        common to a group is free where a batch norm follows; elsewhere it would weaken the signal while the latents
+        shrink together.
         """
         now = self.values()
         values = now if values is None else values
@@ -190,16 +192,21 @@ class Latents(nn.Module):
         )
         pairs = zip(self.split(before), self.split(after), least, strict=True)
         self.vector.copy_(torch.cat([_spared(old, new, count) for old, new, count in pairs]))
+        self.taken.add_(before.abs() - self.vector.abs())
 
     @torch.no_grad()
-    def remove(self, mask: Tensor) -> None:
+    def remove(self, mask: Tensor, *, debias: bool) -> None:
         """Keep for good the units where `mask` `(units of all groups,)` is 1.0 and no others; the ranks stay as now.
 
-        Units at 0 that are kept, for widths are on a grid, come back.
+        Units at 0 that are kept, for widths are on a grid, come back. With `debias` every latent gets back what
+        proximal steps have taken: soft-thresholding shrinks also what it keeps.
         """
         self.final.copy_(self.ranks())
         self.open.copy_(mask)
-        self.vector.copy_(torch.where(self.open > 0, self.revived(), self.vector))
+        if debias:
+            self.vector.copy_(torch.where(self.vector < 0, self.vector - self.taken, self.vector + self.taken))
+        else:
+            self.vector.copy_(torch.where(self.open > 0, self.revived(), self.vector))
 
     @torch.no_grad()
     def ranks(self) -> Tensor:

@@ -17,7 +17,6 @@ from hwprune.core.events import Note, SearchStep
 from hwprune.core.widths import Widths
 from hwprune.methods._base import Problem, top_units
 from hwprune.methods._dhp_budget import needed_travel, threshold_fit, tile_prices
-from hwprune.methods._dhp_convert import plain_state
 from hwprune.methods._dhp_hyper import Collapsed, Factored
 from hwprune.methods._dhp_latents import Latents, Wiring, kept_mask, soft_width, wire
 from hwprune.methods._efficiency import Efficiency
@@ -155,7 +154,7 @@ class DhpSearch(AbstractTrainee):
         problem, ranks = self.problem, self.ranks()
         keep = top_units(ranks, threshold_fit(problem.space, problem.latency, ranks, problem.target_ms).widths)
         masks = [np.isin(np.arange(len(ranks[name])), keep[name]) for name in problem.space.names]
-        self.latents.remove(torch.from_numpy(np.concatenate(masks)))
+        self.latents.remove(torch.from_numpy(np.concatenate(masks)), debias=self.options.debias)
         self.frozen, self.penalty = True, 0.0
         cost = float(self.efficiency(torch.tensor([float(mask.sum()) for mask in masks])))
         steps = f"{self.seen} of {self.steps} steps"
@@ -170,10 +169,16 @@ class DhpSearch(AbstractTrainee):
         """The live units of each group now, snapped to the grid."""
         return self.problem.space.snap([float(mask.sum()) for mask in self._masks()])
 
+    @torch.no_grad()
     def plain_state(self) -> dict[str, Tensor]:
-        """A full-size state dict for the plain network; units that are at 0 or removed are alive in it, but small."""
-        flat = self.latents.flat(self.latents.revived()).detach()
-        return plain_state(self.model, self.hyper, self.problem.graph, flat)
+        """A full-size state dict with the latents multiplied in: no latent and no hypernetwork is left.
+
+        Units that are removed are alive in it, for other widths.
+        """
+        flat = self.latents.flat(self.latents.revived())
+        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        state.update({name: weight.detach().clone() for name, weight in self.weights(flat, flat).items()})
+        return state
 
     def state(self) -> dict[str, Tensor]:
         """Weights, hypernetworks, latents, prices and counters."""

@@ -53,7 +53,7 @@ class GateNetwork(nn.Module):
         self.units = tuple(group.units for group in space.groups)
         self.sees_weights = sees_weights
         self.scale_fix = scale_fix
-        norms = norm_behind(model, graph)
+        norms = _norm_behind(model, graph)
         self.producers = tuple(_producers(model, graph, name, norms) for name in space.names)
         like = next(model.parameters())
         sizes = [phi.shape[1] for phi in self.features(model)]
@@ -117,7 +117,7 @@ class GateNetwork(nn.Module):
         return weight[producer.rows].flatten(1)
 
 
-def norm_behind(model: nn.Module, graph: ChannelGraph) -> dict[str, str]:
+def _norm_behind(model: nn.Module, graph: ChannelGraph) -> dict[str, str]:
     """Module of a layer -> module of the batch norm that runs right after it on its output."""
     behind: dict[str, str] = {}
     for layer, norm in zip(graph.op_templates, graph.op_templates[1:], strict=False):

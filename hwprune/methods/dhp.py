@@ -42,9 +42,9 @@ class DHP(AbstractMethod):
     A search from trained weights is far shorter than the paper's, whose penalties take more than 10 000 proximal steps
     to bring a typical latent to 0. So the penalty follows from the budget and the steps there are, and the proximal
     step is taken in the metric of the loss's curvature by each latent, by which units differ from the first step on.
-    `penalty`, `metric=plain`, `normalise=false`, `latent_lr`, `latent_momentum`, `latent_decay`, `backend=factored` and
-    `start=hyper_fan_in` give the paper's form; it keeps the hypernetworks' biases ungated, which makes the cut
-    inexact, and is not offered.
+    `penalty`, `metric=plain`, `normalise=false`, `debias=false`, `latent_lr`, `latent_momentum`, `latent_decay`,
+    `backend=factored` and `start=hyper_fan_in` give the paper's form. Its hypernetworks' biases are ungated, which
+    makes the cut inexact; that is not offered.
     """
 
     backend: Literal["collapsed", "factored"] = _option(
@@ -62,6 +62,7 @@ class DHP(AbstractMethod):
     arrival: float = _option(0.6, "share of the search until the budget is met; the rest trains what is left")
     refresh_every: int = _option(100, "steps between two looks at prices and budget; fewer in a short search")
     normalise: bool = _option(True, "divide the latents of a group by its scale where they multiply weights")
+    debias: bool = _option(True, "give the latents back what proximal steps took, once the budget is met")
     latent_lr: float = _option(0.0, "learning rate of the latents; 0: by latent_travel, or with drawn weights, theirs")
     latent_travel: float = _option(
         0.05, "how far gradients of mean size and one sign would move a latent in the search"

@@ -102,7 +102,7 @@ def test_14_only_a_group_that_costs_something_shrinks() -> None:
     search.start(None)
     assert search.prices.tolist() == [0.0, len(search.prices), *[0.0] * (len(search.prices) - 2)]
     train(search, problem.data, plan=problem.plan)
-    shrunk = [float((part.detach() == 0).float().mean()) for part in search.latents.split(search.latents.vector)]
+    shrunk = [float((part.detach() == 0).float().mean()) for part in search.latents.split(search.latents.values())]
     assert shrunk[1] > 0.3
     assert sum(shrunk) == shrunk[1]
 
@@ -218,13 +218,29 @@ def test_revived_units_are_as_large_as_the_smallest_live_one() -> None:
     with torch.no_grad():
         latents.vector.copy_(torch.linspace(-1, 1, len(latents.vector)))
         latents.vector[0], mask[1] = 0.0, 0.0
-    latents.remove(mask)
+    latents.remove(mask, debias=False)
     revived = latents.revived()
     first, live = latents.split(revived)[0], latents.split(latents.values().detach())[0]
     assert float(first[0]) == pytest.approx(float(live[live != 0].abs().min()))
     assert float(first[1]) == pytest.approx(float(latents.vector.detach()[1]))
     kept = latents.values().detach() != 0
     assert torch.equal(revived[kept], latents.values().detach()[kept])
+
+
+def test_debiasing_gives_back_what_proximal_steps_took() -> None:
+    latents = latents_of(tiny_problem("chain"))
+    with torch.no_grad():
+        latents.vector[1] = -2.0
+        before = latents.vector.detach().clone()
+    thresholds = torch.linspace(0.0, 0.3, len(before))
+    for _ in range(5):
+        latents.shrink(thresholds, [4] * len(latents.units))
+    ranks = latents.ranks()
+    assert bool((latents.vector.detach() == 0).any())
+    assert float(latents.vector.detach()[3]) == pytest.approx(1 - 5 * float(thresholds[3]))
+    latents.remove((latents.vector.detach() != 0).float(), debias=True)
+    torch.testing.assert_close(latents.vector.detach(), before)
+    assert torch.equal(latents.ranks(), ranks)
 
 
 def test_the_saliency_is_half_the_fisher_information_of_a_gate() -> None:
