@@ -2,7 +2,7 @@
 
 `W = W0 + reshape(A2 relu(A1 e + a1))`: e are the relative widths, W0 is the bias of the generator's second layer and
 has the shape of the weight. The full-size weight is generated and cropped to the first units of each group, in a
-fixed order. Source: Liu et al. 2019, "MetaPruning" (arXiv 1903.10258), section 3.1, for any traced graph:
+fixed order. Source: Liu et al. 2019, "MetaPruning" (arXiv 1903.10258), for any traced graph:
 crops follow the graph's index maps, so concatenations, depthwise and grouped layers need no special case. Where we
 differ: one batch norm a position with cropped weight and bias in place of one for every width (batch statistics make
 them equivalent), and W0 may start as the trained weight with A2 at zero.

@@ -1,10 +1,10 @@
 """MetaPruning's evolution as an Optuna sampler, and Optuna's own samplers kept to the budget. Import it late.
 
-Stateless: what trial number n samples follows from the seed, its generation, its place in the generation, and the
-finished trials in the storage, so a search goes on after a kill as if nothing had happened. Source: Liu et al. 2019,
-"MetaPruning" (arXiv 1903.10258), section 3.2 and the released search code: parents are the best 10 of everything
-evaluated, half of a generation are mutants, half are children. One worker evaluates generation after generation;
-several workers on one storage are a steady-state variant, and two that ask in the same instant may get one gene.
+Stateless: what a trial samples follows from the seed, its generation, its place in the generation, and the finished
+trials in the storage, so a search goes on after a kill as if nothing had happened. Source: Liu et al. 2019,
+"MetaPruning" (arXiv 1903.10258), as its released search does it: parents are the best 10 of everything evaluated, half
+of a generation are mutants, half are children. One worker evaluates generation after generation; several workers on one
+storage are a steady-state variant, and two that ask in the same instant may get one gene.
 """
 
 from __future__ import annotations

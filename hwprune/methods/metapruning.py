@@ -41,7 +41,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "fitness": ("score", "loss", "distance"),
     "weights": ("generated", "dense", "scratch"),
 }
-# Below this share of the dense score the paper's authors call PruningNet not ready for the search.
+# The rule of thumb of the paper's authors, for training accuracy: half of the dense network's, or it is not ready.
 _READY = 0.5
 
 

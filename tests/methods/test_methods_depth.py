@@ -13,7 +13,11 @@ from hwprune.graph import cut, mask
 from hwprune.methods import Problem
 from hwprune.testing.methods import StaircaseLatency, tiny_problem
 
-OPTIONS: dict[str, dict[str, Any]] = {"greedy": {"floor": 0.0}, "knapsack": {"floor": 0.0}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "greedy": {"floor": 0.0},
+    "knapsack": {"floor": 0.0},
+    "metapruning": {"hidden": 2, "evaluations": 4, "population": 2, "recalibration_images": 16},
+}
 
 
 def deep_problem(share: float) -> Problem:
@@ -26,9 +30,7 @@ def deep_problem(share: float) -> Problem:
     return replace(problem, space=space, latency=latency, target_ms=target_ms)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "metapruning")) for n in methods.names()]
-)
+@pytest.mark.parametrize("name", methods.names())
 def test_width_zero_is_a_width_like_any_other(name: str) -> None:
     method = methods.load(name)(**OPTIONS.get(name, {}))
     problem = deep_problem(0.02)
