@@ -126,8 +126,9 @@ def compare(
     """
     cells = cells_of(methods, budgets, seeds)
     given = data if isinstance(data, Data) else None
-    named = {"model": model_name(model), "data": given.name if given else data}
-    base = SearchSettings.make(latency=budgets[0], **named, **options)
+    base = SearchSettings.make(
+        latency=budgets[0], model=model_name(model), data=given.name if given else data, **options
+    )
     if not base.total_epochs:
         base = dataclasses.replace(base, total_epochs=base.epochs + base.finetune_epochs)
     if baseline is not None and baseline not in methods:

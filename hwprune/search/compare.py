@@ -52,11 +52,14 @@ class Cell:
 
     def settings(self, base: SearchSettings) -> SearchSettings:
         """The settings of its run. Raises `UsageError` for a budget that is none."""
-        if self.budget.strip().endswith("%"):
-            budget = {"latency_fraction": parse_fraction(self.budget), "latency_ms": None}
-        else:
-            budget = {"latency_fraction": None, "latency_ms": parse_latency_ms(self.budget)}
-        return replace(base, method=self.method, seed=self.seed, **budget)
+        relative = self.budget.strip().endswith("%")
+        return replace(
+            base,
+            method=self.method,
+            seed=self.seed,
+            latency_fraction=parse_fraction(self.budget) if relative else None,
+            latency_ms=None if relative else parse_latency_ms(self.budget),
+        )
 
 
 def cells_of(methods: Sequence[str], budgets: Sequence[str], seeds: int) -> tuple[Cell, ...]:
@@ -177,7 +180,7 @@ def differences(scores: Scores, baseline: str) -> tuple[Difference, ...]:
                 and method != baseline
             ]
             if pairs:
-                mean = np.mean(pairs, axis=0, dtype=np.float64)
+                mean = np.asarray(np.mean(pairs, axis=0, dtype=np.float64))
                 half = 1.96 * float(mean.std(ddof=1)) / math.sqrt(len(mean))
                 centre = float(mean.mean())
                 found.append(Difference(budget, method, len(pairs), centre, (centre - half, centre + half)))
