@@ -22,6 +22,7 @@ from hwprune.methods._adjust import fit_to_target
 from hwprune.methods._base import Problem
 from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._gates import GateNetwork, best_mask, binarise, open_mask, slope_of
+from hwprune.methods._joint import distilled_loss, step_count, tightened
 from hwprune.methods._multiplier import ClosedForm, DualAscent, Multiplier
 from hwprune.training._trainee import AbstractTrainee
 
@@ -72,7 +73,7 @@ class GateSearch(AbstractTrainee):
         self.mean = [self.gates.bias.new_zeros(units) for units in self.gates.units]
         self.square = [zeros.clone() for zeros in self.mean]
         self.seen = 0
-        self.steps = _step_count(problem)
+        self.steps = step_count(problem)
         self._step: _Step | None = None
         self._optimizers = self._make_optimizers()
 
@@ -156,9 +157,7 @@ class GateSearch(AbstractTrainee):
 
     def budget_at(self, progress: float) -> float:
         """The cost allowed at `progress`, 1.0 = dense."""
-        options = self.options
-        share = (progress - options.warmup) / max(options.ramp, 1e-9)
-        return float(self.target ** min(1.0, max(0.0, share)))
+        return tightened(self.target, progress, self.options.warmup, self.options.ramp)
 
     def open_by_saliency(self, saliency: Mapping[str, np.ndarray]) -> None:
         """Start with scores in the order of log(saliency per latency) over all groups, every gate open.
@@ -277,14 +276,7 @@ class GateSearch(AbstractTrainee):
         self.multiplier.update(violation, task, cost / step.cost)
 
     def _task_loss(self, outputs: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-        alpha, task = self.options.distill_alpha, self.problem.task
-        loss = task.loss(outputs, targets)
-        if alpha == 0:
-            return loss
-        with torch.no_grad():
-            reference = self.problem.model(images).float()
-        distance = task.distance(outputs, reference, self.problem.plan.temperature).mean()
-        return (1 - alpha) * loss + alpha * distance
+        return distilled_loss(self.problem, outputs, images, targets, self.options.distill_alpha)
 
     def _make_optimizers(self) -> tuple[Optimizer, ...]:
         options, plan = self.options, self.problem.plan
@@ -326,12 +318,6 @@ class GateSearch(AbstractTrainee):
                 factor = factors.setdefault(piece.parameter, torch.ones_like(parameter))
                 factor.index_fill_(piece.dim, torch.from_numpy(closed).to(parameter.device), 0.0)
         return factors
-
-
-def _step_count(problem: Problem) -> int:
-    """The optimiser steps of the shared loop."""
-    images = len(problem.data.train)
-    return max(1, round(problem.plan.epochs * (images // min(problem.plan.batch_size, images))))
 
 
 def _make_multiplier(options: WGates) -> Multiplier:
