@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from hwprune.core.errors import GraphError, UsageError
 from hwprune.core.widths import ChannelGroup, SearchSpace
 from hwprune.graph import ChannelGraph, OnnxTemplate, Recipe, apply_recipe, cut, gate_parameters, mask, trace
+from hwprune.graph.check import lively
 from hwprune.graph.hollow import HollowConv2d
 from hwprune.latency.features import Work
 from hwprune.models import load_model
@@ -29,7 +30,11 @@ SKIPPABLE = {
     "c2f": ("network.blocks.0.0.0", "network.blocks.1.0.0"),
     "subpixel": ("network.body.0",),
 }
+QUICK = ("resnet_option_b", "mobilenetv2", "c2f")
 with_branches = pytest.mark.parametrize("name", SKIPPABLE)
+exported_branches = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in SKIPPABLE]
+)
 
 
 @cache
@@ -113,7 +118,7 @@ def test_the_cut_network_runs_on_other_image_sizes(name: str) -> None:
         torch.testing.assert_close(cut(model, graph, keep)(larger), mask(model, graph, keep)(larger), rtol=0, atol=1e-5)
 
 
-@with_branches
+@exported_branches
 def test_the_onnx_file_has_fewer_nodes_and_the_same_outputs(name: str) -> None:
     model, graph, images = traced(name)
     template = exported(name)
@@ -132,12 +137,12 @@ def test_the_onnx_file_has_fewer_nodes_and_the_same_outputs(name: str) -> None:
     assert len(nodes(template.at_widths(dict.fromkeys(skippable(graph), 0)))) < len(nodes(template.dense))
 
 
-def test_the_constant_moves_into_a_bias_where_no_activation_is_between() -> None:
-    for name, additions in (("mobilenetv2", 0), ("subpixel", 0), ("resnet18", 2)):
-        template, graph = exported(name), traced(name)[1]
-        dense = [node.op_type for node in nodes(template.dense)].count("Add")
-        left = nodes(template.at({group: [] for group in skippable(graph)}))
-        assert [node.op_type for node in left].count("Add") == additions < dense
+@pytest.mark.parametrize(("name", "additions"), [("mobilenetv2", 0), ("resnet_option_b", 3)])
+def test_the_constant_moves_into_a_bias_where_no_activation_is_between(name: str, additions: int) -> None:
+    template, graph = exported(name), traced(name)[1]
+    dense = [node.op_type for node in nodes(template.dense)].count("Add")
+    left = nodes(template.at({group: [] for group in skippable(graph)}))
+    assert [node.op_type for node in left].count("Add") == additions < dense
 
 
 def test_trained_weights_are_in_the_constant() -> None:
@@ -198,6 +203,40 @@ def test_a_convolution_with_a_bias_leaves_it() -> None:
     assert [node.op_type for node in nodes(file)] == ["Conv", "Conv"]
 
 
+# Exported in pieces and by a node of its own; an export takes seconds, so the others are slow tests.
+ACTIVATIONS = (nn.GELU, nn.Hardswish)
+OTHERS = (nn.SiLU, nn.ReLU6, nn.Mish, nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus)
+
+
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, *(pytest.param(a, marks=pytest.mark.slow) for a in OTHERS)])
+def test_any_activation_of_nothing_and_of_a_constant(activation: type[nn.Module]) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 6, 1)
+            self.body = nn.Sequential(
+                nn.Conv2d(6, 4, 3, padding=1), nn.BatchNorm2d(4), activation(),
+                nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), activation(),
+            )  # fmt: skip
+            self.last = nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x))
+            return self.last(self.body(x) + x)
+
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 5, 5)
+    model = lively(Block(), (images,))
+    graph = trace(model, images)
+    assert skippable(graph) == ("body.0",)
+    with torch.no_grad():
+        expected = mask(model, graph, {"body.0": []})(images)
+        torch.testing.assert_close(cut(model, graph, {"body.0": []})(images), expected, rtol=0, atol=1e-5)
+    file = OnnxTemplate.export(model, graph).at({"body.0": []})
+    np.testing.assert_allclose(run(file, images), expected.numpy(), rtol=0, atol=1e-5)
+    assert [node.op_type for node in nodes(file)] == ["Conv", "Relu", "Add", "Conv"]
+
+
 def test_widths_count_a_vanished_branch_as_nothing() -> None:
     _, graph, _ = traced("mobilenetv2")
     (name,) = skippable(graph)
@@ -231,21 +270,21 @@ def test_width_zero_is_in_the_space_only_on_request() -> None:
 
 
 def test_other_groups_keep_at_least_one_unit() -> None:
-    model, graph, _ = traced("resnet18")
+    model, graph, _ = traced("resnet_option_b")
     stem = next(group.name for group in graph.removable if not group.skippable)
     with pytest.raises(GraphError, match="would keep no unit"):
         cut(model, graph, {stem: []})
     with pytest.raises(GraphError, match="cannot have width 0"):
         graph.macs({stem: 0})
     with pytest.raises(GraphError, match="are empty or not in"):
-        exported("resnet18").at({stem: []})
+        exported("resnet_option_b").at({stem: []})
     with pytest.raises(UsageError, match="must ascend from 1"):
         SearchSpace((ChannelGroup("a", 8),), ((0, 8),))
 
 
 def test_a_template_from_the_disk_removes_branches_too(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("template")
-    template, graph = exported("resnet18"), traced("resnet18")[1]
+    template, graph = exported("resnet_option_b"), traced("resnet_option_b")[1]
     template.save(folder)
     keep = keeps(graph)[0]
     assert OnnxTemplate.load(folder).at(keep) == template.at(keep)

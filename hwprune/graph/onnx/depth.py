@@ -21,7 +21,8 @@ from hwprune.graph.onnx.network import Array, Network, copy_node
 
 _ELEMENTWISE = (
     "Relu", "Clip", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh",
-    "Softplus", "PRelu", "BatchNormalization", "Add", "Sub", "Mul", "Div",
+    "Softplus", "PRelu", "BatchNormalization", "Add", "Sub", "Mul", "Div", "Erf", "Exp", "Log", "Abs", "Neg",
+    "Pow", "Sqrt", "Min", "Max", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Where", "Cast",
 )  # fmt: skip
 _OF_NOTHING = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean")
 
