@@ -50,7 +50,7 @@ class LearnedWidths(AbstractMethod):
     temperature_first: float = _option(1.0, "softmax: temperature at the start")
     temperature_last: float = _option(0.2, "softmax: temperature at the end")
     momentum: float = _option(0.5, "Adam's first beta for thresholds and logits")
-    ramp: float = _option(0.6, "share of the learning of widths over which the budget tightens to the target")
+    ramp: float = _option(0.4, "share of the learning of widths over which the budget tightens to the target")
     settle: float = _option(0.2, "share of the search, at its end, in which the widths are fixed and the weights adapt")
     multiplier_boost: float = _option(15.0, "weight of the cost: how much a relative violation of 1 adds")
     multiplier_decay: float = _option(0.8, "weight of the cost: decay of the averaged products")
