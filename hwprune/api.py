@@ -110,7 +110,7 @@ def compare(
     methods: Sequence[str],
     budgets: Sequence[str],
     seeds: int = 2,
-    baseline: str | None = None,
+    baselines: Sequence[str] | None = None,
     run_dir: str | Path | None = None,
     tables: str | Path = "latency_tables",
     task: Task | None = None,
@@ -120,9 +120,10 @@ def compare(
 ) -> MethodComparison:
     """Search with several methods under the same budgets at equal training cost; measure all results in one session.
 
-    `budgets`: "60%" of the dense measured latency, or "4ms". `baseline`: the method that differences are counted from
-    ("uniform" where it takes part, else the last one). `options` are those of `search`; `total_epochs` is what
-    every method may train, by default `epochs` and `finetune_epochs` together. The same call goes on run by run.
+    `budgets`: "60%" of the dense measured latency, or "4ms". `baselines`: the methods that differences are counted
+    from ("uniform" and "greedy" where they take part, else the last one). `options` are those of `search`;
+    `total_epochs` is what every method may train, by default `epochs` and `finetune_epochs` together. The same call
+    goes on run by run.
     """
     cells = cells_of(methods, budgets, seeds)
     given = data if isinstance(data, Data) else None
@@ -131,13 +132,15 @@ def compare(
     )
     if not base.total_epochs:
         base = dataclasses.replace(base, total_epochs=base.epochs + base.finetune_epochs)
-    if baseline is not None and baseline not in methods:
-        raise unknown_name("baseline", baseline, methods)
+    controls = [name for name in ("uniform", "greedy") if name in methods] or [methods[-1]]
+    for name in baselines or ():
+        if name not in methods:
+            raise unknown_name("baseline", name, methods)
     return run_comparison(
         base,
         cells,
         Path(run_dir) if run_dir is not None else comparison_folder(base.model),
-        baseline=baseline or ("uniform" if "uniform" in methods else methods[-1]),
+        baselines=baselines or controls,
         model=model if isinstance(model, nn.Module) else None,
         data=given or load_data(base.data, seed=base.seed),
         task=task,

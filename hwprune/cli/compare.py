@@ -28,9 +28,8 @@ def compare(
         str, typer.Option(metavar="75%,60%", help="Budgets: shares of the dense measured latency, or latencies (4ms).")
     ] = "75%,60%,45%",
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Seeds 0 to N-1 for search and finetuning.")] = 2,
-    baseline: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Method that differences are counted from [uniform, if compared]."),
+    baselines: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Methods that differences are counted from [uniform,greedy].")
     ] = None,
     data: flags.Data = None,
     weights: flags.Weights = None,
@@ -66,7 +65,7 @@ def compare(
             methods=chosen,
             budgets=bounds,
             seeds=seeds,
-            baseline=baseline,
+            baselines=words(baselines, "--baselines") if baselines else None,
             weights=weights,
             dense_epochs=dense_epochs,
             epochs=epochs,

@@ -59,10 +59,11 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Difference:
-    """Score of a method minus that of the baseline at a budget, averaged over `seeds`, with a paired 95 % interval."""
+    """Score of a method minus that of a baseline at a budget, averaged over `seeds`, with a paired 95 % interval."""
 
     budget: str
     method: str
+    baseline: str
     seeds: int
     score: float
     ci: tuple[float, float]
@@ -80,7 +81,6 @@ class MethodComparison:
     total_epochs: float
     train_images: int
     runs: tuple[ComparedRun, ...]
-    baseline: str
     differences: tuple[Difference, ...]
     simulated: bool
 
@@ -106,7 +106,7 @@ class MethodComparison:
 
 
 def comparison_text(found: MethodComparison) -> str:
-    """A table of all runs, budgets together, and the differences to the baseline."""
+    """A table of all runs, budgets together, and the differences to each baseline."""
     header = (
         "budget",
         "method",
@@ -131,17 +131,13 @@ def comparison_text(found: MethodComparison) -> str:
     dense = f"dense {found.score_name} {percent(found.dense_score)}"
     head = f"{stamp}{found.model} on {found.data}, {found.target.label()}; {dense}"
     lines = [head, table(header, rows, left=(0, 1, 3, 4))]
-    if found.differences:
+    for baseline in dict.fromkeys(item.baseline for item in found.differences):
+        above = f"points of {found.score_name} above {baseline} [95 %, paired]"
         points = [
-            (
-                item.budget,
-                item.method,
-                f"{_points(item.score)} [{_points(item.ci[0])}, {_points(item.ci[1])}]",
-                str(item.seeds),
-            )
+            (item.budget, item.method, _points_text(item), str(item.seeds))
             for item in found.differences
+            if item.baseline == baseline
         ]
-        above = f"points of {found.score_name} above {found.baseline} [95 %, paired]"
         lines.append(table(("budget", "method", above, "seeds"), points, left=(0, 1)))
     return "\n\n".join(lines)
 
@@ -209,8 +205,9 @@ def _order(found: MethodComparison, run: ComparedRun) -> tuple[int, int, int]:
     return budgets.index(run.budget), methods.index(run.method), run.seed
 
 
-def _points(score: float) -> str:
-    return f"{100 * score:+.1f}"
+def _points_text(item: Difference) -> str:
+    low, high = item.ci
+    return f"{100 * item.score:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _pair(value: Any) -> tuple[float, float] | None:

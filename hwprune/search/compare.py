@@ -83,7 +83,7 @@ def run_comparison(
     cells: Sequence[Cell],
     folder: Path,
     *,
-    baseline: str,
+    baselines: Sequence[str],
     model: nn.Module | None,
     data: Data,
     task: Task | None = None,
@@ -114,7 +114,7 @@ def run_comparison(
         except (TrainingDiverged, RunError) as error:
             on_event(Caution(f"{cell.name} has no result: {error.message}", error.hint))
     done = [cell for cell in cells if (folder / cell.name / "result.json").exists()]
-    found = judge(base, done, folder, baseline=baseline, dense=dense, data=data, task=task)
+    found = judge(base, done, folder, baselines=baselines, dense=dense, data=data, task=task)
     write_json(folder / "comparison.json", found.to_json())
     write_comparison(found, folder)
     return found
@@ -125,7 +125,7 @@ def judge(
     cells: Sequence[Cell],
     folder: Path,
     *,
-    baseline: str,
+    baselines: Sequence[str],
     dense: nn.Module,
     data: Data,
     task: Task,
@@ -157,8 +157,7 @@ def judge(
         total_epochs=base.total_epochs,
         train_images=len(data.train),
         runs=tuple(rows),
-        baseline=baseline,
-        differences=differences(scores, baseline),
+        differences=tuple(item for baseline in baselines for item in differences(scores, baseline)),
         simulated=timed["dense"].simulated,
     )
 
@@ -183,7 +182,8 @@ def differences(scores: Scores, baseline: str) -> tuple[Difference, ...]:
                 mean = np.asarray(np.mean(pairs, axis=0, dtype=np.float64))
                 half = 1.96 * float(mean.std(ddof=1)) / math.sqrt(len(mean))
                 centre = float(mean.mean())
-                found.append(Difference(budget, method, len(pairs), centre, (centre - half, centre + half)))
+                interval = (centre - half, centre + half)
+                found.append(Difference(budget, method, baseline, len(pairs), centre, interval))
     return tuple(found)
 
 

@@ -79,7 +79,7 @@ def test_goes_on_run_by_run(found: MethodComparison, dense: nn.Module, few_digit
     old = next(run for run in found.runs if (run.budget, run.method) == ("60%", "uniform"))
     again = next(run for run in more.runs if run.method == "uniform")
     assert (again.score, again.seconds) == (old.score, old.seconds)
-    assert [item.method for item in more.differences] == ["magnitude"]
+    assert [(item.method, item.baseline) for item in more.differences] == [("magnitude", "uniform")]
 
 
 def test_differences_are_paired_over_images_and_averaged_over_seeds() -> None:
@@ -89,7 +89,7 @@ def test_differences_are_paired_over_images_and_averaged_over_seeds() -> None:
     (only,) = differences(scores, "b")
     left = (scores[Cell("60%", "a", 0)] + scores[Cell("60%", "a", 1)]) / 2
     right = (scores[Cell("60%", "b", 0)] + scores[Cell("60%", "b", 1)]) / 2
-    assert (only.budget, only.method, only.seeds) == ("60%", "a", 2)
+    assert (only.budget, only.method, only.baseline, only.seeds) == ("60%", "a", "b", 2)
     assert only.score == pytest.approx(left.mean() - right.mean())
     half = 1.96 * math.sqrt(np.var(left - right, ddof=1) / 500)
     assert only.ci == pytest.approx((only.score - half, only.score + half))
@@ -101,7 +101,7 @@ def test_differences_are_paired_over_images_and_averaged_over_seeds() -> None:
         ({"methods": ("wgatse",)}, "unknown method 'wgatse'.*wgates"),
         ({"methods": ()}, "needs methods, budgets"),
         ({"seeds": 0}, "at least one seed"),
-        ({"baseline": "greedy"}, "unknown baseline 'greedy'"),
+        ({"baselines": ("greedy",)}, "unknown baseline 'greedy'"),
         ({"budgets": ("60 %%",)}, "60 %%"),
         ({"total_epochs": 0.1}, "total_epochs is 0.1, less than the 0.5 epochs"),
     ],

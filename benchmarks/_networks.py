@@ -1,0 +1,74 @@
+"""The two comparisons of methods that the benchmarks make, and how they are told."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from _dense import DATA, RECIPES
+
+from hwprune import api
+from hwprune.core.events import CandidateMeasured, EpochDone, Event, Note
+from hwprune.core.files import write_json
+from hwprune.core.specs import cache_folder
+from hwprune.report.comparison import MethodComparison, comparison_text
+from hwprune.training import load_data
+
+RESULTS = Path(__file__).parent / "results"
+BUDGETS = ("45%", "60%", "75%")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A dense network of `_dense.py` and what each method may train: epochs of the search, and all in all."""
+
+    recipe: str
+    epochs: float
+    total_epochs: float
+
+
+SETTINGS = {"lite0": Setting("lite0_tiny20", 0.25, 1.5), "resnet20": Setting("resnet20x2", 0.1, 0.5)}
+
+
+def compare(name: str, methods: Sequence[str], budgets: Sequence[str], seeds: int, runs: Path) -> MethodComparison:
+    """Run what is missing of a comparison; its folder keeps every run."""
+    setting = SETTINGS[name]
+    recipe = RECIPES[setting.recipe]
+    return api.compare(
+        recipe.model,
+        load_data(recipe.data.format(root=DATA), seed=recipe.seed),
+        weights=cache_folder() / "dense" / f"{setting.recipe}.safetensors",
+        methods=methods,
+        budgets=budgets,
+        seeds=seeds,
+        epochs=setting.epochs,
+        total_epochs=setting.total_epochs,
+        train_precision="auto",
+        run_dir=runs / name,
+        tables=runs / "tables",
+        on_event=_tell,
+    )
+
+
+def main(description: str, methods: Sequence[str], record: str) -> None:
+    """The command line of a benchmark: run what is missing, print the tables, write `results/RECORD_NETWORK.json`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=sorted(SETTINGS), action="append")
+    parser.add_argument("--budgets", nargs="+", default=list(BUDGETS))
+    parser.add_argument("--methods", nargs="+", default=list(methods))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--runs", type=Path, default=cache_folder() / "methods")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for network in options.network or list(SETTINGS):
+        found = compare(network, options.methods, options.budgets, options.seeds, options.runs)
+        print(comparison_text(found), flush=True)
+        write_json(RESULTS / f"{record}_{network}.json", found.to_json())
+
+
+def _tell(event: Event) -> None:
+    if isinstance(event, EpochDone | CandidateMeasured | Note):
+        print(f"  {event}"[:200], flush=True)
