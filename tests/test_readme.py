@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from hwprune import methods
+from hwprune.cli._main import VERBS
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -40,3 +43,12 @@ def test_the_tree_is_true() -> None:
         path.name.removesuffix(".py") for path in (ROOT / "hwprune").iterdir() if not path.name.startswith(("_", "."))
     }
     assert {name.removesuffix(".py") for name in named} == real - {"py.typed"}
+
+
+def test_every_verb_and_method_is_named() -> None:
+    verbs = {module.__name__.rsplit(".", 1)[-1] for module in VERBS}
+    assert verbs <= set(re.findall(r"^\| `hwprune (\w+)", README, re.M))
+    named = {
+        name for row in re.findall(r"^\| (`[a-z0-9]+`.*?) \|", README, re.M) for name in re.findall(r"`(\w+)`", row)
+    }
+    assert set(methods.names()) <= named
