@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ class _Step:
     cost: float
     budget: float
     cost_gradients: tuple[Tensor, ...]
-    task_gradients: dict[int, Tensor] = field(default_factory=dict)
+    task_gradients: list[Tensor]
 
 
 class S2HSearch(AbstractTrainee):
@@ -139,7 +139,7 @@ class S2HSearch(AbstractTrainee):
         figures = {"multiplier": self.multiplier.value, "cost": cost}
         step = self._step
         if step is not None:
-            task = torch.cat([step.task_gradients[index] for index in range(len(self.choice.values))])
+            task = torch.cat(step.task_gradients)
             self.multiplier.update(step.cost / step.budget - 1, task, torch.cat(step.cost_gradients))
             figures["budget"] = step.budget
         if self.seen % self.options.report_every == 0:
@@ -215,7 +215,7 @@ class S2HSearch(AbstractTrainee):
         gradients = torch.autograd.grad(torch.log(cost), logits)
         learned = 1 - options.frozen
         budget = tightened(self.target, progress / learned, options.warmup / learned, options.ramp)
-        return _Step(float(cost.detach()), budget, gradients)
+        return _Step(float(cost.detach()), budget, gradients, [torch.zeros_like(value) for value in logits])
 
     def _latency_pull(self) -> Tensor:
         """A value of 0 with the gradient of multiplier * relu(log(cost / budget)), which is 0 within the budget."""
@@ -232,7 +232,7 @@ class S2HSearch(AbstractTrainee):
         if step is None or self.options.balance != "norm":
             return
         over = self.options.norm_ratio if step.cost > step.budget else 0.0
-        task = unit([step.task_gradients[index] for index in range(len(self.choice.values))])
+        task = unit(step.task_gradients)
         latency = unit(step.cost_gradients)
         for value, by_task, by_latency in zip(self.choice.values, task, latency, strict=True):
             value.grad = by_task + over * by_latency

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,11 +34,10 @@ if TYPE_CHECKING:
 class _Step:
     """What one pass with open widths leaves for `after_step`: cost 1.0 = dense, gradients by the learned values."""
 
-    hard: Widths
     cost: float
     budget: float
     cost_gradients: tuple[Tensor, ...]
-    task_gradients: dict[int, Tensor] = field(default_factory=dict)
+    task_gradients: list[Tensor]
 
 
 class WidthSearch(AbstractTrainee):
@@ -107,7 +106,7 @@ class WidthSearch(AbstractTrainee):
         if step is None:
             return {}
         violation = step.cost / step.budget - 1
-        task = torch.cat([step.task_gradients[index] for index in range(len(self.choice.values))])
+        task = torch.cat(step.task_gradients)
         self.multiplier.update(violation, task, torch.cat(step.cost_gradients))
         figures = {"multiplier": self.multiplier.value, "cost": step.cost, "budget": step.budget}
         if self.seen % self.options.report_every == 0:
@@ -160,7 +159,8 @@ class WidthSearch(AbstractTrainee):
         hard = self.grid.nearest(probabilities)
         cost = self.cost(probabilities, hard)
         gradients = torch.autograd.grad(torch.log(cost), values)
-        return _Step(hard, float(cost.detach()), tightened(self.target, share, 0.0, self.options.ramp), gradients)
+        budget = tightened(self.target, share, 0.0, self.options.ramp)
+        return _Step(float(cost.detach()), budget, gradients, [torch.zeros_like(value) for value in values])
 
     def _settled_loss(self, images: Tensor, targets: Tensor) -> Tensor:
         self._step = None

@@ -113,7 +113,7 @@ def test_gradients_are_the_tasks_plus_multiplier_times_that_of_the_log_of_the_co
         gradients.append(torch.cat([value.grad for value in search.choice.values if value.grad is not None]))
     assert search._step is not None
     cost = torch.cat(search._step.cost_gradients)
-    task = torch.cat([search._step.task_gradients[index] for index in range(len(search.choice.values))])
+    task = torch.cat(search._step.task_gradients)
     torch.testing.assert_close(gradients[0], task, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(gradients[1] - gradients[0], 2 * cost, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradients[2] - gradients[0], 4 * cost, rtol=1e-4, atol=1e-5)
