@@ -5,7 +5,8 @@ and never evaluates one that is predicted over the budget. Source: Liu et al. 20
 Automatic Neural Network Channel Pruning" (arXiv 1903.10258), and the code at github.com/liuzechun/MetaPruning. Where we
 differ: the budget is the predicted latency of the whole network, the widths are those of the search space, W0 starts
 as the trained weights in order of importance (warm_start), PruningNet follows the dense network's outputs
-(distill_alpha), half of its steps train structures near the budget (near_budget), and there are fewer candidates.
+(distill_alpha), half of its steps train structures near the budget (near_budget), candidates are compared by their loss
+(fitness: a few hundred images give many candidates the same score), and there are fewer of them.
 
 The candidates of a run are an Optuna study in RUN/study.log: `optuna-dashboard RUN/study.log` shows them.
 """
@@ -67,7 +68,7 @@ class MetaPruning(AbstractMethod):
     mutation: float = _option(0.1, "probability that a mutant's gene changes")
     least_use: float = _option(0.95, "least share of the budget that a candidate is predicted to use")
     first: Literal["random", "baselines"] = _option("random", "baselines: uniform and greedy widths go in first")
-    fitness: Literal["score", "loss", "distance"] = _option("score", "on validation data; distance: to the dense net")
+    fitness: Literal["score", "loss", "distance"] = _option("loss", "on validation images; the paper: score")
     recalibration_images: int = _option(512, "training images for the batch norms of each candidate")
     measured: int = _option(10, "best candidates to measure on the device; 0: none")
     weights: Literal["generated", "dense", "scratch"] = _option("generated", "what the winner is retrained from")

@@ -138,7 +138,7 @@ def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
         (replace(tiny_problem("chain", tile=2), study=problem.study), {}, "space: "),
         (replace(problem, seed=1), {}, "seed: 0 there, 1 now"),
         (replace(problem, target_ms=0.7 * problem.dense_ms), {}, "target_ms: "),
-        (problem, {"fitness": "loss"}, "fitness: score there, loss now"),
+        (problem, {"fitness": "score"}, "fitness: loss there, score now"),
     ]
     events: list[Event] = []
     for other, options, message in others:
