@@ -13,7 +13,7 @@ import typer
 from hwprune.cli._config import FILE, PER_CALL, USER_FILE, read_defaults
 from hwprune.core.errors import UsageError
 from hwprune.core.specs import config_folder
-from hwprune.search.settings import DEFAULTS
+from hwprune.search.settings import DEFAULTS, TrainPrecision
 
 MODEL_HELP = "A reference network, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION."
 DATA_HELP = "digits, cifar10:PATH, imagefolder:PATH, npz:PATH, FILE.py:FUNCTION, ..."
@@ -136,6 +136,18 @@ COMMON_FLAGS: tuple[Flag, ...] = (
 
 
 Flag = tuple[str, Any, Any]  # name, annotation, default
+
+
+def epochs_flag(of_what: str) -> Any:
+    """A flag for a number of epochs of some training."""
+    return training_flag(f"Epochs of {of_what}.", "N", min=0)
+
+
+def training_flag(help_text: str, metavar: str, **limits: Any) -> Any:
+    """A flag in the panel about training; `limits` are `min` and `max` of a number."""
+    return typer.Option(metavar=metavar, help=help_text, rich_help_panel=TRAINING, **limits)
+
+
 TARGET_FLAGS: tuple[Flag, ...] = (
     ("device", Device, "cpu"),
     ("runtime", Runtime, None),
@@ -152,14 +164,22 @@ SPACE_FLAGS: tuple[Flag, ...] = (
 )
 
 
-def epochs_flag(of_what: str) -> Any:
-    """A flag for a number of epochs of some training."""
-    return training_flag(f"Epochs of {of_what}.", "N", min=0)
-
-
-def training_flag(help_text: str, metavar: str, **limits: Any) -> Any:
-    """A flag in the panel about training; `limits` are `min` and `max` of a number."""
-    return typer.Option(metavar=metavar, help=help_text, rich_help_panel=TRAINING, **limits)
+TRAINING_FLAGS: tuple[Flag, ...] = (
+    ("weights", Weights, None),
+    (
+        "dense_epochs",
+        Annotated[float, epochs_flag("the dense network, without --weights")],
+        DEFAULTS.dense_epochs,
+    ),
+    ("epochs", Annotated[float, epochs_flag("a search that trains")], DEFAULTS.epochs),
+    ("lr", Annotated[float, training_flag("Learning rate of search and finetuning.", "RATE", min=0)], DEFAULTS.lr),
+    ("batch_size", Annotated[int, training_flag("Images a training step.", "N", min=2)], DEFAULTS.batch_size),
+    (
+        "train_precision",
+        Annotated[TrainPrecision, training_flag("What training computes in: fp32, bf16 or auto.", "NAME")],
+        DEFAULTS.train_precision,
+    ),
+)
 
 
 def parameters(flags: tuple[Flag, ...]) -> list[inspect.Parameter]:

@@ -13,7 +13,7 @@ from hwprune.cli._verb import Call, register
 from hwprune.cli.search import check_latency
 from hwprune.core.errors import UsageError
 from hwprune.report.comparison import comparison_text
-from hwprune.search.settings import DEFAULTS, TrainPrecision
+from hwprune.search.settings import DEFAULTS
 
 EXAMPLE = "hwprune compare resnet20 --data cifar10:data/cifar10 --methods wgates,greedy,uniform --budgets 75%,60%,45%"
 
@@ -32,17 +32,9 @@ def compare(
         str | None, typer.Option(metavar="A,B", help="Methods that differences are counted from [uniform,greedy].")
     ] = None,
     data: flags.Data = None,
-    weights: flags.Weights = None,
-    dense_epochs: Annotated[float, flags.epochs_flag("the dense network, without --weights")] = DEFAULTS.dense_epochs,
-    epochs: Annotated[float, flags.epochs_flag("a search that trains")] = DEFAULTS.epochs,
     total_epochs: Annotated[float, flags.epochs_flag("search and finetuning together, equal for all methods")] = (
         DEFAULTS.epochs + DEFAULTS.finetune_epochs
     ),
-    lr: Annotated[float, flags.training_flag("Learning rate of search and finetuning.", "RATE", min=0)] = DEFAULTS.lr,
-    batch_size: Annotated[int, flags.training_flag("Images a training step.", "N", min=2)] = DEFAULTS.batch_size,
-    train_precision: Annotated[
-        TrainPrecision, flags.training_flag("What training computes in: fp32, bf16, or auto (the faster).", "NAME")
-    ] = DEFAULTS.train_precision,
     **shared: Any,
 ) -> Outcome:
     """Compare methods on your model, data and device: one run each, one bench of all results, one table and plot.
@@ -66,13 +58,7 @@ def compare(
             budgets=bounds,
             seeds=seeds,
             baselines=words(baselines, "--baselines") if baselines else None,
-            weights=weights,
-            dense_epochs=dense_epochs,
-            epochs=epochs,
             total_epochs=total_epochs,
-            lr=lr,
-            batch_size=batch_size,
-            train_precision=train_precision,
             **shared,
             run_dir=folder,
             on_event=on_event,
@@ -92,4 +78,4 @@ def words(text: str, flag: str) -> tuple[str, ...]:
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
-    register(app, compare, example=EXAMPLE, shared=flags.SPACE_FLAGS)
+    register(app, compare, example=EXAMPLE, shared=(*flags.TRAINING_FLAGS, *flags.SPACE_FLAGS))

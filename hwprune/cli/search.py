@@ -17,7 +17,7 @@ from hwprune.core.units import parse_fraction, parse_latency_ms
 from hwprune.core.widths import Statistic
 from hwprune.report.run_data import Result
 from hwprune.report.text import search_text
-from hwprune.search.settings import DEFAULTS, TrainPrecision
+from hwprune.search.settings import DEFAULTS
 
 EXAMPLE = "hwprune search resnet20 --data cifar10:data/cifar10 --latency 60%"
 
@@ -37,18 +37,10 @@ def search(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the method; repeatable.")
     ] = None,
     data: flags.Data = None,
-    weights: flags.Weights = None,
-    dense_epochs: Annotated[float, flags.epochs_flag("the dense network, without --weights")] = DEFAULTS.dense_epochs,
-    epochs: Annotated[float, flags.epochs_flag("the search")] = DEFAULTS.epochs,
     finetune_epochs: Annotated[float, flags.epochs_flag("finetuning afterwards")] = DEFAULTS.finetune_epochs,
     total_epochs: Annotated[
         float, flags.epochs_flag("search and finetuning together, instead of --finetune-epochs")
     ] = DEFAULTS.total_epochs,
-    lr: Annotated[float, flags.training_flag("Learning rate of search and finetuning.", "RATE", min=0)] = DEFAULTS.lr,
-    batch_size: Annotated[int, flags.training_flag("Images a training step.", "N", min=2)] = DEFAULTS.batch_size,
-    train_precision: Annotated[
-        TrainPrecision, flags.training_flag("What training computes in: fp32, bf16, or auto (the faster).", "NAME")
-    ] = DEFAULTS.train_precision,
     **shared: Any,
 ) -> Outcome:
     """Find, train and measure the most accurate network within a latency budget.
@@ -72,14 +64,8 @@ def search(
             statistic=statistic,
             method=method,
             options=parse_options(options or ()),
-            weights=weights,
-            dense_epochs=dense_epochs,
-            epochs=epochs,
             finetune_epochs=finetune_epochs,
             total_epochs=total_epochs,
-            lr=lr,
-            batch_size=batch_size,
-            train_precision=train_precision,
             **shared,
             run_dir=call.common.run_dir,
             seed=call.common.seed,
@@ -106,4 +92,4 @@ def outcome_of(folder: Path, result: Result) -> Outcome:
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
-    register(app, search, example=EXAMPLE, shared=flags.SPACE_FLAGS, cls=MethodHelp)
+    register(app, search, example=EXAMPLE, shared=(*flags.TRAINING_FLAGS, *flags.SPACE_FLAGS), cls=MethodHelp)
