@@ -168,7 +168,6 @@ def test_a_settled_candidate_is_not_measured_anew(
     assert resumed.result.predictions == straight.result.predictions
 
 
-
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_kill_at_any_moment(search: Search, tmp_path: Path) -> None:
     """Twenty kills at seeded random instants: what the journal had is never lost, and the run ends with a pass."""
