@@ -14,7 +14,7 @@ QUIET_TOLERANCE = 0.06  # the machine counts as undisturbed while the reference 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How to measure. The named ones are `sample`, `quick`, `default` and `publish`."""
+    """How to measure. The named ones are `sample`, `quick`, `default`, `verdict` and `publish`."""
 
     name: str = "default"
     rounds_min: int = 5
@@ -55,6 +55,12 @@ class Protocol:
     def default(cls) -> Protocol:
         """5 to 20 rounds of 30 laps, to 1 %."""
         return cls()
+
+    @classmethod
+    def verdict(cls) -> Protocol:
+        """10 to 20 rounds of 50 laps, to 0.75 %: what decides in a search."""
+        rounds = {"rounds_min": 10, "rounds_max": 20, "laps": 50}
+        return cls("verdict", **rounds, interval_target=0.0075, patience_s=0.2)
 
     @classmethod
     def publish(cls) -> Protocol:

@@ -135,8 +135,8 @@ class Factored(Collapsed):
         latent = self.wiring.factor(name, made, read, ndim)
         if not layer.biased:
             return layer(latent)  # type: ignore[no-any-return]
-        live = (flat.detach().ne(0).to(flat.dtype) for flat in (made, read))
-        return layer(latent, self.wiring.factor(name, *live, ndim))  # type: ignore[no-any-return]
+        live_made, live_read = (flat.detach().ne(0).to(flat.dtype) for flat in (made, read))
+        return layer(latent, self.wiring.factor(name, live_made, live_read, ndim))  # type: ignore[no-any-return]
 
     def kernel(self, name: str, model: nn.Module) -> Tensor:
         """`W2 w1` of one convolution."""

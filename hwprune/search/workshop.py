@@ -66,7 +66,7 @@ class Workshop:
         Others on the machine can slow a large network more than a small one (they share the last cache), which no
         ratio cancels: a session in which the dense network is much slower than in a better one is repeated.
         """
-        protocol = Protocol.publish() if decides else Protocol.default()
+        protocol = Protocol.verdict() if decides else Protocol.default()
         for session in range(SESSIONS):
             timed = self.board.measure(models, protocol=protocol, seed=seed + session, on_event=self.folder.emit)
             dense_ms = timed["dense"].latency_ms

@@ -207,7 +207,7 @@ class TestFingerprintAndTarget:
 
 class TestProtocol:
     def test_named_protocols_survive_json(self) -> None:
-        for protocol in (Protocol.sample(), Protocol.quick(), Protocol.default(), Protocol.publish()):
+        for protocol in (Protocol.sample(), Protocol.quick(), Protocol.default(), Protocol.verdict(), Protocol.publish()):
             assert Protocol.from_json(json.loads(json.dumps(protocol.to_json()))) == protocol
 
     def test_refuses_nonsense(self) -> None:
