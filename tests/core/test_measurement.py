@@ -207,7 +207,8 @@ class TestFingerprintAndTarget:
 
 class TestProtocol:
     def test_named_protocols_survive_json(self) -> None:
-        for protocol in (Protocol.sample(), Protocol.quick(), Protocol.default(), Protocol.verdict(), Protocol.publish()):
+        named = (Protocol.sample, Protocol.quick, Protocol.default, Protocol.verdict, Protocol.publish)
+        for protocol in (make() for make in named):
             assert Protocol.from_json(json.loads(json.dumps(protocol.to_json()))) == protocol
 
     def test_refuses_nonsense(self) -> None:
