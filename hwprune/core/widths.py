@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, Literal
 
 from hwprune.core.errors import UsageError, did_you_mean
+from hwprune.core.units import parse_fraction, parse_latency_ms
 
 Statistic = Literal["median", "p90"]
 
@@ -187,6 +188,13 @@ class Budget:
             raise UsageError(f"a budget must be a positive number, not {value}", hint="give --latency-ms 10")
         if self.fraction is not None and self.fraction > 1:
             raise UsageError(f"a budget of {self.fraction:.0%} is more than the dense network needs")
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """The budget that somebody typed: "60%" of dense, or a latency ("4ms", "4"). Raises `UsageError`."""
+        if text.strip().endswith("%"):
+            return cls(fraction=parse_fraction(text))
+        return cls(latency_ms=parse_latency_ms(text))
 
     def in_ms(self, dense_ms: float) -> float:
         """The bound in ms, given the dense network's measured latency."""

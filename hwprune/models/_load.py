@@ -11,12 +11,13 @@ from types import ModuleType
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hwprune.core import plugins
 from hwprune.core.config import from_mapping
 from hwprune.core.errors import DeviceError, UsageError, did_you_mean, unknown_name
+from hwprune.core.files import atomic_write_bytes
 from hwprune.core.specs import is_function, load_function, split_options
 from hwprune.models._base import AbstractReference
 
@@ -81,6 +82,11 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     check_weights(model.state_dict(), state, where=str(path))
     model.load_state_dict(state, strict=False)
     return model
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's state dict as a safetensors file that `load_weights` reads, whole or not at all."""
+    atomic_write_bytes(path, save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
 
 
 def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, where: str) -> None:

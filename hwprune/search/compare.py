@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import nn
 
 from hwprune import methods as known_methods
 from hwprune.core.errors import RunError, TrainingDiverged, UsageError, unknown_name
 from hwprune.core.events import Caution, Note, OnEvent, ignore
-from hwprune.core.files import atomic_write_bytes, read_json, write_json
+from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement, Protocol, compare
-from hwprune.core.units import parse_fraction, parse_latency_ms
+from hwprune.core.widths import Budget
 from hwprune.devices import connect
+from hwprune.models import save_weights
 from hwprune.report.comparison import ComparedRun, Difference, MethodComparison, write_comparison
 from hwprune.report.run_data import Result
 from hwprune.search.outcomes import load
@@ -52,13 +52,13 @@ class Cell:
 
     def settings(self, base: SearchSettings) -> SearchSettings:
         """The settings of its run. Raises `UsageError` for a budget that is none."""
-        relative = self.budget.strip().endswith("%")
+        budget = Budget.parse(self.budget)
         return replace(
             base,
             method=self.method,
             seed=self.seed,
-            latency_fraction=parse_fraction(self.budget) if relative else None,
-            latency_ms=None if relative else parse_latency_ms(self.budget),
+            latency_fraction=budget.fraction,
+            latency_ms=budget.latency_ms,
         )
 
 
@@ -153,7 +153,7 @@ def judge(
         data=data.name,
         target=base.target,
         score_name=task.score_name,
-        dense_score=evaluate(dense, data, "test", task=task).score,
+        dense_score=float(task.scores(reference, data.test.targets).mean()),
         total_epochs=base.total_epochs,
         train_images=len(data.train),
         runs=tuple(rows),
@@ -204,8 +204,7 @@ def _dense(
         return dense.eval()
     folder.mkdir(parents=True, exist_ok=True)
     train_if_needed(dense, data, task, base, checkpoint=folder / "checkpoints", on_event=on_event, stop=stop)
-    state = {name: tensor.contiguous() for name, tensor in dense.state_dict().items()}
-    atomic_write_bytes(path, save_tensors(state))
+    save_weights(dense, path)
     return dense.eval()
 
 

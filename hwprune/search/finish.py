@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save as save_tensors
 from torch import nn
 
 from hwprune.core.errors import DeviceError, GraphError
@@ -19,6 +18,7 @@ from hwprune.core.measurement import Measurement, compare
 from hwprune.core.widths import Statistic
 from hwprune.graph import Recipe, cut
 from hwprune.methods._base import Answer
+from hwprune.models import save_weights
 from hwprune.report.run_data import LayerProfile, NamedOp
 from hwprune.search.settings import SearchSettings
 from hwprune.search.workshop import Workshop, example_input
@@ -141,8 +141,7 @@ def export_network(shop: Workshop, small: nn.Module, keep: Mapping[str, Sequence
     shop.folder.emit(Note(f"exported network agrees with torch within {difference:.1e} (relative)"))
     atomic_write_bytes(folder / "dense.onnx", shop.template.dense)
     atomic_write_bytes(folder / "model.onnx", shipped)
-    state = {name: tensor.contiguous() for name, tensor in small.state_dict().items()}
-    atomic_write_bytes(folder / "best.safetensors", save_tensors(state))
+    save_weights(small, folder / "best.safetensors")
     write_json(folder / "recipe.json", Recipe.of(shop.model, shop.graph, keep).to_json())
     return shipped
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from hwprune.core import config
 from hwprune.core.errors import RunError, UsageError
 from hwprune.core.measurement import Target
-from hwprune.core.units import format_ms, parse_fraction, parse_latency_ms
+from hwprune.core.units import format_ms
 from hwprune.core.widths import Budget, Statistic
 from hwprune.devices import resolve
 
@@ -113,8 +113,9 @@ class SearchSettings:
 
         Raises `UsageError` for an unknown option, naming the nearest one.
         """
-        if latency is not None and not latency.strip().endswith("%"):
-            latency_ms, latency = parse_latency_ms(latency), None
+        typed = None if latency is None else Budget.parse(latency)
+        if typed is not None and typed.latency_ms is not None:
+            latency_ms = typed.latency_ms
         values = {name: value for name, value in given.items() if value is not None}
         if "weights" in values:
             values["weights"] = str(values["weights"])
@@ -123,8 +124,8 @@ class SearchSettings:
         values |= {"device": named.device, "runtime": named.runtime, "precision": named.precision}
         if latency_ms is not None:
             values["latency_ms"] = latency_ms
-        if latency is not None:
-            values["latency_fraction"] = parse_fraction(latency)
+        if typed is not None and typed.fraction is not None:
+            values["latency_fraction"] = typed.fraction
         return config.from_mapping(cls, values, where="search")
 
     @property

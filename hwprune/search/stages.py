@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import nn
 
 from hwprune.core import config, plugins
 from hwprune.core.errors import BudgetInfeasible
 from hwprune.core.events import CandidateMeasured, Caution, Note, OnEvent
-from hwprune.core.files import atomic_write_bytes
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Widths
 from hwprune.latency.table import TableRow
 from hwprune.methods._base import AbstractMethod, Answer, Problem
+from hwprune.models import save_weights
 from hwprune.search.answers import load_answer, save_answer
 from hwprune.search.controller import AIM, BudgetController, Settlement, Trial
 from hwprune.search.settings import SearchSettings
@@ -69,8 +68,7 @@ def dense_network(shop: Workshop) -> None:
             on_event=shop.folder.emit,
             stop=shop.stop,
         )
-        state = {name: tensor.contiguous() for name, tensor in shop.model.state_dict().items()}
-        atomic_write_bytes(path, save_tensors(state))
+        save_weights(shop.model, path)
 
     def load() -> None:
         shop.model.load_state_dict(load_tensors(path.read_bytes()))
