@@ -9,8 +9,9 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from hwprune.core.events import OnEvent, ignore
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.graph import ChannelGraph
 from hwprune.latency.models._base import AbstractLatencyModel
+from hwprune.methods._adjust import Fit, fit_to_target
 from hwprune.training._plan import TrainLog, TrainPlan
 from hwprune.training.data import Data
 from hwprune.training.loop import never
@@ -86,6 +88,11 @@ class Answer:
     image_passes: int = 0
     log: TrainLog | None = None
 
+    def at(self, fit: Fit) -> Answer:
+        """This answer at other widths: each group keeps its highest-scoring units."""
+        keep = top_units(self.scores, fit.widths)
+        return replace(self, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
+
 
 class AbstractMethod(abc.ABC):
     """A pruning method. Called by the search (`hwprune/search`), not by library users; its fields are its options."""
@@ -97,9 +104,26 @@ class AbstractMethod(abc.ABC):
         Raises `BudgetInfeasible`, before any training, when no network of the space is predicted within the target.
         """
 
-    @abc.abstractmethod
     def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
-        """The same knowledge at another target, without training: the measurement missed or left time unused."""
+        """The same knowledge at another target, without training: the measurement missed or left time unused.
+
+        By default from this answer's widths along the scores of its units.
+        """
+        fit = fit_to_target(
+            problem.space, problem.latency, answer.scores, target_ms, start=answer.widths, exchange=False
+        )
+        return answer.at(fit)
+
+
+def option(default: Any, help_text: str) -> Any:
+    """A field of a method that is an option of the command line."""
+    return field(default=default, metadata={"help": help_text})
+
+
+def check_choices(method: AbstractMethod, choices: Mapping[str, tuple[str, ...]]) -> None:
+    """`check_choice` for each option of a method that has a list of choices."""
+    for name, known in choices.items():
+        check_choice(name, getattr(method, name), known)
 
 
 def check_choice(option: str, chosen: str, choices: tuple[str, ...]) -> None:

@@ -1,11 +1,33 @@
-"""What methods that train weights and widths together share: distilled loss, the way of the budget, number of steps."""
+"""What methods that train weights and widths together share: the training itself, its loss, the way of the budget."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from hwprune.methods._base import Problem
+from hwprune.training._plan import TrainLog
+from hwprune.training._trainee import AbstractTrainee
+from hwprune.training.loop import train
+
+
+def train_search(
+    problem: Problem, trainee: AbstractTrainee, evaluate: Callable[[], Mapping[str, float]] | None = None
+) -> TrainLog:
+    """The training of a search by the shared loop, as the problem says."""
+    return train(
+        trainee,
+        problem.data,
+        plan=problem.plan,
+        seed=problem.seed,
+        checkpoint=problem.checkpoint,
+        on_event=problem.on_event,
+        stage="search",
+        stop=problem.stop,
+        evaluate=evaluate,
+    )
 
 
 def distilled_loss(problem: Problem, outputs: Tensor, images: Tensor, targets: Tensor, alpha: float) -> Tensor:

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from hwprune.core.errors import UsageError
 from hwprune.core.units import format_ms
 from hwprune.methods._adjust import check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option
 from hwprune.methods._dhp_budget import threshold_fit
 from hwprune.methods._dhp_search import DhpSearch
+from hwprune.methods._joint import train_search
 from hwprune.methods._saliency import taylor
-from hwprune.training.loop import train
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "backend": ("collapsed", "factored"),
@@ -29,10 +29,6 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "metric": ("saliency", "plain"),
     "efficiency": ("latency", "macs"),
 }
-
-
-def _option(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
 
 
 @dataclass(frozen=True)
@@ -47,39 +43,36 @@ class DHP(AbstractMethod):
     makes the cut inexact; that is not offered.
     """
 
-    backend: Literal["collapsed", "factored"] = _option(
+    backend: Literal["collapsed", "factored"] = option(
         "collapsed",
         "collapsed: a weight and its latents; factored: the paper's three layers, 10 times the memory or more",
     )
-    start: Literal["dense", "hyper_fan_in"] = _option("dense", "first weights: the trained network's, or drawn")
-    embedding: int = _option(8, "factored: values that stand between a pair of latents and a kernel")
-    biases: Literal["off", "gated"] = _option("off", "factored: the layers' biases; gated: only between live units")
-    penalty: float = _option(0.0, "weight of the latents' L1 norm; 0: what reaches the budget at `arrival`")
-    metric: Literal["saliency", "plain"] = _option(
+    start: Literal["dense", "hyper_fan_in"] = option("dense", "first weights: the trained network's, or drawn")
+    embedding: int = option(8, "factored: values that stand between a pair of latents and a kernel")
+    biases: Literal["off", "gated"] = option("off", "factored: the layers' biases; gated: only between live units")
+    penalty: float = option(0.0, "weight of the latents' L1 norm; 0: what reaches the budget at `arrival`")
+    metric: Literal["saliency", "plain"] = option(
         "saliency", "a proximal step takes off in inverse proportion to a unit's saliency, or (plain) alike in a group"
     )
-    efficiency: Literal["latency", "macs"] = _option("latency", "what the proximal step's group weights count")
-    arrival: float = _option(0.6, "share of the search until the budget is met; the rest trains what is left")
-    refresh_every: int = _option(100, "steps between two looks at prices and budget; fewer in a short search")
-    normalise: bool = _option(True, "divide the latents of a group by its scale where they multiply weights")
-    debias: bool = _option(True, "give the latents back what proximal steps took, once the budget is met")
-    latent_lr: float = _option(0.0, "learning rate of the latents; 0: by latent_travel, or with drawn weights, theirs")
-    latent_travel: float = _option(
-        0.05, "how far gradients of mean size and one sign would move a latent in the search"
-    )
-    latent_momentum: float = _option(0.0, "momentum of the latents")
-    latent_decay: float = _option(0.0, "L2 decay of the latents")
-    latency_weight: float = _option(0.0, "weight of the differentiable latency loss beside the proximal steps")
-    threshold: float = _option(5e-3, "a unit counts as live while its latent is at least so large")
-    floor: int = _option(4, "units of a group that proximal steps leave")
-    saliency_images: int = _option(1024, "images for the first saliency of metric=saliency")
-    saliency_decay: float = _option(0.97, "decay of the running saliency")
-    distill_alpha: float = _option(0.7, "weight of the dense network's outputs in the search's loss")
-    report_every: int = _option(5, "steps between two search events")
+    efficiency: Literal["latency", "macs"] = option("latency", "what the proximal step's group weights count")
+    arrival: float = option(0.6, "share of the search until the budget is met; the rest trains what is left")
+    refresh_every: int = option(100, "steps between two looks at prices and budget; fewer in a short search")
+    normalise: bool = option(True, "divide the latents of a group by its scale where they multiply weights")
+    debias: bool = option(True, "give the latents back what proximal steps took, once the budget is met")
+    latent_lr: float = option(0.0, "learning rate of the latents; 0: by latent_travel, or with drawn weights, theirs")
+    latent_travel: float = option(0.05, "how far gradients of mean size and one sign would move a latent in the search")
+    latent_momentum: float = option(0.0, "momentum of the latents")
+    latent_decay: float = option(0.0, "L2 decay of the latents")
+    latency_weight: float = option(0.0, "weight of the differentiable latency loss beside the proximal steps")
+    threshold: float = option(5e-3, "a unit counts as live while its latent is at least so large")
+    floor: int = option(4, "units of a group that proximal steps leave")
+    saliency_images: int = option(1024, "images for the first saliency of metric=saliency")
+    saliency_decay: float = option(0.97, "decay of the running saliency")
+    distill_alpha: float = option(0.7, "weight of the dense network's outputs in the search's loss")
+    report_every: int = option(5, "steps between two search events")
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
+        check_choices(self, _CHOICES)
         for name in ("embedding", "refresh_every", "report_every", "floor", "saliency_images"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}")
@@ -96,16 +89,7 @@ class DHP(AbstractMethod):
         check_feasible(problem.space, problem.latency, problem.target_ms)
         search = DhpSearch(problem, self)
         passes = self._start(problem, search)
-        log = train(
-            search,
-            problem.data,
-            plan=problem.plan,
-            seed=problem.seed,
-            checkpoint=problem.checkpoint,
-            on_event=problem.on_event,
-            stage="search",
-            stop=problem.stop,
-        )
+        log = train_search(problem, search)
         if not search.frozen:
             self._check_arrived(problem, search)
             search.freeze()
@@ -116,8 +100,7 @@ class DHP(AbstractMethod):
     def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
         """The threshold on the same latents that meets the other target; no training."""
         fit = threshold_fit(problem.space, problem.latency, answer.scores, target_ms)
-        keep = top_units(answer.scores, fit.widths)
-        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
+        return answer.at(fit)
 
     def _start(self, problem: Problem, search: DhpSearch) -> int:
         if self.start != "dense":

@@ -13,25 +13,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from hwprune.core.errors import UsageError
-from hwprune.methods._adjust import check_feasible, fit_to_target
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
+from hwprune.methods._adjust import check_feasible
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option
 from hwprune.methods._gdp_search import PolarisingSearch
+from hwprune.methods._joint import train_search
 from hwprune.methods._saliency import taylor
-from hwprune.training.loop import train
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "task_gradient": ("tangent", "secant"),
     "efficiency": ("latency", "macs"),
     "late": ("close", "error"),
 }
-
-
-def _option(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
 
 
 @dataclass(frozen=True)
@@ -42,26 +38,25 @@ class GDP(AbstractMethod):
     step of theta are relative to that. Raises `NotPolarised` when gates stay between closed and open.
     """
 
-    eps: float = _option(0.1, "gate = theta^2 / (theta^2 + eps) while units are chosen; theta starts at 1")
-    warmup: float = _option(0.05, "share of the search with frozen gates")
-    hold: float = _option(0.5, "share of the search at which eps begins to fall at the latest")
-    anneal: float = _option(0.9, "share of the search at which eps has fallen to its last value")
-    travel: float = _option(3.0, "how far pressure 1 takes an undefended gate during the hold; it starts at 1")
-    boost: float = _option(1.0, "how much the pressure rises during the hold, from 1")
-    task_gradient: Literal["tangent", "secant"] = _option(
+    eps: float = option(0.1, "gate = theta^2 / (theta^2 + eps) while units are chosen; theta starts at 1")
+    warmup: float = option(0.05, "share of the search with frozen gates")
+    hold: float = option(0.5, "share of the search at which eps begins to fall at the latest")
+    anneal: float = option(0.9, "share of the search at which eps has fallen to its last value")
+    travel: float = option(3.0, "how far pressure 1 takes an undefended gate during the hold; it starts at 1")
+    boost: float = option(1.0, "how much the pressure rises during the hold, from 1")
+    task_gradient: Literal["tangent", "secant"] = option(
         "secant", "what defends a gate: autograd's gradient, or the estimated rise of the loss without the unit"
     )
-    saliency_images: int = _option(1024, "images for the first estimate of the benefits; 0: none")
-    saliency_decay: float = _option(0.97, "decay of the running gate gradients")
-    efficiency: Literal["latency", "macs"] = _option("latency", "what the search's cost counts")
-    late: Literal["close", "error"] = _option("close", "hold ends above the target: close the rest at once, or stop")
-    exchange: bool = _option(True, "improve the widths by exchanges between groups when the units are fixed")
-    distill_alpha: float = _option(0.7, "weight of the dense network's outputs in the search's loss")
-    report_every: int = _option(5, "steps between two search events")
+    saliency_images: int = option(1024, "images for the first estimate of the benefits; 0: none")
+    saliency_decay: float = option(0.97, "decay of the running gate gradients")
+    efficiency: Literal["latency", "macs"] = option("latency", "what the search's cost counts")
+    late: Literal["close", "error"] = option("close", "hold ends above the target: close the rest at once, or stop")
+    exchange: bool = option(True, "improve the widths by exchanges between groups when the units are fixed")
+    distill_alpha: float = option(0.7, "weight of the dense network's outputs in the search's loss")
+    report_every: int = option(5, "steps between two search events")
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
+        check_choices(self, _CHOICES)
         for name in ("eps", "travel", "report_every"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -86,16 +81,7 @@ class GDP(AbstractMethod):
             saliency = taylor(problem, images=self.saliency_images)
             search.start_from(saliency.scores)
             passes = saliency.image_passes
-        log = train(
-            search,
-            problem.data,
-            plan=problem.plan,
-            seed=problem.seed,
-            checkpoint=problem.checkpoint,
-            on_event=problem.on_event,
-            stage="search",
-            stop=problem.stop,
-        )
+        log = train_search(problem, search)
         state, widths = search.final_state(), search.widths()
         yield Answer(
             widths,
@@ -106,11 +92,3 @@ class GDP(AbstractMethod):
             log.image_passes + passes,
             log,
         )
-
-    def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
-        """From this answer's widths to the other target along the benefits; units closed last come back first."""
-        fit = fit_to_target(
-            problem.space, problem.latency, answer.scores, target_ms, start=answer.widths, exchange=False
-        )
-        keep = top_units(answer.scores, fit.widths)
-        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)

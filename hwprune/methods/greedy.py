@@ -9,7 +9,7 @@ import numpy as np
 
 from hwprune.core.errors import UsageError
 from hwprune.methods._adjust import check_feasible, fit_to_target
-from hwprune.methods._base import AbstractMethod, Answer, Problem, top_units
+from hwprune.methods._base import AbstractMethod, Answer, Problem
 from hwprune.methods._saliency import dense_answer, taylor
 
 
@@ -67,5 +67,4 @@ class Greedy(AbstractMethod):
             floor=self.floor,
             exchange=self.exchange,
         )
-        keep = top_units(answer.scores, fit.widths)
-        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
+        return answer.at(fit)

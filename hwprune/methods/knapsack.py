@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hwprune.core.errors import UsageError
 from hwprune.methods._adjust import check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice
 from hwprune.methods._knapsack import Knapsack
 from hwprune.methods._saliency import Saliency, bn_scale, dense_answer, taylor, weight_norm
 
@@ -43,8 +43,7 @@ class KnapsackWidths(AbstractMethod):
     def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
         """The same saliency within the other target."""
         fit = Knapsack(problem.space, problem.latency, answer.scores, self.bins, self.floor).fit(target_ms)
-        keep = top_units(answer.scores, fit.widths)
-        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
+        return answer.at(fit)
 
     def _saliency(self, problem: Problem) -> Saliency:
         if self.score == "taylor":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hwprune.methods._adjust import check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice
 from hwprune.methods._families import ranked_family, widest_that_fits
 from hwprune.methods._saliency import Saliency, bn_scale, dense_answer, weight_norm
 
@@ -37,5 +37,4 @@ class Magnitude(AbstractMethod):
         """The same ranking cut at the other target."""
         family = ranked_family(problem.space, [answer.scores[name] for name in problem.space.names])
         fit = widest_that_fits(problem.space, problem.latency, family, target_ms)
-        keep = top_units(answer.scores, fit.widths)
-        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
+        return answer.at(fit)

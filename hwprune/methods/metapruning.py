@@ -15,21 +15,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from hwprune.core.errors import UsageError
 from hwprune.core.events import Caution, Note
-from hwprune.methods._adjust import check_feasible, fit_to_target
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
+from hwprune.methods._adjust import check_feasible
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option, top_units
+from hwprune.methods._joint import train_search
 from hwprune.methods._metapruning_net import PruningNet, with_random_weights
 from hwprune.methods._metapruning_training import StructureTraining, check_size
 from hwprune.methods._saliency import dense_answer, taylor, weight_norm
 from hwprune.training._random import mix
-from hwprune.training.loop import train
 
 if TYPE_CHECKING:
     from hwprune.methods._metapruning_search import Candidate
@@ -46,38 +46,33 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 _READY = 0.5
 
 
-def _option(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
-
-
 @dataclass(frozen=True)
 class MetaPruning(AbstractMethod):
     """Generated weights and an evolution over widths, kept as an Optuna study (optuna-dashboard RUN/study.log)."""
 
-    hidden: int = _option(8, "hidden units of a generator (the paper: 32); PruningNet is hidden + 1 networks large")
-    encoding: Literal["layer", "block"] = _option("block", "a generator sees its layer's groups, or its block's")
-    warm_start: bool = _option(True, "start the generators' bias at the trained weights; False: at random")
-    channels: Literal["taylor", "l1", "index"] = _option("taylor", "order in which a width takes the units")
-    saliency_images: int = _option(1024, "images for the Taylor scores")
-    near_budget: float = _option(0.5, "share of the training steps with structures just within the budget")
-    distill_alpha: float = _option(0.7, "weight of the dense network's outputs in PruningNet's loss")
-    sampler: Literal["ga", "nsga2", "tpe", "random"] = _option("ga", "ga is the paper's; random the control")
-    evaluations: int = _option(200, "candidates evaluated (the paper: 1000)")
-    population: int = _option(20, "candidates a generation (the paper: 50)")
-    parents: int = _option(10, "the best of all that may have children")
-    mutation: float = _option(0.1, "probability that a mutant's gene changes")
-    least_use: float = _option(0.95, "least share of the budget that a candidate is predicted to use")
-    first: Literal["random", "baselines"] = _option("random", "baselines: uniform and greedy widths go in first")
-    fitness: Literal["score", "loss", "distance"] = _option("loss", "on validation images; the paper: score")
-    recalibration_images: int = _option(512, "training images for the batch norms of each candidate")
-    measured: int = _option(10, "best candidates to measure on the device; 0: none")
-    weights: Literal["generated", "dense", "scratch"] = _option("generated", "what the winner is retrained from")
-    memory_gb: float = _option(0.0, "most memory for training PruningNet; 0: half of the machine's")
-    storage: str = _option("", "an Optuna storage URL (sqlite:///FILE) in place of RUN/study.log, for one process")
+    hidden: int = option(8, "hidden units of a generator (the paper: 32); PruningNet is hidden + 1 networks large")
+    encoding: Literal["layer", "block"] = option("block", "a generator sees its layer's groups, or its block's")
+    warm_start: bool = option(True, "start the generators' bias at the trained weights; False: at random")
+    channels: Literal["taylor", "l1", "index"] = option("taylor", "order in which a width takes the units")
+    saliency_images: int = option(1024, "images for the Taylor scores")
+    near_budget: float = option(0.5, "share of the training steps with structures just within the budget")
+    distill_alpha: float = option(0.7, "weight of the dense network's outputs in PruningNet's loss")
+    sampler: Literal["ga", "nsga2", "tpe", "random"] = option("ga", "ga is the paper's; random the control")
+    evaluations: int = option(200, "candidates evaluated (the paper: 1000)")
+    population: int = option(20, "candidates a generation (the paper: 50)")
+    parents: int = option(10, "the best of all that may have children")
+    mutation: float = option(0.1, "probability that a mutant's gene changes")
+    least_use: float = option(0.95, "least share of the budget that a candidate is predicted to use")
+    first: Literal["random", "baselines"] = option("random", "baselines: uniform and greedy widths go in first")
+    fitness: Literal["score", "loss", "distance"] = option("loss", "on validation images; the paper: score")
+    recalibration_images: int = option(512, "training images for the batch norms of each candidate")
+    measured: int = option(10, "best candidates to measure on the device; 0: none")
+    weights: Literal["generated", "dense", "scratch"] = option("generated", "what the winner is retrained from")
+    memory_gb: float = option(0.0, "most memory for training PruningNet; 0: half of the machine's")
+    storage: str = option("", "an Optuna storage URL (sqlite:///FILE) in place of RUN/study.log, for one process")
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
+        check_choices(self, _CHOICES)
         counts = {"evaluations": 1, "population": 2, "parents": 2, "hidden": 0, "measured": 0, "saliency_images": 1}
         counts["recalibration_images"] = 1
         for name, least in counts.items():
@@ -107,14 +102,6 @@ class MetaPruning(AbstractMethod):
             return
         yield self._searched(problem, scores, saliency.image_passes)
 
-    def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
-        """From this answer's widths to the other target by saliency; the weights stay those of the winner."""
-        fit = fit_to_target(
-            problem.space, problem.latency, answer.scores, target_ms, start=answer.widths, exchange=False
-        )
-        keep = top_units(answer.scores, fit.widths)
-        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
-
     def _searched(self, problem: Problem, scores: Mapping[str, np.ndarray], passes: int) -> Answer:
         from hwprune.methods._metapruning_search import FORWARD_COST, Evolution, Judge
 
@@ -124,17 +111,7 @@ class MetaPruning(AbstractMethod):
         training = StructureTraining(
             problem, net, evolution.genes, near_budget=self.near_budget, distill_alpha=self.distill_alpha
         )
-        log = train(
-            training,
-            problem.data,
-            plan=problem.plan,
-            seed=problem.seed,
-            checkpoint=problem.checkpoint,
-            on_event=problem.on_event,
-            stage="search",
-            stop=problem.stop,
-            evaluate=judge.probes,
-        )
+        log = train_search(problem, training, judge.probes)
         _warn_if_not_ready(problem, log.history[-1])
         candidates = evolution.run(judge)
         winner = self._winner(problem, candidates)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 
 from hwprune.core.widths import Widths
 from hwprune.latency.features import widths_array
 from hwprune.methods._adjust import Fit, check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, top_units
+from hwprune.methods._base import AbstractMethod, Answer, Problem
 from hwprune.methods._saliency import dense_answer, taylor
 
 
@@ -31,8 +31,7 @@ class RandomWidths(AbstractMethod):
         rng = Random(problem.seed)
         narrowed = _narrow(problem, rng, problem.space.sample(rng), least, target_ms)
         fit = _widen(problem, rng, narrowed, target_ms)
-        keep = top_units(answer.scores, fit.widths)
-        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
+        return answer.at(fit)
 
 
 def _step(problem: Problem, widths: Widths, group: str, direction: int) -> Widths | None:

@@ -16,8 +16,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -26,12 +26,12 @@ from hwprune.core.events import Note
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Widths
 from hwprune.graph import cut
-from hwprune.methods._adjust import check_feasible, fit_to_target
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
+from hwprune.methods._adjust import check_feasible
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option
+from hwprune.methods._joint import train_search
 from hwprune.methods._s2h_search import S2HSearch
 from hwprune.methods._saliency import Saliency, bn_scale, taylor, weight_norm
 from hwprune.training.bn import recalibrate_bn
-from hwprune.training.loop import train
 from hwprune.training.tasks import evaluate
 
 # Enough for batch-norm statistics that are only to be reported.
@@ -44,40 +44,33 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _option(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
-
-
 @dataclass(frozen=True)
 class S2HPruner(AbstractMethod):
     """Soft-to-hard distillation under a latency budget; one search step costs two to three dense steps."""
 
-    gap_weight: float = _option(1.0, "weight of the distance between soft and hard outputs; 0: plain soft masks")
-    gap_temperature: float = _option(1.0, "temperature of that distance")
-    routing: Literal["decoupled", "to_weights", "to_widths", "coupled"] = _option(
+    gap_weight: float = option(1.0, "weight of the distance between soft and hard outputs; 0: plain soft masks")
+    gap_temperature: float = option(1.0, "temperature of that distance")
+    routing: Literal["decoupled", "to_weights", "to_widths", "coupled"] = option(
         "decoupled", "what the gap trains: decoupled, to_weights, to_widths or coupled"
     )
-    temperature: float = _option(1.0, "of the softmax over widths")
-    logit_travel: float = _option(8.0, "how far Adam can move a logit in the whole search")
-    momentum: float = _option(0.5, "Adam's first beta for the logits")
-    order: Literal["taylor", "l1", "bn"] = _option("taylor", "rank of the units: taylor saliency, l1 norm or bn scale")
-    saliency_images: int = _option(1024, "order=taylor: images for the scores")
-    distill_alpha: float = _option(0.7, "weight of the dense network's outputs in the loss of the soft network")
-    balance: Literal["closed_form", "norm"] = _option(
-        "closed_form", "weight of the latency: closed form or equal norms"
-    )
-    norm_ratio: float = _option(1.0, "balance=norm: length of the latency gradient to that of the task's")
-    multiplier_boost: float = _option(15.0, "closed form: how much a relative violation of 1 adds")
-    multiplier_decay: float = _option(0.8, "closed form: decay of the averaged products")
-    warmup: float = _option(0.05, "share of the search, at its start, in which the widths do not learn")
-    frozen: float = _option(0.4, "share of the search, at its end, in which the widths are fitted and stay")
-    hard_only: float = _option(0.2, "share of the search, at its end, in which only the hard network trains")
-    ramp: float = _option(0.4, "share of the learning of widths over which the budget tightens to the target")
-    report_every: int = _option(5, "steps between two search events")
+    temperature: float = option(1.0, "of the softmax over widths")
+    logit_travel: float = option(8.0, "how far Adam can move a logit in the whole search")
+    momentum: float = option(0.5, "Adam's first beta for the logits")
+    order: Literal["taylor", "l1", "bn"] = option("taylor", "rank of the units: taylor saliency, l1 norm or bn scale")
+    saliency_images: int = option(1024, "order=taylor: images for the scores")
+    distill_alpha: float = option(0.7, "weight of the dense network's outputs in the loss of the soft network")
+    balance: Literal["closed_form", "norm"] = option("closed_form", "weight of the latency: closed form or equal norms")
+    norm_ratio: float = option(1.0, "balance=norm: length of the latency gradient to that of the task's")
+    multiplier_boost: float = option(15.0, "closed form: how much a relative violation of 1 adds")
+    multiplier_decay: float = option(0.8, "closed form: decay of the averaged products")
+    warmup: float = option(0.05, "share of the search, at its start, in which the widths do not learn")
+    frozen: float = option(0.4, "share of the search, at its end, in which the widths are fitted and stay")
+    hard_only: float = option(0.2, "share of the search, at its end, in which only the hard network trains")
+    ramp: float = option(0.4, "share of the learning of widths over which the budget tightens to the target")
+    report_every: int = option(5, "steps between two search events")
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
+        check_choices(self, _CHOICES)
         for name in ("gap_temperature", "temperature", "logit_travel", "norm_ratio", "report_every"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -106,30 +99,12 @@ class S2HPruner(AbstractMethod):
         check_feasible(problem.space, problem.latency, problem.target_ms)
         saliency = self._saliency(problem)
         search = S2HSearch(problem, self, saliency.scores)
-        log = train(
-            search,
-            problem.data,
-            plan=problem.plan,
-            seed=problem.seed,
-            checkpoint=problem.checkpoint,
-            on_event=problem.on_event,
-            stage="search",
-            stop=problem.stop,
-            evaluate=_EpochReport(search),
-        )
+        log = train_search(problem, search, _EpochReport(search))
         passes = saliency.image_passes + math.ceil(search.pass_thirds / 3)
         answer = Answer(search.widths(), {}, 0.0, saliency.scores, search.hard_state(), passes, log)
         answer = self.refit(problem, answer, problem.target_ms)
         _tell_scores(problem, answer)
         yield answer
-
-    def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
-        """From the learned widths to the other target by saliency per predicted ms; no training."""
-        fit = fit_to_target(
-            problem.space, problem.latency, answer.scores, target_ms, start=answer.widths, exchange=False
-        )
-        keep = top_units(answer.scores, fit.widths)
-        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
 
     def _saliency(self, problem: Problem) -> Saliency:
         if self.order == "taylor":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hwprune.methods._adjust import check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice
 from hwprune.methods._families import uniform_family, widest_that_fits
 from hwprune.methods._saliency import Saliency, dense_answer, taylor, weight_norm
 
@@ -36,5 +36,4 @@ class Uniform(AbstractMethod):
     def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
         """The largest keep ratio that fits the other target."""
         fit = widest_that_fits(problem.space, problem.latency, uniform_family(problem.space), target_ms)
-        keep = top_units(answer.scores, fit.widths)
-        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
+        return answer.at(fit)

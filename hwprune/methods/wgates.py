@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from hwprune.core.errors import UsageError
-from hwprune.methods._adjust import check_feasible, fit_to_target
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, top_units
+from hwprune.methods._adjust import check_feasible
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option
 from hwprune.methods._gate_search import GateSearch
+from hwprune.methods._joint import train_search
 from hwprune.methods._saliency import taylor
-from hwprune.training.loop import train
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "start": ("open", "taylor"),
@@ -34,10 +34,6 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _option(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
-
-
 @dataclass(frozen=True)
 class WGates(AbstractMethod):
     """Weight-dependent binary gates under a latency budget.
@@ -45,39 +41,36 @@ class WGates(AbstractMethod):
     The plan's learning rate, momentum and weight decay are those of the weights; the gates have their own Adam.
     """
 
-    bias_travel: float = _option(4.0, "how far Adam can move a group's scores in the whole search")
-    direction_travel: float = _option(0.05, "how far Adam can move a weight of the map from filters to scores")
-    gate_momentum: float = _option(0.9, "Adam's first beta for the gate network")
-    start: Literal["open", "taylor"] = _option(
-        "taylor", "first scores: open (random order) or taylor (saliency per ms)"
-    )
-    margin: float = _option(0.5, "the lowest score at the start; above 0, so that every gate is open")
-    spread: float = _option(0.1, "start=open: standard deviation of the first scores")
-    saliency_images: int = _option(1024, "images for the Taylor scores of start=taylor")
-    gate_sees_weights: Literal["detach", "attach"] = _option("detach", "whether gate gradients reach the filters")
-    scale_fix: bool = _option(True, "see filters through their batch norm's scale; False: raw weights, as the paper")
-    surrogate: Literal["arctan", "clipped"] = _option("arctan", "derivative of the step in the backward")
-    sharpness: float = _option(2.0, "k of the arctan surrogate")
-    task_gradient: Literal["tangent", "secant"] = _option("secant", "gate gradient of the task: autograd's, or 0 to 1")
-    saliency_decay: float = _option(0.97, "decay of the running gate gradients")
-    project: bool = _option(True, "shift all scores together so that the hard widths keep the budget at every step")
-    align: bool = _option(True, "open exactly the snapped number of gates in the forward")
-    efficiency: Literal["latency", "macs"] = _option("latency", "what the search's cost counts")
-    multiplier: Literal["closed_form", "dual"] = _option("closed_form", "weight of the cost: closed_form or dual")
-    multiplier_boost: float = _option(15.0, "closed form: how much a relative violation of 1 adds")
-    multiplier_decay: float = _option(0.8, "closed form: decay of the averaged products")
-    multiplier_rate: float = _option(10.0, "dual ascent: step for a relative violation of 1")
-    multiplier_period: int = _option(1, "dual ascent: optimiser steps between updates")
-    warmup: float = _option(0.1, "share of the search without a latency term")
-    ramp: float = _option(0.6, "share of the search over which the budget tightens to the target")
-    train_weights: bool = _option(True, "train the weights jointly and keep them")
-    distill_alpha: float = _option(0.7, "weight of the dense network's outputs in the search's loss")
-    channels: Literal["gates", "taylor"] = _option("gates", "which units stay: by gate score or by running saliency")
-    report_every: int = _option(5, "steps between two search events")
+    bias_travel: float = option(4.0, "how far Adam can move a group's scores in the whole search")
+    direction_travel: float = option(0.05, "how far Adam can move a weight of the map from filters to scores")
+    gate_momentum: float = option(0.9, "Adam's first beta for the gate network")
+    start: Literal["open", "taylor"] = option("taylor", "first scores: open (random order) or taylor (saliency per ms)")
+    margin: float = option(0.5, "the lowest score at the start; above 0, so that every gate is open")
+    spread: float = option(0.1, "start=open: standard deviation of the first scores")
+    saliency_images: int = option(1024, "images for the Taylor scores of start=taylor")
+    gate_sees_weights: Literal["detach", "attach"] = option("detach", "whether gate gradients reach the filters")
+    scale_fix: bool = option(True, "see filters through their batch norm's scale; False: raw weights, as the paper")
+    surrogate: Literal["arctan", "clipped"] = option("arctan", "derivative of the step in the backward")
+    sharpness: float = option(2.0, "k of the arctan surrogate")
+    task_gradient: Literal["tangent", "secant"] = option("secant", "gate gradient of the task: autograd's, or 0 to 1")
+    saliency_decay: float = option(0.97, "decay of the running gate gradients")
+    project: bool = option(True, "shift all scores together so that the hard widths keep the budget at every step")
+    align: bool = option(True, "open exactly the snapped number of gates in the forward")
+    efficiency: Literal["latency", "macs"] = option("latency", "what the search's cost counts")
+    multiplier: Literal["closed_form", "dual"] = option("closed_form", "weight of the cost: closed_form or dual")
+    multiplier_boost: float = option(15.0, "closed form: how much a relative violation of 1 adds")
+    multiplier_decay: float = option(0.8, "closed form: decay of the averaged products")
+    multiplier_rate: float = option(10.0, "dual ascent: step for a relative violation of 1")
+    multiplier_period: int = option(1, "dual ascent: optimiser steps between updates")
+    warmup: float = option(0.1, "share of the search without a latency term")
+    ramp: float = option(0.6, "share of the search over which the budget tightens to the target")
+    train_weights: bool = option(True, "train the weights jointly and keep them")
+    distill_alpha: float = option(0.7, "weight of the dense network's outputs in the search's loss")
+    channels: Literal["gates", "taylor"] = option("gates", "which units stay: by gate score or by running saliency")
+    report_every: int = option(5, "steps between two search events")
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
+        check_choices(self, _CHOICES)
         positive = {
             "bias_travel": self.bias_travel,
             "direction_travel": self.direction_travel,
@@ -100,16 +93,7 @@ class WGates(AbstractMethod):
         check_feasible(problem.space, problem.latency, problem.target_ms)
         search = GateSearch(problem, self)
         passes = self._start(problem, search)
-        log = train(
-            search,
-            problem.data,
-            plan=problem.plan,
-            seed=problem.seed,
-            checkpoint=problem.checkpoint,
-            on_event=problem.on_event,
-            stage="search",
-            stop=problem.stop,
-        )
+        log = train_search(problem, search)
         scores = search.unit_scores()
         state = {name: value.detach().clone() for name, value in search.model.state_dict().items()}
         answer = Answer(
@@ -122,14 +106,6 @@ class WGates(AbstractMethod):
             log,
         )
         yield self.refit(problem, answer, problem.target_ms)
-
-    def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
-        """From this answer's widths to the other target by its gates' scores; no training."""
-        fit = fit_to_target(
-            problem.space, problem.latency, answer.scores, target_ms, start=answer.widths, exchange=False
-        )
-        keep = top_units(answer.scores, fit.widths)
-        return replace(answer, widths=fit.widths, keep=keep, predicted_ms=fit.predicted_ms)
 
     def _start(self, problem: Problem, search: GateSearch) -> int:
         """Open every gate; the number of images that the first order of the units took."""
