@@ -20,6 +20,7 @@ from hwprune.graph import gate_parameters
 from hwprune.latency.features import widths_array
 from hwprune.methods._adjust import fit_to_target
 from hwprune.methods._base import Problem
+from hwprune.methods._decay import decay_open, open_factors
 from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._gates import GateNetwork, best_mask, binarise, open_mask, slope_of
 from hwprune.methods._joint import distilled_loss, step_count, tightened
@@ -293,31 +294,14 @@ class GateSearch(AbstractTrainee):
         weights.register_step_pre_hook(self._decay_open_filters)
         return (weights, gates)
 
-    @torch.no_grad()
     def _decay_open_filters(self, *_: Any) -> None:
-        """L2 decay of weight matrices and filters, except what belongs to closed units.
-
-        Those get no gradient, so decay alone would shrink them until reopening them is useless.
-        """
         decay = self.problem.plan.weight_decay
         if decay == 0 or self._step is None:
             return
-        closed = self._closed_masks(self._step.masks)
-        for name, parameter in self.model.named_parameters():
-            if parameter.ndim > 1 and parameter.grad is not None:
-                parameter.grad.add_(parameter * closed.get(name, 1.0), alpha=decay)
-
-    def _closed_masks(self, masks: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Parameter -> 0.0 where a weight makes or reads a closed unit, else 1.0."""
-        factors: dict[str, Tensor] = {}
-        for group, mask in zip(self.problem.space.names, masks, strict=True):
-            graph = self.problem.graph
-            for piece in (*graph.producer_slices(group), *graph.consumer_slices(group)):
-                parameter = self.model.get_parameter(piece.parameter)
-                closed = piece.positions[mask.cpu().numpy()[piece.units] == 0]
-                factor = factors.setdefault(piece.parameter, torch.ones_like(parameter))
-                factor.index_fill_(piece.dim, torch.from_numpy(closed).to(parameter.device), 0.0)
-        return factors
+        closed = {
+            name: mask.cpu().numpy() == 0 for name, mask in zip(self.problem.space.names, self._step.masks, strict=True)
+        }
+        decay_open(self.model, open_factors(self.problem.graph, self.model, closed), decay)
 
 
 def _make_multiplier(options: WGates) -> Multiplier:

@@ -21,8 +21,8 @@ from hwprune.core.widths import Widths
 from hwprune.graph import gate_parameters
 from hwprune.methods._adjust import fit_to_target
 from hwprune.methods._base import Problem, top_units
+from hwprune.methods._decay import decay_open, open_factors
 from hwprune.methods._efficiency import Efficiency
-from hwprune.methods._gdp_decay import decay_open, open_factors
 from hwprune.methods._gdp_gates import START, GateVectors, absorbed, soft_threshold
 from hwprune.methods._gdp_prices import Prices, critical_pressure, shortened
 from hwprune.methods._joint import distilled_loss, step_count
