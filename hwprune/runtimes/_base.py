@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from hwprune.core.tensors import RawTensor
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -55,6 +57,14 @@ class AbstractClock(ABC):
 class AbstractSession(ABC):
     """One network, built and ready to run on fixed inputs in the normal range of floats."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What one should know about a latency of this engine: names out of `core.measurement.WARNINGS`.
+
+        A name may be followed by a colon and a detail, such as the layers it is about.
+        """
+        return ()
+
     @abstractmethod
     def run(self) -> None:
         """One inference, finished when this returns (or when the runtime's own clock says so)."""
@@ -62,6 +72,10 @@ class AbstractSession(ABC):
     @abstractmethod
     def infer(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs for these inputs, by input name. Raises `UsageError` for a wrong name or shape."""
+
+    def infer_raw(self, inputs: Mapping[str, RawTensor]) -> list[RawTensor]:
+        """`infer` on bytes: what an agent calls. Here through NumPy; a runtime that needs no NumPy overrides it."""
+        return [RawTensor.of(array) for array in self.infer({name: item.array() for name, item in inputs.items()})]
 
     @abstractmethod
     def close(self) -> None:

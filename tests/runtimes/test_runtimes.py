@@ -13,6 +13,7 @@ import pytest
 from hwprune.core import plugins
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Target
+from hwprune.core.tensors import RawTensor
 from hwprune.runtimes import onnxruntime as ort_plugin
 from hwprune.runtimes._base import AbstractRuntime
 from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
@@ -34,6 +35,16 @@ class TestSimulated(RuntimeConformance):
 def test_both_are_found_by_name() -> None:
     assert {"onnxruntime", "simulated"} <= set(plugins.names("hwprune.runtimes"))
     assert plugins.load("hwprune.runtimes", "simulated", AbstractRuntime) is SimulatedRuntime  # type: ignore[type-abstract]
+
+
+def test_bytes_go_in_and_out_as_arrays_do() -> None:
+    session = OnnxRuntime().open(conv_net(16), Target())
+    image = np.random.default_rng(3).standard_normal((1, 8, 14, 14)).astype(np.float32)
+    (expected,) = session.infer({"input": image})
+    (found,) = session.infer_raw({"input": RawTensor.of(image)})
+    np.testing.assert_array_equal(found.array(), expected)
+    assert session.warnings == ()
+    session.close()
 
 
 class TestOnnxRuntimeAlone:
