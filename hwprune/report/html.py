@@ -131,9 +131,14 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
         if isinstance(value, Mapping) and not key.startswith("fingerprint"):
             found += _flat(value, f"{prefix}{key} ")
         elif value not in (None, "") and not key.startswith("fingerprint"):
-            shown = " x ".join(map(str, value)) if isinstance(value, list) else str(value)
-            found.append((f"{prefix}{key}".replace("_", " "), shown))
+            found.append((f"{prefix}{key}".replace("_", " "), _shown(value)))
     return found
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return " x ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _samples(run: RunData) -> list[tuple[str, str, str]]:

@@ -157,6 +157,14 @@ def test_hostile_names_stay_text(folder: Path) -> None:
     assert json.loads(page.json)["model"] == hostile
 
 
+def test_facts_of_the_environment_are_rounded(folder: Path) -> None:
+    facts = {"reference_ms": 0.052698249999999995, "input_shape": [1, 8, 8], "cores": 2, "label": ""}
+    html = render(replace(RunData.read(folder), environment=facts))
+    assert "0.0527" in html
+    assert "0.052698" not in html
+    assert "1 x 8 x 8" in html
+
+
 def test_script_json_cannot_end_its_element() -> None:
     document = {"a": "</script>&<!--", "b": float("nan"), "c": (1, 2)}
     text = script_json(document)
