@@ -35,7 +35,7 @@ OWNERS = {
     "jinja2": ("report",),
     "typer": ("cli",),
     "rich": ("cli",),
-    "torch": ("graph", "training", "models", "latency", "methods", "search", "api"),
+    "torch": ("graph", "runtimes", "training", "models", "latency", "methods", "search", "api"),
 }
 TORCH_FREE = ("core", "devices", "runtimes", "report", "cli")
 HEAVY = ("torch", "optuna", "sklearn", "pandas", "scipy", "onnxruntime")
