@@ -5,8 +5,9 @@ The progress display, the run's journal and the log file are themselves listener
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Callable, Union
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Caution:
     hint: str = ""
 
 
-Event = StageStarted | StageDone | Progress | EpochDone | SearchStep | CandidateMeasured | Note | Caution
+# In the form that Python 3.8 on a device can evaluate.
+Event = Union[StageStarted, StageDone, Progress, EpochDone, SearchStep, CandidateMeasured, Note, Caution]
 OnEvent = Callable[[Event], None]
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Callable
 
 from hwprune.core import statistics
 from hwprune.core.measurement import Fingerprint, Measurement, Protocol, Round
