@@ -18,13 +18,15 @@ def recalibrate_bn(
     """Replace the running statistics of every batch norm, in place, by averages over training images; return the model.
 
     Cumulative average: the mean over equal batches of the batch mean and of the unbiased batch variance. Only batch
-    norms are in training mode (dropout stays off). `images` is rounded to whole batches, at least one.
+    norms are in training mode (dropout stays off). `images` is rounded to whole batches, at least one. Images are
+    augmented as in training: weights trained on them expect their statistics.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return model
     batch_size = min(batch_size, len(data.train))
-    order = torch.randperm(len(data.train), generator=generator(seed, "recalibrate"))
+    chance = generator(seed, "recalibrate")
+    order = torch.randperm(len(data.train), generator=chance)
     batches = max(1, min(images, len(data.train)) // batch_size)
     momenta = [norm.momentum for norm in norms]
     device = next(model.parameters()).device
@@ -35,7 +37,7 @@ def recalibrate_bn(
             norm.training = True
         try:
             for indices in torch.split(order[: batches * batch_size], batch_size):
-                model(data.batch("train", indices)[0].to(device))
+                model(data.batch("train", indices, chance)[0].to(device))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

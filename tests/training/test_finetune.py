@@ -11,6 +11,7 @@ from torch import nn
 from hwprune.testing.toys import toy_network
 from hwprune.training import (
     FINETUNE,
+    Augment,
     Classification,
     Data,
     ModelTrainee,
@@ -85,11 +86,14 @@ def test_dense_training_reports_the_score_of_every_epoch(data: Data) -> None:
     assert log.history[-1]["val_score"] == evaluate(model, data).score
 
 
-def test_recalibrated_statistics_are_the_closed_form(data: Data) -> None:
+@pytest.mark.parametrize("augment", [Augment(), Augment(flip=True, crop=1)])
+def test_recalibrated_statistics_are_the_closed_form_on_augmented_images(data: Data, augment: Augment) -> None:
+    data = replace(data, augment=augment)
     norm = nn.BatchNorm2d(3, momentum=0.3)
     recalibrate_bn(nn.Sequential(norm), data, images=96, batch_size=24, seed=5)
-    order = torch.randperm(96, generator=generator(5, "recalibrate"))
-    batches = [data.batch("train", indices)[0].double() for indices in torch.split(order, 24)]
+    chance = generator(5, "recalibrate")
+    order = torch.randperm(96, generator=chance)
+    batches = [data.batch("train", indices, chance)[0].double() for indices in torch.split(order, 24)]
     mean = torch.stack([batch.mean((0, 2, 3)) for batch in batches]).mean(0)
     variance = torch.stack([batch.var((0, 2, 3), unbiased=True) for batch in batches]).mean(0)
     assert torch.allclose(norm.running_mean.double(), mean, atol=1e-5)
