@@ -34,6 +34,7 @@ __all__ = [
     "Round",
     "Target",
     "compare",
+    "explain",
 ]
 
 FEWEST_PAIRS = 3  # with fewer undisturbed pairs of rounds, a comparison takes the disturbed ones in
@@ -139,7 +140,30 @@ WARNINGS: dict[str, tuple[str, str]] = {
         "more than 5 % of the laps are outliers (counted, not dropped)",
         "judge by p90 if your application waits for the slowest run",
     ),
+    "no_cuda_graph": (
+        "the network could not be captured as a CUDA graph; every kernel was launched by itself, which takes longer",
+        "compare it only with networks that ran without a graph: set graph = false for all",
+    ),
+    "host_bound": (
+        "the host takes longer to enqueue the network than the GPU to compute it; the time is the host's",
+        "judge by a larger batch or network, or by a CUDA graph",
+    ),
+    "mixed_precision": (
+        "TensorRT kept layers in fp32",
+        "set typing = strong where TensorRT 10 or later is installed; otherwise this is what the device really runs",
+    ),
+    "timing_cache_refused": (
+        "a saved timing cache did not fit and was not used: kernels were chosen anew",
+        "nothing; the next builds are quick again",
+    ),
 }
+
+
+def explain(warning: str) -> str:
+    """The sentence and the advice for a warning: a name out of `WARNINGS`, with `: detail` where there is more."""
+    name, _, detail = warning.partition(": ")
+    sentence, advice = WARNINGS[name]
+    return f"{sentence} ({detail}); {advice}" if detail else f"{sentence}; {advice}"
 
 
 @dataclass(frozen=True)
@@ -147,7 +171,8 @@ class Measurement:
     """Everything that was timed for one network on one target, and the statistics derived from it.
 
     `reference_ms` is the reference kernel's undisturbed time; `clock` says what the laps are in; `simulated` is True
-    when no hardware was timed at all. Raises `UsageError` without any round.
+    when no hardware was timed at all. `notes` are the engine's own warnings, `facts` what else the runtime knows of it.
+    Raises `UsageError` without any round.
     """
 
     subject: str
@@ -157,6 +182,8 @@ class Measurement:
     fingerprint: Fingerprint
     clock: str = "thread_cpu"
     simulated: bool = False
+    notes: tuple[str, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.rounds:
@@ -252,7 +279,7 @@ class Measurement:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Names out of `WARNINGS`, which holds the sentence and the advice for each."""
+        """Names out of `WARNINGS`, some followed by a colon and a detail; `explain` makes sentences of them."""
         references = [statistics.median(item.before_ms) for item in self.valid_rounds]
         voided = sum(self.void_rounds.values())
         found = {
@@ -264,7 +291,7 @@ class Measurement:
             "unsteady_clock": max(references) > 1.1 * min(references),
             "outliers": self.outlier_laps > 0.05 * self.lap_count,
         }
-        return tuple(name for name in WARNINGS if found[name])
+        return (*(name for name, holds in found.items() if holds), *self.notes)
 
     def statistic(self, name: str) -> tuple[float, float, float]:
         """(value, low, high) in ms of `median` or `p90`, with the 95 % interval. Raises `UsageError` for another."""
@@ -286,6 +313,8 @@ class Measurement:
             "fingerprint": self.fingerprint.to_json(),
             "clock": self.clock,
             "simulated": self.simulated,
+            "notes": list(self.notes),
+            "facts": dict(self.facts),
         }
 
     @classmethod
@@ -299,6 +328,8 @@ class Measurement:
             Fingerprint.from_json(document["fingerprint"]),
             document["clock"],
             document["simulated"],
+            tuple(document.get("notes", ())),
+            tuple(document.get("facts", {}).items()),
         )
 
 

@@ -126,7 +126,7 @@ class _Profile:
             measured = self.board.measure(models, protocol=protocol, seed=self.seed + self.done)
             for place, (widths, kind) in enumerate(batch):
                 row = TableRow.of(widths.values_tuple(), measured[str(place)], kind=kind, session=session)
-                self.table.append(row, fingerprint=self.board.fingerprint)
+                self.table.append(row, fingerprint=measured[str(place)].fingerprint)
             self._progress(len(batch), f"{measured[str(len(batch) - 1)].latency_ms:.3g} ms")
 
     def _check_stop(self) -> None:

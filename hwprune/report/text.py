@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hwprune.core.measurement import WARNINGS, Comparison, Fingerprint, Measurement
+from hwprune.core.measurement import WARNINGS, Comparison, Fingerprint, Measurement, explain
 from hwprune.core.units import format_count, format_duration, format_ms
 from hwprune.report.run_data import Result
 
@@ -112,9 +112,9 @@ def search_text(result: Result) -> str:
 
 def warnings_of(result: Result) -> tuple[str, ...]:
     """What the run and its measurements warn about, as sentences with advice, each once."""
-    found = [text for text in result.warnings if text not in WARNINGS]
+    found = [text for text in result.warnings if text.partition(": ")[0] not in WARNINGS]
     for name, item in result.measurements.items():
-        found += [f"{name}: {WARNINGS[key][0]}; {WARNINGS[key][1]}" for key in item.warnings]
+        found += [f"{name}: {explain(warning)}" for warning in item.warnings]
     return tuple(dict.fromkeys(found))
 
 
@@ -174,7 +174,7 @@ def bench_text(
         over = limit_ms is not None and timed.ci_ms[1] > limit_ms
         lines.append(f"{short[name]}: {'FAIL: not' if over else 'pass:'} under {format_ms(limit_ms or 0)}")
     for name, timed in measurements.items():
-        lines += [f"warning: {short[name]}: {WARNINGS[key][0]}; {WARNINGS[key][1]}" for key in timed.warnings]
+        lines += [f"warning: {short[name]}: {explain(warning)}" for warning in timed.warnings]
     if any(timed.p99_ms is None for timed in measurements.values()):
         lines.append("note: p99 takes 473 laps or more")
     return "\n".join(lines)

@@ -65,6 +65,15 @@ class AbstractSession(ABC):
         """
         return ()
 
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What is known of this engine besides its time, in words.
+
+        A fact with the name of a fingerprint flag replaces that flag in the measurement's fingerprint: an engine that
+        ran in another way than the runtime promises is not taken into a table.
+        """
+        return {}
+
     @abstractmethod
     def run(self) -> None:
         """One inference, finished when this returns (or when the runtime's own clock says so)."""
@@ -108,6 +117,10 @@ class AbstractRuntime(ABC):
     @abstractmethod
     def layer_times(self, model: bytes, target: Target, *, runs: int) -> tuple[LayerTime, ...]:
         """The time of each operator inside the whole network, the mean of `runs` runs, in order of execution."""
+
+    def name_layers(self, layers: tuple[LayerTime, ...], model: bytes) -> tuple[LayerTime, ...]:
+        """The layer times under the names of the ONNX nodes, where that takes the onnx package: called on the host."""
+        return layers
 
     def measuring(self, target: Target) -> AbstractContextManager[None]:
         """Held while timing and only then: pins a thread, reserves a device."""

@@ -118,6 +118,16 @@ class _Subject:
     opener: Opener
     session: AbstractSession | None = None
     rounds: list[Round] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    facts: dict[str, str] = field(default_factory=dict)
+
+    def open(self) -> AbstractSession:
+        """The session, built when there is none, and what it says of itself."""
+        if self.session is None:
+            self.session = self.opener()
+            self.notes = self.session.warnings
+            self.facts = dict(self.session.facts)
+        return self.session
 
 
 @dataclass(frozen=True)
@@ -203,13 +213,12 @@ class TimingLoop:
     def _visit(self, visit: _Visit, protocol: Protocol) -> Round:
         subject = visit.subject
         fresh = subject.session is None
-        if subject.session is None:
-            subject.session = subject.opener()
+        session = subject.open()
         collecting = gc.isenabled()
         gc.disable()
         try:
-            self._warm_up(subject.session, protocol, settle=fresh)
-            return self._round(visit.index, subject.session, protocol)
+            self._warm_up(session, protocol, settle=fresh)
+            return self._round(visit.index, session, protocol)
         finally:
             if collecting:
                 gc.enable()
@@ -296,9 +305,11 @@ class TimingLoop:
             rounds,
             self._reference_ms,
             protocol,
-            self._fingerprint,
+            _as_it_ran(self._fingerprint, subject.facts),
             self._clock.name,
             self._simulated,
+            subject.notes,
+            tuple(sorted(subject.facts.items())),
         )
 
 
@@ -332,6 +343,12 @@ def calibrate(session: AbstractSession, clock: AbstractClock, *, limit_s: float 
     limit = (1 + max(spread, QUIET_TOLERANCE)) * floor
     quiet = [reading for done in windows for reading in done if reading <= limit]
     return Calibration(floor, statistics.median(quiet), spread)
+
+
+def _as_it_ran(fingerprint: Fingerprint, facts: Mapping[str, str]) -> Fingerprint:
+    """The fingerprint with the flags that this engine's own facts correct."""
+    flags = tuple((name, facts.get(name, value)) for name, value in fingerprint.flags)
+    return fingerprint if flags == fingerprint.flags else replace(fingerprint, flags=flags)
 
 
 def _close(subject: _Subject) -> None:

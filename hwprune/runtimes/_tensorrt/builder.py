@@ -1,0 +1,174 @@
+"""From ONNX bytes to a plan: parser, builder flags, timing cache, and a memory of plans by content.
+
+The ONNX file carries the types. Strong typing takes them as they are; weak typing, all that older versions have, takes
+them as permission and may keep a layer in fp32, which `layers.fp32_layers` finds afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hwprune.core.errors import UsageError
+from hwprune.runtimes._tensorrt.api import Builder, Config, Module, Network, Parser, is_strongly_typed
+from hwprune.runtimes._tensorrt.errors import BuildFailed, ParseFailed
+from hwprune.runtimes._tensorrt.log import Log
+from hwprune.runtimes._tensorrt.timing_cache import TimingCache
+
+if TYPE_CHECKING:
+    from hwprune.core.measurement import Target
+
+MIB = 1 << 20
+PLANS_BYTES = 512 * MIB  # so many bytes of plans are remembered
+WEAK_FLAGS = {"fp16": ("FP16",), "int8": ("INT8", "FP16")}
+SHOWN = 3  # messages of TensorRT in an error
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What changes which kernels win, so all of it is part of the fingerprint."""
+
+    typing: str = "auto"
+    optimisation_level: int = 3
+    workspace_mib: int = 1024
+    aux_streams: int = 0
+
+    def __post_init__(self) -> None:
+        if self.typing not in ("auto", "strong", "weak"):
+            raise UsageError(f"typing={self.typing!r} is not one of auto, strong, weak")
+        if not 1 <= self.optimisation_level <= 5:
+            raise UsageError(
+                f"optimisation_level={self.optimisation_level} is not one of 1 to 5",
+                hint="3 is TensorRT's own; 0 would ignore the timing cache",
+            )
+        if self.workspace_mib < 1 or self.aux_streams < 0:
+            raise UsageError(
+                f"workspace_mib={self.workspace_mib} must be 1 or more and aux_streams={self.aux_streams} 0 or more"
+            )
+
+
+class PlanBuilder:
+    """The one builder of a process."""
+
+    def __init__(self, trt: Module, log: Log, options: BuildOptions) -> None:
+        self._trt = trt
+        self._log = log
+        self._options = options
+        self._builder: Builder = trt.Builder(log.logger)
+        self._plans: OrderedDict[str, bytes] = OrderedDict()
+        self.builds = 0
+
+    def plan(self, model: bytes, target: Target, cache: TimingCache | None = None) -> bytes:
+        """The serialised engine of an ONNX model, built once for the same bytes, precision and batch.
+
+        Raises `ParseFailed` and other `UsageError`s for the model, `BuildFailed` when TensorRT finds no engine.
+        """
+        key = hashlib.sha256(model + f"|{target.precision}|{target.batch}".encode()).hexdigest()
+        if key in self._plans:
+            self._plans.move_to_end(key)
+        else:
+            self._plans[key] = self._build(model, target, cache)
+            self._trim()
+        return self._plans[key]
+
+    def _trim(self) -> None:
+        while len(self._plans) > 1 and sum(map(len, self._plans.values())) > PLANS_BYTES:
+            self._plans.popitem(last=False)
+
+    def _build(self, model: bytes, target: Target, cache: TimingCache | None) -> bytes:
+        self._log.take()
+        network = self._parse(model)
+        _fix_batch(network, target.batch)
+        config = self._config(target)
+        if cache is not None:
+            cache.attach(config)
+        plan = self._builder.build_serialized_network(network, config)
+        said = self._log.take()
+        if plan is None:
+            raise BuildFailed(
+                f"TensorRT built no engine for the model ({len(model)} bytes): {_shown(said, 'it does not say why')}",
+                hint="raise the option workspace_mib if memory ran out; else leave this network out",
+            )
+        self.builds += 1
+        if cache is not None:
+            cache.built()
+        return bytes(memoryview(plan))  # type: ignore[arg-type]
+
+    def _parse(self, model: bytes) -> Network:
+        trt, builder = self._trt, self._builder
+        network = builder.create_network(_network_flags(trt, self._options.typing))
+        parser: Parser = trt.OnnxParser(network, self._log.logger)
+        parsed = bool(model) and parser.parse(model)
+        if not parsed:
+            found = tuple(_complaint(parser, index) for index in range(parser.num_errors))
+            said = found or self._log.take()
+            raise ParseFailed(
+                f"TensorRT cannot load the model ({len(model)} bytes): {_shown(said, 'it is no ONNX model')}",
+                hint="check the file with onnx.checker, or export it again",
+            )
+        if network.num_outputs == 0 or network.num_layers == 0:
+            raise ParseFailed(f"TensorRT cannot load the model ({len(model)} bytes): it has no operators")
+        return network
+
+    def _config(self, target: Target) -> Config:
+        trt, options = self._trt, self._options
+        config = self._builder.create_builder_config()
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * MIB)
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if hasattr(config, "builder_optimization_level"):
+            config.builder_optimization_level = options.optimisation_level
+        if hasattr(config, "max_aux_streams"):
+            config.max_aux_streams = options.aux_streams
+        if hasattr(trt.BuilderFlag, "TF32"):
+            change = config.set_flag if target.precision == "tf32" else config.clear_flag
+            change(trt.BuilderFlag.TF32)
+        if not is_strongly_typed(trt, options.typing):
+            for name in WEAK_FLAGS.get(target.precision, ()):
+                config.set_flag(getattr(trt.BuilderFlag, name))
+        return config
+
+
+def _network_flags(trt: Module, typing: str) -> int:
+    kinds, flags = trt.NetworkDefinitionCreationFlag, 0
+    if hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH"):  # demanded by 8.x, ignored by 10.x, gone in 11
+        flags |= 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+    if is_strongly_typed(trt, typing) and hasattr(kinds, "STRONGLY_TYPED"):
+        flags |= 1 << int(kinds.STRONGLY_TYPED)
+    return flags
+
+
+def _fix_batch(network: Network, batch: int) -> None:
+    """Give a free batch the target's size, so that kernels are chosen for this shape alone."""
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = tuple(tensor.shape)
+        free = [place for place, size in enumerate(shape) if size < 0 and place > 0]
+        if free:
+            raise UsageError(
+                f"input '{tensor.name}' has free sizes besides the batch (dimensions {free})",
+                hint="export it with fixed sizes",
+            )
+        if shape and shape[0] < 0:
+            tensor.shape = (batch, *shape[1:])
+        elif shape and shape[0] != batch:
+            raise UsageError(
+                f"the model is fixed to batch {shape[0]}, the target says batch {batch}",
+                hint=f"use batch {shape[0]}, or export the model with batch {batch}",
+            )
+
+
+def _complaint(parser: Parser, index: int) -> str:
+    problem = parser.get_error(index)
+    text = problem.desc()
+    if hasattr(problem, "node_name"):  # from TensorRT 10 on
+        return f"node {problem.node_name()}: {text}"
+    return f"node {problem.node()}: {text}"
+
+
+def _shown(said: tuple[str, ...], otherwise: str) -> str:
+    if not said:
+        return otherwise
+    rest = f" (and {len(said) - SHOWN} more)" if len(said) > SHOWN else ""
+    return "; ".join(text.replace("\n", " ") for text in said[:SHOWN]) + rest

@@ -1,0 +1,249 @@
+"""One GPU of this process: memory, a stream, events, graphs; every failed call becomes one exception.
+
+One process, one context (the primary one), one thread that works with the GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hwprune.core.errors import DeviceError
+from hwprune.runtimes._tensorrt.cudart import AbstractCalls
+from hwprune.runtimes._tensorrt.errors import CudaError, DeviceLost
+
+TO_DEVICE, TO_HOST = 1, 2
+NON_BLOCKING = 1  # a stream that does not wait for the default one
+SPINNING_EVENT = 0  # waiting by spinning; sleeping until an interrupt adds its jitter
+THREAD_LOCAL = 1  # capture that other threads do not disturb
+NO_GPU, OLD_DRIVER = 100, 35
+ATTRIBUTES = {"multiprocessors": 16, "major": 75, "minor": 76, "l2_bytes": 38}
+
+
+class Cuda:
+    """The GPU number `index` through the CUDA runtime. Raises `DeviceError` where there is none."""
+
+    def __init__(self, calls: AbstractCalls, index: int = 0) -> None:
+        self._calls = calls
+        self._lost: DeviceLost | None = None
+        self.backend = calls.name
+        self.index = index
+        code, count = calls.call("cudaGetDeviceCount")
+        if code or index >= count:
+            raise _no_gpu(calls, code, count, index)
+        self._call("cudaSetDevice", index)
+        self.stream = int(self._call("cudaStreamCreateWithFlags", NON_BLOCKING))
+
+    @property
+    def lost(self) -> bool:
+        """Whether a sticky error has ended this process's use of the GPU."""
+        return self._lost is not None
+
+    def attribute(self, name: str) -> int:
+        """One of multiprocessors, major, minor (of the compute capability) and l2_bytes."""
+        return int(self._call("cudaDeviceGetAttribute", ATTRIBUTES[name], self.index))
+
+    def versions(self) -> tuple[str, str]:
+        """The versions of the CUDA runtime, and of the newest that the driver serves: `12.6`."""
+        numbers = [int(self._call(name)) for name in ("cudaRuntimeGetVersion", "cudaDriverGetVersion")]
+        runtime, driver = (f"{number // 1000}.{number % 1000 // 10}" for number in numbers)
+        return runtime, driver
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """(free, total) memory of the device."""
+        code, free, total = self._calls.call("cudaMemGetInfo")
+        self._check(code, "cudaMemGetInfo")
+        return int(free), int(total)
+
+    def allocate(self, size_bytes: int) -> int:
+        """The address of new device memory; at least one byte, since some tensors are empty."""
+        return int(self._call("cudaMalloc", max(size_bytes, 1)))
+
+    def free(self, address: int) -> None:
+        """Give device memory back."""
+        self._release("cudaFree", address)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copy bytes to the device and wait."""
+        host = ctypes.create_string_buffer(data, len(data))
+        self._call("cudaMemcpy", address, ctypes.addressof(host), len(data), TO_DEVICE)
+        self.synchronise()
+
+    def read(self, address: int, size_bytes: int) -> bytes:
+        """Wait for the stream, then copy bytes from the device."""
+        self.synchronise()
+        host = ctypes.create_string_buffer(max(size_bytes, 1))
+        self._call("cudaMemcpy", ctypes.addressof(host), address, size_bytes, TO_HOST)
+        return host.raw[:size_bytes]
+
+    def synchronise(self) -> None:
+        """Wait until everything on the stream is done."""
+        self._call("cudaStreamSynchronize", self.stream)
+
+    def event(self) -> int:
+        """A new event with a time stamp (about 0.5 us fine)."""
+        return int(self._call("cudaEventCreateWithFlags", SPINNING_EVENT))
+
+    def recorder(self, event: int) -> Callable[[], None]:
+        """A function that marks the event on the stream."""
+        return self._quick("cudaEventRecord", event, self.stream)
+
+    def elapsed_ms(self, begin: int, end: int) -> float:
+        """Device time between two recorded events that have passed."""
+        return float(self._call("cudaEventElapsedTime", begin, end))
+
+    def destroy_event(self, event: int) -> None:
+        """Free an event."""
+        self._release("cudaEventDestroy", event)
+
+    def capture(self, enqueue: Callable[[], None]) -> Graph | None:
+        """What `enqueue` puts on the stream as a graph; None where CUDA cannot capture it.
+
+        A refused capture leaves its error behind for the next call, so that is cleared. Raises `DeviceLost` when the
+        refusal was a sticky error.
+        """
+        code = self._raw("cudaStreamBeginCapture", self.stream, THREAD_LOCAL)[0]
+        if code:
+            self._forget(code, "cudaStreamBeginCapture")
+            return None
+        try:
+            enqueue()
+        except DeviceError:
+            self._raw("cudaStreamEndCapture", self.stream)
+            self._forget(0, "cudaStreamEndCapture")
+            return None
+        code, graph = self._raw("cudaStreamEndCapture", self.stream)
+        if code or not graph:
+            self._forget(code, "cudaStreamEndCapture")
+            return None
+        return self._instantiated(graph)
+
+    def _instantiated(self, graph: int) -> Graph | None:
+        try:
+            nodes = int(self._call("cudaGraphGetNodes", graph, 0))
+            code, executable = self._raw("cudaGraphInstantiateWithFlags", graph, 0)
+        finally:
+            self._release("cudaGraphDestroy", graph)
+        if code:
+            self._forget(code, "cudaGraphInstantiateWithFlags")
+            return None
+        return Graph(self, executable, nodes)
+
+    def launcher(self, executable: int) -> Callable[[], None]:
+        """A function that puts a graph on the stream."""
+        return self._quick("cudaGraphLaunch", executable, self.stream)
+
+    def destroy_graph(self, executable: int) -> None:
+        """Free an instantiated graph."""
+        self._release("cudaGraphExecDestroy", executable)
+
+    def close(self) -> None:
+        """Free the stream."""
+        self._release("cudaStreamDestroy", self.stream)
+
+    def fail(self, code: int, doing: str) -> CudaError:
+        """The exception for an error code; finds out whether the error is sticky, and remembers it then.
+
+        An ordinary error is gone once it was read. A sticky one comes back from every call until the process ends.
+        """
+        text = self._calls.error_text(code)
+        self._calls.call("cudaGetLastError")
+        again = self._calls.call("cudaDeviceSynchronize")[0]
+        if not again:
+            return CudaError(f"{doing} failed: {text}", code=code, hint=_hint(code))
+        self._lost = DeviceLost(
+            f"the GPU is lost to this process: {doing} failed with {text}, and so does every call after it",
+            code=code,
+            hint="start a new process; if the same network does it again, leave it out and report it",
+        )
+        return self._lost
+
+    def ensure_alive(self) -> None:
+        """Raise `DeviceLost` at once when the GPU is out of use for this process."""
+        if self._lost is not None:
+            raise self._lost
+
+    def _quick(self, function: str, *values: int) -> Callable[[], None]:
+        prepared = self._calls.prepared(function, *values)
+
+        def run() -> None:
+            code = prepared()
+            if code:
+                self.ensure_alive()
+                raise self.fail(code, function)
+
+        return run
+
+    def _raw(self, function: str, *values: int) -> tuple[Any, ...]:
+        self.ensure_alive()
+        return self._calls.call(function, *values)
+
+    def _call(self, function: str, *values: int) -> Any:
+        code, *results = self._raw(function, *values)
+        self._check(code, function)
+        return results[0] if results else None
+
+    def _check(self, code: int, function: str) -> None:
+        if code:
+            raise self.fail(code, function)
+
+    def _forget(self, code: int, function: str) -> None:
+        """Clear a refusal; raise when it was more than that."""
+        error = self.fail(code, function)
+        if isinstance(error, DeviceLost):
+            raise error
+
+    def _release(self, function: str, handle: int) -> None:
+        """Free something; with the GPU lost there is nothing left to free."""
+        if not self.lost:
+            self._call(function, handle)
+
+
+class Graph:
+    """A captured and instantiated CUDA graph; `nodes` are its kernels and copies."""
+
+    def __init__(self, cuda: Cuda, executable: int, nodes: int) -> None:
+        self._cuda = cuda
+        self._executable = executable
+        self.nodes = nodes
+        self.launch = cuda.launcher(executable)
+
+    def close(self) -> None:
+        """Free it."""
+        self._cuda.destroy_graph(self._executable)
+
+
+@contextmanager
+def timed_region(cuda: Cuda) -> Iterator[tuple[Callable[[], None], Callable[[], float]]]:
+    """`(mark, elapsed_ms)`: mark the begin, then the end; `elapsed_ms` waits and tells the device time between."""
+    events = [cuda.event(), cuda.event()]
+    marks = iter([cuda.recorder(event) for event in events])
+
+    def elapsed_ms() -> float:
+        cuda.synchronise()
+        return cuda.elapsed_ms(*events)
+
+    try:
+        yield (lambda: next(marks)()), elapsed_ms
+    finally:
+        for event in events:
+            cuda.destroy_event(event)
+
+
+def _no_gpu(calls: AbstractCalls, code: int, count: int, index: int) -> DeviceError:
+    if code == OLD_DRIVER:
+        hint = (
+            "install an NVIDIA driver that serves this CUDA version; on a machine without a GPU choose another device"
+        )
+        return DeviceError(f"CUDA finds no working driver: {calls.error_text(code)}", hint=hint)
+    if code and code != NO_GPU:
+        return DeviceError(f"CUDA cannot count the GPUs: {calls.error_text(code)}", hint="check nvidia-smi")
+    if count:
+        return DeviceError(f"there is no GPU number {index}: this machine has {count}", hint=f"use 0 to {count - 1}")
+    return DeviceError("this machine has no GPU that CUDA can use", hint="check nvidia-smi, or choose another device")
+
+
+def _hint(code: int) -> str:
+    return "free device memory, or lower the option workspace_mib" if code == 2 else "the next call may succeed again"

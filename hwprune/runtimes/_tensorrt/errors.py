@@ -1,0 +1,37 @@
+"""What can go wrong between ONNX bytes and a latency on a GPU, one class each, so that none is taken for another."""
+
+from __future__ import annotations
+
+from hwprune.core.errors import DeviceError, UsageError
+
+
+class ParseFailed(UsageError):
+    """TensorRT's ONNX parser refused the model."""
+
+
+class BuildFailed(DeviceError):
+    """The builder found no engine for the model; the message holds what it logged."""
+
+
+class EngineRefused(DeviceError):
+    """A plan that was built could not be made into an engine or a context."""
+
+
+class RunFailed(DeviceError):
+    """TensorRT refused to enqueue an inference."""
+
+
+class MixedPrecision(DeviceError):
+    """Weak typing left layers in fp32, and the option `mixed` says to refuse such an engine."""
+
+
+class CudaError(DeviceError):
+    """A CUDA call failed. `code` is its number."""
+
+    def __init__(self, message: str, *, code: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class DeviceLost(CudaError):
+    """The GPU is out of use for this process: a sticky error, which every later call would only repeat."""

@@ -1,0 +1,40 @@
+"""What TensorRT says: its logger is the only place where it tells why a build failed."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from hwprune.runtimes._tensorrt.api import Module
+
+KEPT = 50
+
+
+class Log:
+    """The last warnings and errors. `logger` is what TensorRT writes into; it must outlive all that was given it."""
+
+    def __init__(self, trt: Module) -> None:
+        self._said: deque[tuple[bool, str]] = deque(maxlen=KEPT)
+        self.logger: Any = _collector(trt, self._said)
+
+    def take(self) -> tuple[str, ...]:
+        """What was said since the last time, errors first."""
+        errors = [text for is_error, text in self._said if is_error]
+        others = [text for is_error, text in self._said if not is_error]
+        self._said.clear()
+        return tuple(dict.fromkeys(errors + others))
+
+
+def _collector(trt: Module, said: deque[tuple[bool, str]]) -> Any:
+    errors = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
+    kept = (*errors, trt.ILogger.WARNING)
+
+    class Collector(trt.ILogger):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # the binding's base class must be initialised by name
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in kept:
+                said.append((severity in errors, msg.strip()))
+
+    return Collector()

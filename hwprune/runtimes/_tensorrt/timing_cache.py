@@ -1,0 +1,97 @@
+"""The builder's timing cache on the disk: one file a fingerprint, written in one step, refused under another.
+
+With it a second build of a layer takes the kernel that won before, which saves most of the building time and keeps
+tactics the same. Its times are true for one GPU, driver and clock setting only. It is TensorRT's own format behind a
+header of ours, and is never taken from anywhere but the folder we wrote it to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwprune.core.errors import DeviceError
+from hwprune.core.files import atomic_write_bytes
+from hwprune.runtimes._tensorrt.api import Config
+
+if TYPE_CHECKING:
+    from hwprune.core.measurement import Fingerprint
+    from hwprune.runtimes._tensorrt.api import TimingCacheObject
+
+SCHEMA = "hwprune.timing_cache/1"
+SAVE_EVERY = 16  # builds; the first one is saved too
+
+
+def default_folder() -> Path:
+    """The user's cache folder for what TensorRT may find again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hwprune" / "tensorrt"
+
+
+class TimingCache:
+    """One live cache for all builds of a process. `refused` says why a saved one was not taken, "" when it was."""
+
+    def __init__(self, folder: Path, fingerprint: Fingerprint) -> None:
+        self.path = folder / f"{fingerprint.digest()}.timing"
+        self.refused = ""
+        self._fingerprint = fingerprint
+        self._cache: TimingCacheObject | None = None
+        self._builds = 0
+        self._saved = b""
+
+    def attach(self, config: Config) -> None:
+        """Give the cache to a build; the first time it is read from the disk."""
+        if self._cache is None:
+            blob = self._read()
+            self._cache = config.create_timing_cache(blob)
+            if not config.set_timing_cache(self._cache, False) and blob:
+                self.refused = "TensorRT says that it was made on another device or version"
+                self._cache = config.create_timing_cache(b"")
+        config.set_timing_cache(self._cache, False)
+
+    def built(self) -> None:
+        """Count a build, and save now and then. A disk that cannot be written costs building time later, no more."""
+        self._builds += 1
+        if self._builds % SAVE_EVERY == 1:
+            self.save()
+
+    def save(self) -> bool:
+        """Write the cache to its file where it has grown; whether it is on the disk."""
+        if self._cache is None:
+            return False
+        cache = self._cache
+        blob = bytes(memoryview(cache.serialize()))  # type: ignore[arg-type]
+        if blob == self._saved:
+            return True
+        header = {**_header(self._fingerprint), "sha256": hashlib.sha256(blob).hexdigest()}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            atomic_write_bytes(self.path, json.dumps(header, sort_keys=True).encode() + b"\n" + blob)
+        except (OSError, DeviceError):
+            return False
+        self._saved = blob
+        return True
+
+    def _read(self) -> bytes:
+        try:
+            head, _, blob = self.path.read_bytes().partition(b"\n")
+        except OSError:
+            return b""
+        self.refused = self._why_refused(head, blob)
+        return b"" if self.refused else blob
+
+    def _why_refused(self, head: bytes, blob: bytes) -> str:
+        try:
+            header: Any = json.loads(head)
+            digest = header.pop("sha256")
+        except (ValueError, AttributeError, KeyError, TypeError):
+            return "it is damaged"
+        if header != _header(self._fingerprint):
+            return "it was made under another fingerprint"
+        return "" if digest == hashlib.sha256(blob).hexdigest() else "it is damaged"
+
+
+def _header(fingerprint: Fingerprint) -> dict[str, Any]:
+    return {"schema": SCHEMA, "fingerprint": fingerprint.to_json()}
