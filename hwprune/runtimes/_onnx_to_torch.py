@@ -39,8 +39,11 @@ def torch_module(model: bytes, *, batch: int | None = None) -> nn.Module:
     return convert(load_onnx(model, batch=batch))
 
 
-def load_onnx(model: bytes, *, batch: int | None = None) -> onnx.ModelProto:
-    """The model with the shapes of its values; a free batch becomes `batch`. Raises `UsageError` for other bytes."""
+def load_onnx(model: bytes, *, batch: int | None = None, reader: str = "torch") -> onnx.ModelProto:
+    """The model with the shapes of its values; a free batch becomes `batch`. Raises `UsageError` for other bytes.
+
+    `reader` is the name of the runtime the error speaks of.
+    """
     try:
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -54,15 +57,15 @@ def load_onnx(model: bytes, *, batch: int | None = None) -> onnx.ModelProto:
                 sizes[0].dim_value = batch
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     except (DecodeError, onnx.shape_inference.InferenceError, IndexError, ValueError) as error:
-        raise _no_model(model, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        raise _no_model(model, reader, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     if not inferred.graph.node:
-        raise _no_model(model, "it has no operators")
+        raise _no_model(model, reader, "it has no operators")
     return inferred
 
 
-def _no_model(model: bytes, reason: str) -> UsageError:
+def _no_model(model: bytes, reader: str, reason: str) -> UsageError:
     return UsageError(
-        f"torch cannot load the model ({len(model)} bytes): {reason}",
+        f"{reader} cannot load the model ({len(model)} bytes): {reason}",
         hint="check the file with onnx.checker, or export it again",
     )
 
