@@ -96,6 +96,7 @@ class AbstractRuntime(ABC):
     """Software that executes a network on a device. The dataclass fields of a subclass are its options."""
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    precisions_in_model: ClassVar[tuple[str, ...]] = ("int8",)  # those that the ONNX file brings along
     simulated: ClassVar[bool] = False
 
     @abstractmethod
