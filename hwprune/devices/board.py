@@ -1,66 +1,64 @@
-"""A board is a device with its runtime open and its reference kernel calibrated, ready to measure."""
+"""A board is a device with its runtime open and its reference kernel calibrated, ready to measure.
+
+`AbstractBoard` is what profile, bench, search and doctor work with; `Board` is the device this process runs on. A
+remote device runs the same `Board`, with models and kernels that were prepared here: it needs the standard library
+and its runtime, no `onnx` and no NumPy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable, TypeVar
 
-from hwprune.core import plugins
-from hwprune.core.config import from_mapping
-from hwprune.core.errors import UsageError
+from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.events import OnEvent, Progress, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Round, Target
-from hwprune.devices.files import find_device, resolve
-from hwprune.devices.reference import REFERENCE_NAME, reference_model
+from hwprune.devices.reference import REFERENCE_NAME, probe_model, reference_model
 from hwprune.runtimes._base import AbstractRuntime, AbstractSession
 from hwprune.runtimes._timing import Reference, TimingLoop, calibrate
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from hwprune.core.tensors import RawTensor
     from hwprune.devices.checks import Check
 
+Self = TypeVar("Self", bound="AbstractBoard")
+Prepare = Callable[[bytes, Target], bytes]
 
-class Board:
-    """A context manager. `reference_ms` is the reference kernel's undisturbed time that every latency rests on.
+
+class WorkerDied(DeviceError):
+    """A network ends the process that is to measure it, every time; other networks can still be measured."""
+
+
+class AbstractBoard(ABC):
+    """An open device; a context manager. `reference_ms` is what every latency rests on and may be set to a table's.
 
     `session_reference_ms` is what this session found for it; the two differ by `reference_drift` when a table's value
-    was given.
+    was given. `distant`: models travel to another machine, and small ones are there sooner.
     """
 
-    def __init__(self, target: Target, runtime: AbstractRuntime, *, reference_ms: float | None = None) -> None:
-        if reference_ms is not None and not reference_ms > 0:
-            raise UsageError(f"reference_ms must be a positive number, not {reference_ms}")
-        self.target = target
-        self.runtime = runtime
-        plain = runtime.fingerprint(target)
-        self.fingerprint: Fingerprint = replace(plain, flags=(*plain.flags, ("reference", REFERENCE_NAME)))
-        self._clock = runtime.clock(target)
-        self._session: AbstractSession = runtime.open(reference_model(), replace(target, batch=1))
-        with runtime.measuring(target):
-            calibration = calibrate(self._session, self._clock)
-        self._reference = Reference(self._session, self._clock, calibration)
-        self.session_reference_ms = calibration.typical_ms
-        self.reference_ms = reference_ms if reference_ms is not None else calibration.typical_ms
+    target: Target
+    fingerprint: Fingerprint
+    reference_ms: float
+    session_reference_ms: float
+    simulated: bool
+    distant: bool = False
 
     @property
     def reference_drift(self) -> float:
         """How much slower the reference kernel ran at opening than `reference_ms` says; 0 for a fresh calibration."""
         return self.session_reference_ms / self.reference_ms - 1
 
-    @property
-    def simulated(self) -> bool:
-        """Whether no hardware is timed at all."""
-        return self.runtime.simulated
-
     def label(self) -> str:
         """The target's label; begins with `SIMULATED` where no hardware is timed."""
         return self.target.label()
 
-    def __enter__(self) -> Board:
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(
@@ -68,10 +66,11 @@ class Board:
     ) -> None:
         self.close()
 
+    @abstractmethod
     def close(self) -> None:
-        """Free the reference session."""
-        self._session.close()
+        """Free the device. It is not used afterwards."""
 
+    @abstractmethod
     def measure(
         self, models: Mapping[str, bytes], *, protocol: Protocol, seed: int = 0, on_event: OnEvent = ignore
     ) -> dict[str, Measurement]:
@@ -80,34 +79,106 @@ class Board:
         One session is alive at a time when the protocol has one round or rebuilds them, else one a model: give few.
         Raises `UsageError` for no models and for bytes that are no model.
         """
+
+    @abstractmethod
+    def layers(self, model: bytes, *, runs: int = 30) -> tuple[LayerTime, ...]:
+        """The time of every operator inside the whole network as the runtime executes it, the mean of `runs` runs."""
+
+    @abstractmethod
+    def infer(self, model: bytes, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The model's outputs for these inputs, by input name."""
+
+    @abstractmethod
+    def checks(self) -> tuple[Check, ...]:
+        """Whether the device is fit to measure, and how wide an interval to expect."""
+
+
+def unprepared(model: bytes, target: Target) -> bytes:
+    """The model as it is: what `prepare` does where nothing is to be done."""
+    return model
+
+
+def check_reference(reference_ms: float | None) -> None:
+    """Raise `UsageError` unless it is a time, or None."""
+    if reference_ms is not None and not reference_ms > 0:
+        raise UsageError(f"reference_ms must be a positive number, not {reference_ms}")
+
+
+class Board(AbstractBoard):
+    """The device of this process.
+
+    `prepare` gives a model the target's precision; `reference` are the prepared bytes of the reference kernel, where
+    they cannot be made here.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        runtime: AbstractRuntime,
+        *,
+        reference_ms: float | None = None,
+        prepare: Prepare = unprepared,
+        reference: bytes = b"",
+    ) -> None:
+        check_reference(reference_ms)
+        self.target = target
+        self.runtime = runtime
+        self.simulated = runtime.simulated
+        self._prepare = prepare
+        plain = runtime.fingerprint(target)
+        self.fingerprint = replace(plain, flags=(*plain.flags, ("reference", REFERENCE_NAME)))
+        self._clock = runtime.clock(target)
+        single = replace(target, batch=1)
+        self._session: AbstractSession = runtime.open(reference or prepare(reference_model(), single), single)
+        with runtime.measuring(target):
+            calibration = calibrate(self._session, self._clock)
+        self._reference = Reference(self._session, self._clock, calibration)
+        self.session_reference_ms = calibration.typical_ms
+        self.reference_ms = reference_ms if reference_ms is not None else calibration.typical_ms
+
+    def close(self) -> None:
+        """Free the reference session."""
+        self._session.close()
+
+    def measure(
+        self, models: Mapping[str, bytes], *, protocol: Protocol, seed: int = 0, on_event: OnEvent = ignore
+    ) -> dict[str, Measurement]:
         if not models:
             raise UsageError("there is nothing to measure: no models were given")
-        openers = {name: partial(self.runtime.open, model, self.target) for name, model in models.items()}
+        ready = {name: self._prepare(model, self.target) for name, model in models.items()}
+        openers = {name: partial(self.runtime.open, model, self.target) for name, model in ready.items()}
         with self.runtime.measuring(self.target):
             return self._loop().measure(
                 openers, protocol, seed=seed, on_round=_progress(len(models), protocol, on_event)
             )
 
     def layers(self, model: bytes, *, runs: int = 30) -> tuple[LayerTime, ...]:
-        """The time of every operator inside the whole network as the runtime executes it, the mean of `runs` runs."""
-        if runs < 1:
-            raise UsageError(f"runs must be 1 or more, not {runs}")
+        check_runs(runs)
+        ready = self._prepare(model, self.target)
         with self.runtime.measuring(self.target):
-            return self.runtime.layer_times(model, self.target, runs=runs)
+            found = self.runtime.layer_times(ready, self.target, runs=runs)
+        return self.runtime.name_layers(found, ready)
 
     def infer(self, model: bytes, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The model's outputs for these inputs, by input name."""
-        session = self.runtime.open(model, self.target)
+        session = self.runtime.open(self._prepare(model, self.target), self.target)
         try:
             return session.infer(inputs)
         finally:
             session.close()
 
-    def checks(self) -> tuple[Check, ...]:
-        """Whether this machine is fit to measure, and how wide an interval to expect."""
+    def infer_raw(self, model: bytes, inputs: Mapping[str, RawTensor]) -> list[RawTensor]:
+        """`infer` on bytes: what an agent calls, where NumPy may be absent."""
+        session = self.runtime.open(self._prepare(model, self.target), self.target)
+        try:
+            return session.infer_raw(inputs)
+        finally:
+            session.close()
+
+    def checks(self, *, probe: bytes = b"") -> tuple[Check, ...]:
+        """`probe`: prepared bytes of the network to time, where they cannot be made here."""
         from hwprune.devices.checks import run_checks
 
-        return run_checks(self)
+        return run_checks(self, probe or probe_model(self.target.batch))
 
     def _loop(self) -> TimingLoop:
         return TimingLoop(
@@ -117,6 +188,12 @@ class Board:
             fingerprint=self.fingerprint,
             simulated=self.simulated,
         )
+
+
+def check_runs(runs: int) -> None:
+    """Raise `UsageError` unless there is something to take the mean of."""
+    if runs < 1:
+        raise UsageError(f"runs must be 1 or more, not {runs}")
 
 
 def _progress(models: int, protocol: Protocol, on_event: OnEvent) -> Callable[[str, Round], None]:
@@ -130,19 +207,3 @@ def _progress(models: int, protocol: Protocol, on_event: OnEvent) -> Callable[[s
         on_event(Progress("measure", done, total, detail=f"{name}: {finished.void}" if finished.void else name))
 
     return report
-
-
-def connect(target: Target, *, reference_ms: float | None = None) -> Board:
-    """Open the board of a target; use it in a `with` statement.
-
-    `reference_ms` is the value of the table that new measurements are to be compared with; without it the reference
-    kernel is calibrated now. Raises `UsageError` for an unknown device, runtime or precision, `DeviceError` when
-    the runtime is not installed.
-    """
-    known = resolve(target)
-    info = find_device(known.device)
-    kind = plugins.load("hwprune.runtimes", known.runtime, AbstractRuntime)  # type: ignore[type-abstract]
-    where = f"{info.source}: runtimes.{known.runtime}.options"
-    runtime = from_mapping(kind, info.runtimes[known.runtime].options, where=where)
-    runtime.check(known)
-    return Board(known, runtime, reference_ms=reference_ms)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 from hwprune.core.measurement import Protocol
 from hwprune.core.statistics import robust_variation
-from hwprune.devices.reference import probe_model
 from hwprune.runtimes._host import usable_cores
 
 if TYPE_CHECKING:
@@ -34,12 +33,12 @@ class Check:
         return asdict(self)
 
 
-def run_checks(board: Board) -> tuple[Check, ...]:
-    """All checks of a board: its runtime, the machine it is in, and how well it can be measured now."""
-    return tuple(_checks(board))
+def run_checks(board: Board, probe: bytes) -> tuple[Check, ...]:
+    """All checks of a board: its runtime, the machine it is in, and how well `probe` can be measured on it now."""
+    return tuple(_checks(board, probe))
 
 
-def _checks(board: Board) -> Iterator[Check]:
+def _checks(board: Board, probe: bytes) -> Iterator[Check]:
     print_ = board.fingerprint
     if board.simulated:
         yield Check("hardware", "warn", "SIMULATED: no hardware is timed", "use --device cpu for real latencies")
@@ -52,7 +51,7 @@ def _checks(board: Board) -> Iterator[Check]:
         yield priority(print_.threads)
     yield Check("runtime", "pass", f"{print_.runtime} {print_.runtime_version}")
     yield Check("precision", "pass", f"computes in {print_.precision}")
-    yield from noise(board)
+    yield from noise(board, probe)
 
 
 def _text(path: Path) -> str:
@@ -126,10 +125,10 @@ def priority(threads: int) -> Check:
     return Check("priority", "pass", "real-time while measuring")
 
 
-def noise(board: Board) -> Iterator[Check]:
+def noise(board: Board, probe: bytes) -> Iterator[Check]:
     """The share of quiet moments, and the interval of a network of about 1 ms in 5 to 8 rounds."""
     protocol = replace(Protocol.default(), rounds_max=8, retries=0)
-    measured = board.measure({PROBE: probe_model(board.target.batch)}, protocol=protocol)[PROBE]
+    measured = board.measure({PROBE: probe}, protocol=protocol)[PROBE]
     laps = sum(len(item.laps_ms) for item in measured.rounds)
     share = sum(item.quiet_laps for item in measured.rounds) / laps
     scatter = 100 * robust_variation(measured.samples_ms)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +14,54 @@ from hwprune.core.measurement import Target
 from hwprune.core.specs import config_folder
 
 SCHEMA = 1
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+_FORMS = {  # what ssh gets as an argument: no leading "-", no blank, no quote, nothing that ssh expands but "~/"
+    "host": (r"[A-Za-z0-9][A-Za-z0-9._:-]{0,252}", "orin.local or 10.0.0.7"),
+    "user": (r"[A-Za-z0-9_][A-Za-z0-9._-]{0,62}", "nvidia"),
+    "identity_file": (r"(~?/)?[A-Za-z0-9._+@][A-Za-z0-9._+@/-]*", "~/.ssh/id_ed25519"),
+    "known_hosts": (r"(~?/)?[A-Za-z0-9._+@][A-Za-z0-9._+@/-]*", "~/.ssh/known_hosts"),
+    "python": (r"/?[A-Za-z0-9._+][A-Za-z0-9._+/-]*", "/usr/bin/python3"),
+}
 
 
 @dataclass(frozen=True)
 class Connection:
-    """How to reach a device. `local` is this machine."""
+    """How to reach a device: `local` is this machine, `ssh` another one.
 
-    kind: Literal["local"] = "local"
+    A file of kind `ssh` without a host is a template for `hwprune devices new`. What is empty is left to ssh and its
+    own configuration. `python`: the interpreter on the device that has the runtime. Raises `UsageError` for anything
+    that could be read as more than a name: every value becomes one argument of ssh.
+    """
+
+    kind: Literal["local", "ssh"] = "local"
+    host: str = ""
+    user: str = ""
+    port: int = 0
+    identity_file: str = ""
+    known_hosts: str = ""
+    python: str = ""
+
+    def __post_init__(self) -> None:
+        given = [item.name for item in fields(self) if item.name != "kind" and getattr(self, item.name)]
+        if self.kind == "local" and given:
+            raise UsageError(f"a local connection has no {given[0]}", hint='write kind = "ssh"')
+        user, at, host = self.host.rpartition("@")
+        if at:
+            if self.user and self.user != user:
+                raise UsageError(f"host '{self.host}' names another user than user = '{self.user}'")
+            object.__setattr__(self, "host", host)
+            object.__setattr__(self, "user", user)
+        for name, (pattern, example) in _FORMS.items():
+            value = getattr(self, name)
+            if (value or (name == "user" and at)) and not re.fullmatch(pattern, value):
+                raise UsageError(f"{name} = {value!r} cannot be used for a connection", hint=f"write it as {example}")
+        if not 0 <= self.port <= 65535:
+            raise UsageError(f"port = {self.port} is no port", hint="1 to 65535, or leave it out")
+
+    @property
+    def address(self) -> str:
+        """`user@host`, or `host` alone."""
+        return f"{self.user}@{self.host}" if self.user else self.host
 
 
 @dataclass(frozen=True)
@@ -32,15 +74,33 @@ class RuntimeInfo:
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """One device file. `runtimes` maps a runtime's name to what the device offers of it; the first is its default."""
+    """One device file. `runtimes` maps a runtime's name to what the device offers of it; the first is its default.
+
+    Devices of one `pool` are called by its name in fingerprints: where everything else agrees, too, they fill one
+    latency table together.
+    """
 
     name: str
     schema: int = SCHEMA
     aliases: tuple[str, ...] = ()
     description: str = ""
+    pool: str = ""
     connection: Connection = Connection()
     runtimes: dict[str, RuntimeInfo] = field(default_factory=dict)
     source: str = ""
+
+    @property
+    def is_template(self) -> bool:
+        """Whether it describes a kind of board rather than one: reached by SSH, but no host is named."""
+        return self.connection.kind == "ssh" and not self.connection.host
+
+
+NAME_HINT = "letters, digits, '.', '_' and '-', up to 63, a letter or digit first"
+
+
+def valid_name(name: str) -> bool:
+    """Whether a device may be called so; the name becomes that of files and folders."""
+    return re.fullmatch(_NAME, name) is not None
 
 
 def search_path() -> tuple[Path, ...]:
@@ -54,6 +114,9 @@ def read_device(path: Path) -> DeviceInfo:
     info = from_mapping(DeviceInfo, {**table, "source": str(path)}, where=str(path))
     if info.schema != SCHEMA:
         raise UsageError(f"{path}: schema {info.schema} is not {SCHEMA}", hint="update hwprune, or the device file")
+    for name in (info.name, *info.aliases, *filter(None, (info.pool,))):
+        if not valid_name(name):
+            raise UsageError(f"{path}: {name!r} cannot be a device's name", hint=NAME_HINT)
     offers: Mapping[str, Any] = info.runtimes
     if not offers:
         raise UsageError(f"{path}: device '{info.name}' offers no runtime", hint="add a table [runtimes.onnxruntime]")

@@ -174,7 +174,10 @@ class OnnxRuntime(AbstractRuntime):
                 session.run()
             events = json.loads(session.end_profiling().read_text())
             session.close()
-        return _named_after_nodes(_layers(events, runs), model)
+        return _layers(events, runs)
+
+    def name_layers(self, layers: tuple[LayerTime, ...], model: bytes) -> tuple[LayerTime, ...]:
+        return _named_after_nodes(layers, model)
 
     def measuring(self, target: Target) -> AbstractContextManager[None]:
         return undisturbed(target.threads)

@@ -1,0 +1,116 @@
+"""The bytes between host and device: frames with a hash on the way down, JSON lines with a checksum on the way up.
+
+Down: `HWP1 <json bytes> <blob bytes> <sha256 of both>`, LF, then a JSON object and a blob. Lengths are checked before
+anything is read or allocated. Up: one JSON object a line, whose last key `crc` is the CRC-32 of the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+PROTOCOL = 1
+HEADER_LIMIT = 160
+MESSAGE_LIMIT = 1 << 20
+BLOB_LIMIT = 64 << 20  # as sent, compressed
+UNPACKED_LIMIT = 512 << 20
+LINE_LIMIT = 64 << 20
+
+_HEADER = re.compile(rb"HWP1 ([0-9]{1,19}) ([0-9]{1,19}) ([0-9a-f]{64})\n\Z")
+_LINE = re.compile(rb'(.*),"crc":"([0-9a-f]{8})"\}\n\Z', re.DOTALL)
+
+
+class FrameError(Exception):
+    """Bytes that are not what they say they are. `fatal`: the place of the next frame is not known any more."""
+
+    def __init__(self, message: str, *, fatal: bool) -> None:
+        super().__init__(message)
+        self.fatal = fatal
+
+
+def encode_frame(message: Mapping[str, Any], blob: bytes = b"") -> bytes:
+    """One frame. Raises `FrameError` where the reader would refuse it for its size."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    _check_lengths(len(body), len(blob))
+    digest = hashlib.sha256(body + blob).hexdigest()
+    return b"HWP1 %d %d %s\n%s%s" % (len(body), len(blob), digest.encode(), body, blob)
+
+
+def read_frame(source: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+    """The next frame; None where the stream ends. Raises `FrameError` for a lying length, a wrong hash, no JSON."""
+    header = source.readline(HEADER_LIMIT)
+    if not header:
+        return None
+    match = _HEADER.match(header)
+    if match is None:
+        raise FrameError(f"no frame begins with {header[:40]!r}", fatal=True)
+    length, blob_length = int(match.group(1)), int(match.group(2))
+    _check_lengths(length, blob_length)
+    body = source.read(length)
+    blob = source.read(blob_length) if blob_length else b""
+    if len(body) < length or len(blob) < blob_length:
+        return None
+    if hashlib.sha256(body + blob).hexdigest().encode() != match.group(3):
+        raise FrameError("the hash of a frame is wrong", fatal=False)
+    try:
+        message = json.loads(body)
+    except ValueError:
+        message = None
+    if not isinstance(message, dict):
+        raise FrameError("a frame holds no JSON object", fatal=False)
+    return message, blob
+
+
+def _check_lengths(length: int, blob_length: int) -> None:
+    if not 2 <= length <= MESSAGE_LIMIT:
+        raise FrameError(f"a message of {length} bytes; 2 to {MESSAGE_LIMIT} are allowed", fatal=True)
+    if blob_length > BLOB_LIMIT:
+        raise FrameError(f"a blob of {blob_length} bytes; {BLOB_LIMIT} are allowed", fatal=True)
+
+
+def encode_line(message: Mapping[str, Any]) -> bytes:
+    """One line of the way up."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return b'%s,"crc":"%08x"}\n' % (body[:-1], zlib.crc32(body))
+
+
+def decode_line(line: bytes) -> dict[str, Any]:
+    """The message of a line. Raises `FrameError` for a line that was cut, changed or never ours."""
+    match = _LINE.match(line)
+    if match is None:
+        raise FrameError(f"not a line of the protocol: {line[:60]!r}", fatal=True)
+    body = match.group(1) + b"}"
+    if zlib.crc32(body) != int(match.group(2), 16):
+        raise FrameError(f"the checksum of a line is wrong: {line[:60]!r}", fatal=True)
+    message = json.loads(body)
+    if not isinstance(message, dict):
+        raise FrameError("a line holds no JSON object", fatal=True)
+    return message
+
+
+def pack(data: bytes) -> bytes:
+    """Compressed for the way."""
+    return zlib.compress(data, 6)
+
+
+def unpack(packed: bytes, length: int) -> bytes:
+    """What was packed, `length` bytes. Raises `FrameError` for another length, before more than that is allocated."""
+    if not 0 <= length <= UNPACKED_LIMIT:
+        raise FrameError(f"{length} bytes unpacked; {UNPACKED_LIMIT} are allowed", fatal=False)
+    opener = zlib.decompressobj()
+    try:
+        data = opener.decompress(packed, length + 1)
+    except zlib.error as error:
+        raise FrameError(f"a blob does not unpack: {error}", fatal=False) from error
+    if len(data) != length or not opener.eof:
+        raise FrameError(f"a blob does not unpack to the {length} bytes it was said to have", fatal=False)
+    return data
+
+
+def blob_name(data: bytes) -> str:
+    """The name under which a blob is asked for: the SHA-256 of its content, unpacked."""
+    return hashlib.sha256(data).hexdigest()

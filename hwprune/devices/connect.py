@@ -1,0 +1,51 @@
+"""From a target to an open board: the device file says whether it is this machine or one behind SSH."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from hwprune.core import plugins
+from hwprune.core.config import from_mapping
+from hwprune.core.measurement import Target
+from hwprune.devices.board import AbstractBoard, Board
+from hwprune.devices.files import DeviceInfo, find_device, resolve
+from hwprune.devices.prepare import UNCHECKED, CheckedBoard, prepare
+from hwprune.runtimes._base import AbstractRuntime
+
+
+def connect(target: Target, *, reference_ms: float | None = None) -> AbstractBoard:
+    """Open the board of a target; use it in a `with` statement.
+
+    `reference_ms` is the value of the table that new measurements are to be compared with; without it the reference
+    kernel is calibrated now. Raises `UsageError` for an unknown device, runtime or precision and for a template that
+    names no host, `DeviceError` when the runtime is not installed or the device cannot be reached.
+    """
+    known = resolve(target)
+    info = find_device(known.device)
+    runtime = _runtime(info, known, info.runtimes[known.runtime].options)
+    known = replace(known, device=info.pool or info.name)
+    board: AbstractBoard
+    if info.connection.kind == "local":
+        runtime.check(known)
+        board = Board(known, runtime, reference_ms=reference_ms, prepare=prepare)
+    else:
+        board = _remote(info, known, runtime, reference_ms)
+    return board if known.runtime in UNCHECKED else CheckedBoard(board)
+
+
+def _remote(info: DeviceInfo, target: Target, runtime: AbstractRuntime, reference_ms: float | None) -> AbstractBoard:
+    from hwprune.devices.remote.board import RemoteBoard
+    from hwprune.devices.remote.bundle import bundle_for
+    from hwprune.devices.remote.client import AgentClient
+    from hwprune.devices.remote.ssh import ssh_transport
+
+    transport = ssh_transport(info)
+    client = AgentClient(transport, bundle_for(target.runtime), label=info.name, python=info.connection.python)
+    return RemoteBoard(target, runtime, client, reference_ms=reference_ms, prepare=prepare)
+
+
+def _runtime(info: DeviceInfo, target: Target, options: Mapping[str, Any]) -> AbstractRuntime:
+    kind = plugins.load("hwprune.runtimes", target.runtime, AbstractRuntime)  # type: ignore[type-abstract]
+    return from_mapping(kind, options, where=f"{info.source}: runtimes.{target.runtime}.options")
