@@ -1,0 +1,37 @@
+"""What a network computes, by ONNX Runtime without its optimiser: what the outputs of other runtimes are held against.
+
+Without the optimiser, since that rewrites quantise-dequantise pairs into integer kernels, which saturate on some
+processors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hwprune.core.measurement import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def expected_outputs(
+    model: bytes, batches: Sequence[Mapping[str, np.ndarray]], *, batch: int = 1
+) -> list[list[np.ndarray]]:
+    """The outputs for each of `batches`, inputs by name with `batch` images each.
+
+    Raises `UsageError` for bytes that are no model, and for wrong inputs.
+    """
+    import onnxruntime
+
+    from hwprune.runtimes.onnxruntime import OrtSession
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = OrtSession(model, Target(batch=batch), options)
+    try:
+        return [session.infer(inputs) for inputs in batches]
+    finally:
+        session.close()
