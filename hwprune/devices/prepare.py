@@ -7,7 +7,7 @@ are compared with ONNX Runtime's. Runs on the host, where the `onnx` package is,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,7 @@ def check_inputs(model: bytes, batch: int) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def _expected(model: bytes, batches: list[dict[str, np.ndarray]], batch: int) -> list[list[np.ndarray]]:
+def _expected(model: bytes, batches: Sequence[Mapping[str, np.ndarray]], batch: int) -> list[list[np.ndarray]]:
     from hwprune.runtimes._expected import expected_outputs
 
     return expected_outputs(model, batches, batch=batch)
@@ -96,7 +96,7 @@ class CheckedBoard(AbstractBoard):
         self.distant = board.distant
         self.session_reference_ms = board.session_reference_ms
 
-    @property  # type: ignore[override]
+    @property
     def reference_ms(self) -> float:
         """The reference kernel's undisturbed time that every latency rests on."""
         return self._board.reference_ms
