@@ -160,6 +160,7 @@ class Module(Protocol):
     Builder: Any
     BuilderFlag: Any
     ILogger: Any
+    IBuilderConfig: Any
     IExecutionContext: Any
     IProfiler: Any
     LayerInformationFormat: Any

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
@@ -26,21 +25,14 @@ class DeviceClock(AbstractClock):
 
     name: ClassVar[str] = "device"
 
-    def __init__(
-        self,
-        cuda: Cuda,
-        counters: Callable[[], Mapping[str, int]] = dict,
-        *,
-        host_s: Callable[[], float] = time.perf_counter,
-    ) -> None:
+    def __init__(self, cuda: Cuda, counters: Callable[[], Mapping[str, int]] = dict) -> None:
         self._cuda = cuda
         self._counters = counters
-        self._host_s = host_s
         self._events = cuda.event(), cuda.event()
         self._begin, self._end = (cuda.recorder(event) for event in self._events)
 
     def time(self, run: Callable[[], None]) -> Lap:
-        cuda, now_s = self._cuda, self._host_s
+        cuda, now_s = self._cuda, self._cuda.now_s
         cuda.synchronise()
         start_s = now_s()
         run()
@@ -57,7 +49,7 @@ class DeviceClock(AbstractClock):
         return Lap(cuda.elapsed_ms(*self._events) / copies, wall_ms)
 
     def now_s(self) -> float:
-        return self._host_s()
+        return self._cuda.now_s()
 
     def waited_s(self) -> float:
         return waited_s()

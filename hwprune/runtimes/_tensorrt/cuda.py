@@ -6,6 +6,7 @@ One process, one context (the primary one), one thread that works with the GPU.
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,10 +24,11 @@ ATTRIBUTES = {"multiprocessors": 16, "major": 75, "minor": 76, "l2_bytes": 38}
 
 
 class Cuda:
-    """The GPU number `index` through the CUDA runtime. Raises `DeviceError` where there is none."""
+    """The GPU number `index` through the CUDA runtime; `now_s` is the host's clock. `DeviceError` without a GPU."""
 
-    def __init__(self, calls: AbstractCalls, index: int = 0) -> None:
+    def __init__(self, calls: AbstractCalls, index: int = 0, *, now_s: Callable[[], float] = time.perf_counter) -> None:
         self._calls = calls
+        self.now_s = now_s
         self._lost: DeviceLost | None = None
         self.backend = calls.name
         self.index = index

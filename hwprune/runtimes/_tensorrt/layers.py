@@ -1,0 +1,134 @@
+"""Layer times inside the whole network: the profiler's shares of a latency that was measured without the profiler.
+
+The profiler puts events around every kernel, which lengthens and serialises them, so its milliseconds are not those of
+the network; their shares are. The latency they are shares of is the slope between a short and a long chain of runs in
+one CUDA graph, in which everything constant cancels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from hwprune.core.measurement import LayerTime
+from hwprune.core.statistics import mean, median
+from hwprune.runtimes._tensorrt.api import Module
+from hwprune.runtimes._tensorrt.cuda import Cuda, timed_region
+from hwprune.runtimes._tensorrt.errors import RunFailed
+from hwprune.runtimes._tensorrt.session import TrtSession, new_context
+
+CHAIN_MS, CHAIN_MAX = 0.5, 16  # the short chain lasts about so long, in at most so many runs
+LONG = 4  # the long chain has so many times as many runs
+PAIRS = 9  # chains of either length that are timed
+WARM_RUNS = 3
+
+
+class Shares:
+    """What one engine's profiler reported, run by run, in the order of the layers."""
+
+    def __init__(self) -> None:
+        self._runs: list[list[tuple[str, float]]] = [[]]
+
+    def add(self, name: str, ms: float) -> None:
+        """A layer of the run in hand."""
+        self._runs[-1].append((name, ms))
+
+    def next_run(self) -> None:
+        """The run in hand is complete."""
+        self._runs.append([])
+
+    def result(self) -> list[tuple[str, float]]:
+        """(layer, share of the whole), from the faster half of the complete runs: disturbances only lengthen."""
+        runs = [run for run in self._runs if run]
+        if not runs:
+            raise RunFailed("TensorRT's profiler reported no layer", hint="rebuild the engine; report the version")
+        fast = sorted(runs, key=lambda run: math.fsum(ms for _, ms in run))[: (len(runs) + 1) // 2]
+        times = [mean([run[place][1] for run in fast]) for place in range(len(fast[0]))]
+        whole = math.fsum(times) or 1.0
+        return [(name, time / whole) for (name, _), time in zip(fast[0], times)]
+
+
+def in_network_times(
+    trt: Module, cuda: Cuda, session: TrtSession, layers: Mapping[str, LayerTime], *, runs: int
+) -> tuple[LayerTime, ...]:
+    """The layers in the order of execution, with the times they take inside the whole network.
+
+    `layers` tells for the engine's own name of a layer what it is; one that is not there keeps the engine's name.
+    """
+    whole_ms = chained_ms(session, cuda)
+    return tuple(
+        replace(layers.get(name, LayerTime(name, "", 0.0)), latency_ms=share * whole_ms)
+        for name, share in profile(trt, cuda, session, runs)
+    )
+
+
+def profile(trt: Module, cuda: Cuda, session: TrtSession, runs: int) -> list[tuple[str, float]]:
+    """(layer, share of the whole) of `runs` runs in a context of their own."""
+    shares = Shares()
+    context = new_context(session.engine, trt)
+    session.bind(context)
+    context.enqueue_emits_profile = False
+    context.profiler = profiler = _profiler(trt, shares)
+    for number in range(runs + WARM_RUNS):
+        if not context.execute_async_v3(cuda.stream):
+            raise RunFailed("TensorRT refused to enqueue the profiled inference")
+        cuda.synchronise()
+        if number >= WARM_RUNS:
+            context.report_to_profiler()
+            shares.next_run()
+    del context, profiler  # in this order: the context calls its profiler
+    return shares.result()
+
+
+def _profiler(trt: Module, shares: Shares) -> Any:
+    class Profiler(trt.IProfiler):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)  # the binding's base class must be initialised by name
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            shares.add(layer_name, ms)
+
+    return Profiler()
+
+
+def chained_ms(session: TrtSession, cuda: Cuda) -> float:
+    """The time of one inference among others: the slope between chains of two lengths.
+
+    Each chain is one CUDA graph; where CUDA captures none, plain runs one behind the other.
+    """
+    once_ms = _timed_ms(cuda, session.run)
+    short = min(max(math.ceil(CHAIN_MS / max(once_ms, 1e-3)), 1), CHAIN_MAX)
+    lengths = short, LONG * short
+    graphs = [session.unrolled(copies) for copies in lengths]
+    chains = [
+        graph.launch if graph is not None else _repeated(session.enqueue, copies)
+        for graph, copies in zip(graphs, lengths)
+    ]
+    try:
+        for chain in chains:
+            chain()
+        pairs = [[_timed_ms(cuda, chain) for chain in chains] for _ in range(PAIRS)]
+    finally:
+        for graph in graphs:
+            if graph is not None:
+                graph.close()
+    few, many = (median([pair[place] for pair in pairs]) for place in (0, 1))
+    return (many - few) / (lengths[1] - lengths[0])
+
+
+def _timed_ms(cuda: Cuda, run: Callable[[], None]) -> float:
+    with timed_region(cuda) as (mark, elapsed_ms):
+        mark()
+        run()
+        mark()
+        return elapsed_ms()
+
+
+def _repeated(enqueue: Callable[[], None], copies: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(copies):
+            enqueue()
+
+    return run

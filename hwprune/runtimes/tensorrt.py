@@ -1,0 +1,159 @@
+"""TensorRT 8.5.2 to 11.x on an NVIDIA GPU: one engine a network, timed by events on the device.
+
+Settings and why: one stream and no auxiliary ones, so that times of layers can be added; a fixed optimisation level and
+workspace, since both change which kernels win; TF32 off unless asked for; no version or hardware compatibility, which
+costs speed. Needs TensorRT's Python package and libcudart, nothing else.
+"""
+
+from __future__ import annotations
+
+import platform as host
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from hwprune.core.errors import UsageError
+from hwprune.core.measurement import Fingerprint, LayerTime, Target
+from hwprune.runtimes._base import AbstractClock, AbstractRuntime
+from hwprune.runtimes._host import cpu_model
+from hwprune.runtimes._tensorrt import api
+from hwprune.runtimes._tensorrt.api import Inspector
+from hwprune.runtimes._tensorrt.builder import BuildOptions
+from hwprune.runtimes._tensorrt.errors import MixedPrecision
+from hwprune.runtimes._tensorrt.inspected import fp32_layers, layer_times
+from hwprune.runtimes._tensorrt.layers import in_network_times
+from hwprune.runtimes._tensorrt.platform import Access, Platform, platform
+from hwprune.runtimes._tensorrt.session import TrtSession
+from hwprune.runtimes._tensorrt.timing_cache import default_folder
+
+MIB = 1 << 20
+SHOWN = 5  # layers named in a warning
+
+
+@dataclass(frozen=True)
+class TensorRt(AbstractRuntime):
+    """TensorRT, fp32, tf32, fp16 and int8 as the ONNX file says, one stream, CUDA graphs."""
+
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "tf32", "fp16", "int8")
+
+    typing: str = field(default="auto", metadata={"help": "strong, weak, or auto: strong from TensorRT 10.12 on"})
+    mixed: str = field(default="warn", metadata={"help": "warn or refuse, when weak typing leaves layers in fp32"})
+    optimisation_level: int = field(default=3, metadata={"help": "the builder's, 1 to 5; never mix two in a table"})
+    workspace_mib: int = field(default=1024, metadata={"help": "memory a kernel may use; changes which ones win"})
+    aux_streams: int = field(default=0, metadata={"help": "streams besides the one that is timed"})
+    graph: bool = field(default=True, metadata={"help": "run as a CUDA graph where capture succeeds"})
+    gpu: int = field(default=0, metadata={"help": "number of the GPU"})
+    cuda: str = field(default="auto", metadata={"help": "auto, ctypes, cuda-python, or pycuda for its context"})
+    cudart: str = field(default="", metadata={"help": "path of libcudart, where it is not found by itself"})
+    package: str = field(default="tensorrt", metadata={"help": "tensorrt or tensorrt_rtx"})
+    cache: str = field(default="", metadata={"help": "folder of timing caches, instead of the user's cache folder"})
+
+    def __post_init__(self) -> None:
+        self._build_options()
+        self._access()
+        if self.mixed not in ("warn", "refuse"):
+            raise UsageError(f"mixed={self.mixed!r} is not one of warn, refuse")
+
+    def check(self, target: Target) -> None:
+        if target.precision not in self.precisions:
+            raise UsageError(
+                f"TensorRT does not compute in {target.precision} here", hint=f"use {', '.join(self.precisions)}"
+            )
+        if target.threads != 1:
+            raise UsageError(f"{target.threads} threads: a GPU has no threads to choose", hint="leave threads at 1")
+        trt = self._platform().trt
+        api.check_precision(trt, target)
+        api.is_strongly_typed(trt, self.typing)
+
+    def fingerprint(self, target: Target) -> Fingerprint:
+        place = self._platform()
+        cuda = place.cuda
+        runtime, driver = cuda.versions()
+        capability = f"{cuda.attribute('major')}.{cuda.attribute('minor')}"
+        cores = cuda.attribute("multiprocessors")
+        level = hasattr(place.trt.IBuilderConfig, "builder_optimization_level")
+        flags = (
+            ("typing", "strong" if api.is_strongly_typed(place.trt, self.typing) else "weak"),
+            ("optimisation_level", str(self.optimisation_level) if level else "not settable"),
+            ("workspace_mib", str(self.workspace_mib)),
+            ("aux_streams", str(self.aux_streams)),
+            ("graph", "captured" if self.graph else "enqueued"),
+            ("clock", "device"),
+            ("compute_capability", capability),
+            ("memory_mib", str(cuda.memory_bytes()[1] // MIB)),
+            ("cuda", runtime),
+            ("driver_cuda", driver),
+        )
+        return Fingerprint(
+            device=target.device,
+            cpu_model=cpu_model(),
+            cores=cores,
+            runtime="tensorrt",
+            runtime_version=str(place.trt.__version__),
+            precision=target.precision,
+            batch=target.batch,
+            threads=target.threads,
+            os=f"{host.system()} {host.machine()}",
+            flags=flags,
+        )
+
+    def clock(self, target: Target) -> AbstractClock:
+        return self._platform().clock
+
+    def open(self, model: bytes, target: Target) -> TrtSession:
+        place = self._platform()
+        session = self._opened(place, model, target)
+        try:
+            self._judge(place, session, target)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def layer_times(self, model: bytes, target: Target, *, runs: int) -> tuple[LayerTime, ...]:
+        place = self._platform()
+        session = self._opened(place, model, target)
+        try:
+            layers = {layer.note: layer for layer in layer_times(_information(place, session))}
+            return in_network_times(place.trt, place.cuda, session, layers, runs=runs)
+        finally:
+            session.close()
+
+    def _opened(self, place: Platform, model: bytes, target: Target) -> TrtSession:
+        cache = place.timing_cache(Path(self.cache) if self.cache else default_folder(), self.fingerprint(target))
+        plan = place.builder(self._build_options()).plan(model, target, cache)
+        session = TrtSession(place.trt, place.runtime, place.cuda, plan, graph=self.graph)
+        if cache.refused:
+            session.note(f"timing_cache_refused: {cache.refused}")
+        return session
+
+    def _judge(self, place: Platform, session: TrtSession, target: Target) -> None:
+        """Look whether weak typing has left layers in fp32. Raises `MixedPrecision` where the option says so."""
+        if target.precision not in ("fp16", "int8") or api.is_strongly_typed(place.trt, self.typing):
+            return
+        left = fp32_layers(_information(place, session))
+        if not left:
+            return
+        more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+        names = f"{', '.join(left[:SHOWN])}{more}"
+        if self.mixed == "refuse":
+            raise MixedPrecision(
+                f"weak typing left {len(left)} layers in fp32: {names}",
+                hint="set typing = strong (TensorRT 10 or later), or mixed = warn to measure it as it is",
+            )
+        session.note(f"mixed_precision: {names}")
+
+    def _platform(self) -> Platform:
+        return platform(self._access())
+
+    def _access(self) -> Access:
+        return Access(self.package, self.cuda, self.cudart, self.gpu)
+
+    def _build_options(self) -> BuildOptions:
+        return BuildOptions(self.typing, self.optimisation_level, self.workspace_mib, self.aux_streams)
+
+
+def _information(place: Platform, session: TrtSession) -> str:
+    trt = place.trt
+    inspector: Inspector = session.engine.create_engine_inspector()
+    return inspector.get_engine_information(trt.LayerInformationFormat.JSON)
