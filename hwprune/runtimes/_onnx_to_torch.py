@@ -70,7 +70,7 @@ def _no_model(model: bytes, reader: str, reason: str) -> UsageError:
     )
 
 
-def convert(model: onnx.ModelProto) -> nn.Module:
+def convert(model: onnx.ModelProto) -> fx.GraphModule:
     """The torch module of a model that `load_onnx` read."""
     from hwprune.runtimes._onnx_to_torch_rules import RULES
 
@@ -176,13 +176,15 @@ class Builder:
         self.root.add_module(target, layer)
         return self.graph.call_module(target, (source,))
 
-    def finish(self) -> nn.Module:
+    def finish(self) -> fx.GraphModule:
         """The module, in eval mode."""
         from torch import fx
 
         outputs = tuple(self.value(item.name) for item in self.model.graph.output)
         self.graph.output(outputs[0] if len(outputs) == 1 else outputs)
-        return fx.GraphModule(self.root, self.graph, "OnnxModule").eval()
+        module = fx.GraphModule(self.root, self.graph, "OnnxModule")
+        module.eval()
+        return module
 
     def _unique(self, name: str) -> str:
         unique, count = name, 0

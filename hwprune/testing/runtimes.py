@@ -6,10 +6,12 @@ A new runtime in `hwprune/runtimes/` gets its tests with
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from hwprune.core.errors import UsageError
 from hwprune.core.measurement import PRECISIONS, Fingerprint, Target
@@ -25,6 +27,21 @@ def conv_net(channels: int, *, layers: int = 3, size: int = 14, batch: int = 1) 
     for layer in range(layers):
         chain.conv(f"conv{layer}", channels, 3)
     return chain.bytes("conv_net", (batch, 8, size, size))
+
+
+def halving_net() -> bytes:
+    """ONNX bytes of a 1x1 convolution that halves every value of a `1 x 16 x 14 x 14` input."""
+    weight = np.eye(16, dtype=np.float32).reshape(16, 16, 1, 1) / 2
+    shape = [1, 16, 14, 14]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["input", "half"], ["output"], "conv", kernel_shape=[1, 1])],
+        "halving_net",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(weight, "half")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 class RuntimeConformance:
@@ -60,12 +77,38 @@ class RuntimeConformance:
         clock = self.runtime.clock(self.target)
         session = self.runtime.open(conv_net(16), self.target)
         begin = clock.now_s()
-        lap = clock.time(session.run)
+        with self.runtime.measuring(self.target):
+            lap = clock.time(session.run)
         session.close()
         assert clock.name in CLOCKS
         assert lap.time_ms > 0
         assert lap.wall_ms > 0
         assert clock.now_s() > begin
+
+    def test_thread_time_is_the_time_of_the_thread_that_computes(self) -> None:
+        """A runtime that computes in a thread of its own would take no CPU time of the caller's."""
+        clock = self.runtime.clock(self.target)
+        if clock.name != "thread_cpu":
+            pytest.skip(f"timed by the clock '{clock.name}'")
+        session = self.runtime.open(conv_net(64), self.target)
+        with self.runtime.measuring(self.target):
+            session.run()
+            own, whole = time.thread_time(), time.process_time()
+            while time.process_time() - whole < 0.05:
+                session.run()
+            own, whole = time.thread_time() - own, time.process_time() - whole
+        session.close()
+        assert own > 0.8 * whole
+
+    def test_denormals_are_treated_as_the_fingerprint_says(self) -> None:
+        """The product of two normal numbers that is too small to be one."""
+        said = dict(self.runtime.fingerprint(self.target).flags).get("denormals", "")
+        if not said:
+            pytest.skip("the fingerprint says nothing of denormals")
+        session = self.runtime.open(halving_net(), self.target)
+        found = session.infer({"input": np.full((1, 16, 14, 14), 2e-38, np.float32)})[0]
+        session.close()
+        assert found.any() != (said == "flushed")
 
     def test_outputs_are_those_of_the_onnx_reference(self) -> None:
         import onnx
@@ -111,7 +154,10 @@ class RuntimeConformance:
         assert sum(slow > fast for fast, slow in pairs) >= 18
 
     def test_layer_times_name_the_convolutions_in_order(self) -> None:
-        layers = self.runtime.layer_times(conv_net(32), self.target, runs=5)
+        model = conv_net(32)
+        with self.runtime.measuring(self.target):
+            layers = self.runtime.layer_times(model, self.target, runs=5)
+        layers = self.runtime.name_layers(layers, model)
         convolutions = [layer for layer in layers if layer.kind == "Conv"]
         assert [layer.name.split("_")[0].split(".")[0] for layer in convolutions] == ["conv0", "conv1", "conv2"]
         assert all(layer.latency_ms >= 0 for layer in layers)
@@ -123,6 +169,7 @@ class RuntimeConformance:
         first, second = (self.runtime.open(conv_net(16), self.target) for _ in range(2))
         expected = second.infer({"input": image})[0]
         first.close()
-        second.run()
+        with self.runtime.measuring(self.target):
+            second.run()
         np.testing.assert_array_equal(second.infer({"input": image})[0], expected)
         second.close()
