@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from hwprune.core.measurement import Protocol
 from hwprune.core.statistics import median
 from hwprune.devices.probe_kernel import probe_model
+from hwprune.latency.light import light
 
 if TYPE_CHECKING:
-    from hwprune.devices import Board
+    from hwprune.devices import AbstractBoard
 
 TILES = (4, 8, 16, 32, 64)
 WIDEST = 128
@@ -40,9 +41,11 @@ class TileProbe:
     resolved: bool
 
 
-def detect_tile(board: Board, *, kernel: int = 3, seed: int = 0, protocol: Protocol | None = None) -> TileProbe:
+def detect_tile(board: AbstractBoard, *, kernel: int = 3, seed: int = 0, protocol: Protocol | None = None) -> TileProbe:
     """Time convolutions with 4k and 4k + 1 output channels on an open device and read the tile off them."""
     models = {str(width): probe_model(width, kernel, board.fingerprint.batch) for width in WIDTHS}
+    if board.distant:
+        models = {name: light(model) for name, model in models.items()}
     measured = board.measure(models, protocol=protocol or Protocol.sample(), seed=seed)
     curve = {}
     for width in WIDTHS:

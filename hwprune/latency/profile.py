@@ -8,21 +8,25 @@ is on the disk before the next batch begins; the same call continues a table tha
 from __future__ import annotations
 
 import datetime
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from hwprune.core.errors import Interrupted, TableError
-from hwprune.core.events import OnEvent, Progress, ignore
+from hwprune.core.events import Caution, OnEvent, Progress, ignore
 from hwprune.core.files import lock
 from hwprune.core.widths import SearchSpace, Widths
+from hwprune.devices.board import WorkerDied
+from hwprune.latency.crew import share_out
 from hwprune.latency.features import restrict
+from hwprune.latency.light import light
 from hwprune.latency.plan import Kind, plan_widths
 from hwprune.latency.samples import LayerSample
 from hwprune.latency.table import LatencyTable, TableRow
 
 if TYPE_CHECKING:
-    from hwprune.devices import Board
+    from hwprune.devices import AbstractBoard
     from hwprune.graph import ChannelGraph, OnnxTemplate
 
 BATCH = 5
@@ -37,9 +41,10 @@ def profile(
     template: OnnxTemplate,
     graph: ChannelGraph,
     space: SearchSpace,
-    board: Board,
+    board: AbstractBoard,
     *,
     table: LatencyTable,
+    others: Sequence[AbstractBoard] = (),
     samples: int = 100,
     seed: int = 0,
     on_event: OnEvent = ignore,
@@ -49,17 +54,20 @@ def profile(
 
     After the rows come layer times of the first few networks, then a second measurement of some networks in a new
     session, which is what the label noise is known from. `stop` is asked between batches; when it says True, the
-    table is complete up to there and `Interrupted` is raised. Raises `TableError` for a table of another network,
-    space or fingerprint.
+    table is complete up to there and `Interrupted` is raised. `others` are more devices of the same fingerprint: all
+    take batches from one queue, and what a lost one had in hand goes to the next. A network that ends the process
+    which measures it is left out, with a `Caution`. Raises `TableError` for a table of another network, space or
+    fingerprint.
     """
-    table.check(board.fingerprint)
+    for device in (board, *others):
+        table.check(device.fingerprint)
     if table.space.signature() != space.signature():
         raise TableError(f"the table in {table.folder} was measured for another search space", hint="profile anew")
     if table.op_templates != restrict(graph.op_templates, space, graph.dense()):
         raise TableError(f"the table in {table.folder} was measured for another network", hint="profile anew")
     with lock(table.folder):
         plan = plan_widths(space, samples, seed)
-        _Profile(template, board, table, seed, on_event, stop).run(plan)
+        _Profile(template, (board, *others), table, seed, on_event, stop).run(plan)
     return table
 
 
@@ -69,18 +77,19 @@ class _Profile:
     def __init__(
         self,
         template: OnnxTemplate,
-        board: Board,
+        boards: Sequence[AbstractBoard],
         table: LatencyTable,
         seed: int,
         on_event: OnEvent,
         stop: Callable[[], bool],
     ) -> None:
         self.template = template
-        self.board = board
+        self.boards = boards
         self.table = table
         self.seed = seed
         self.on_event = on_event
         self.stop = stop
+        self.lock = threading.RLock()  # held for everything but the measuring itself
         self.begin_s = time.monotonic()
         self.done = self.fresh = self.total = 0
 
@@ -96,12 +105,7 @@ class _Profile:
         self.on_event(Progress("profile", self.done, self.total))
         self._measure(missing, _session("profile"))
         self._measure(self._disturbed(plan), _session("profile again"))
-        for widths in layers:
-            self._check_stop()
-            times = self.board.layers(self.template.at_widths(widths), runs=LAYER_RUNS)
-            sample = LayerSample(widths.values_tuple(), times)
-            self.table.append_layers(sample, fingerprint=self.board.fingerprint)
-            self._progress(1, "layers")
+        share_out(layers, self.boards, self._profile_layers, self.on_event)
         self._measure(repeats, _session("repeat"))
 
     def _disturbed(self, plan: Sequence[Planned]) -> list[Planned]:
@@ -118,16 +122,55 @@ class _Profile:
             sessions.setdefault(row.widths, set()).add(row.session)
         return [item for item in plan[:REPEATS] if len(sessions.get(item[0].values_tuple(), ())) < 2]
 
+    def _profile_layers(self, board: AbstractBoard, widths: Widths) -> None:
+        model = self._model(board, widths)
+        try:
+            times = board.layers(model, runs=LAYER_RUNS)
+        except WorkerDied as died:
+            self._leave_out(died)
+            return
+        with self.lock:
+            sample = LayerSample(widths.values_tuple(), times)
+            self.table.append_layers(sample, fingerprint=board.fingerprint)
+            self._progress(1, "layers")
+
     def _measure(self, planned: Sequence[Planned], session: str) -> None:
-        for batch in _batches(planned, BATCH):
-            self._check_stop()
-            models = {str(place): self.template.at_widths(widths) for place, (widths, _) in enumerate(batch)}
-            protocol = self.table.provenance.protocol
-            measured = self.board.measure(models, protocol=protocol, seed=self.seed + self.done)
+        batches = list(_batches(planned, BATCH))
+
+        def work(board: AbstractBoard, batch: Sequence[Planned]) -> None:
+            try:
+                self._measure_batch(board, batch, session)
+            except WorkerDied as died:
+                if len(batch) == 1:
+                    self._leave_out(died)
+                    return
+                for item in batch:
+                    work(board, [item])
+
+        share_out(batches, self.boards, work, self.on_event)
+
+    def _measure_batch(self, board: AbstractBoard, batch: Sequence[Planned], session: str) -> None:
+        models = {str(place): self._model(board, widths) for place, (widths, _) in enumerate(batch)}
+        protocol = self.table.provenance.protocol
+        measured = board.measure(models, protocol=protocol, seed=self.seed + self.done)
+        label = session if len(self.boards) == 1 else f"{session} {self.boards.index(board)}"
+        with self.lock:
             for place, (widths, kind) in enumerate(batch):
-                row = TableRow.of(widths.values_tuple(), measured[str(place)], kind=kind, session=session)
-                self.table.append(row, fingerprint=measured[str(place)].fingerprint)
+                row = TableRow.of(widths.values_tuple(), measured[str(place)], kind=kind, session=label)
+                self.table.append(row, fingerprint=board.fingerprint)
             self._progress(len(batch), f"{measured[str(len(batch) - 1)].latency_ms:.3g} ms")
+
+    def _model(self, board: AbstractBoard, widths: Widths) -> bytes:
+        """The network at these widths; small where it travels, since for a latency the weights do not matter."""
+        with self.lock:
+            self._check_stop()
+            model = self.template.at_widths(widths)
+        return light(model) if board.distant else model
+
+    def _leave_out(self, died: WorkerDied) -> None:
+        with self.lock:
+            self.on_event(Caution(f"a network is left out of the table: {died.message}"))
+            self._progress(1, "left out")
 
     def _check_stop(self) -> None:
         if self.stop():

@@ -33,7 +33,7 @@ from hwprune.latency.samples import LayerSample, Samples
 if TYPE_CHECKING:
     import pandas
 
-    from hwprune.devices import Board
+    from hwprune.devices import AbstractBoard
     from hwprune.graph import ChannelGraph
 
 SCHEMA = "hwprune.latency_table/1"
@@ -191,7 +191,7 @@ class LatencyTable:
         model_name: str,
         graph: ChannelGraph,
         space: SearchSpace,
-        board: Board,
+        board: AbstractBoard,
         tile: int,
         protocol: Protocol | None = None,
     ) -> LatencyTable:

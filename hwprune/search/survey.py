@@ -14,7 +14,7 @@ from hwprune.core.events import Note, OnEvent, ignore
 from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Target
 from hwprune.core.widths import SearchSpace
-from hwprune.devices import Board, connect
+from hwprune.devices import AbstractBoard, connect
 from hwprune.graph import ChannelGraph, OnnxTemplate, trace
 from hwprune.latency.probe import detect_tile
 from hwprune.latency.table import LatencyTable, table_folder
@@ -27,7 +27,7 @@ class Survey:
     graph: ChannelGraph
     template: OnnxTemplate
     space: SearchSpace
-    board: Board
+    board: AbstractBoard
     table: LatencyTable
 
 
@@ -81,7 +81,7 @@ def traced(model: nn.Module, example: Tensor, on_event: OnEvent = ignore) -> Cha
     return graph
 
 
-def known_tile(board: Board, tables: Path, seed: int, on_event: OnEvent = ignore) -> int:
+def known_tile(board: AbstractBoard, tables: Path, seed: int, on_event: OnEvent = ignore) -> int:
     """The target's tile: probed once, then read from `tile.json` beside the target's tables."""
     path = table_folder(tables, "any", board.fingerprint, SearchSpace((), ())).parent / "tile.json"
     digest = board.fingerprint.digest()

@@ -111,6 +111,7 @@ class StaircaseBoard:
     noise: float = 0.01
     fingerprint: Fingerprint = FINGERPRINT
     reference_ms: float = 1.0
+    distant: bool = False
     asked: int = field(default=0, init=False)
 
     def measure(

@@ -10,6 +10,7 @@ import ast
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,6 @@ from pathlib import Path
 
 from hwprune.core.errors import UsageError
 from hwprune.devices.agent import bootstrap
-from hwprune.devices.agent.framing import pack
 
 PACKAGE = Path(__file__).parents[2]
 ROOTS = ("hwprune.devices.agent.supervisor", "hwprune.devices.agent.worker")
@@ -39,7 +39,7 @@ class Bundle:
     @property
     def packed(self) -> bytes:
         """As it is sent."""
-        return pack(self.data)
+        return zlib.compress(self.data, 9)
 
 
 @lru_cache(maxsize=8)
