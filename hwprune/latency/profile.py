@@ -157,7 +157,7 @@ class _Profile:
         with self.lock:
             for place, (widths, kind) in enumerate(batch):
                 row = TableRow.of(widths.values_tuple(), measured[str(place)], kind=kind, session=label)
-                self.table.append(row, fingerprint=board.fingerprint)
+                self.table.append(row, fingerprint=measured[str(place)].fingerprint)
             self._progress(len(batch), f"{measured[str(len(batch) - 1)].latency_ms:.3g} ms")
 
     def _model(self, board: AbstractBoard, widths: Widths) -> bytes:

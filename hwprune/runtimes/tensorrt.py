@@ -20,7 +20,7 @@ from hwprune.runtimes._tensorrt import api
 from hwprune.runtimes._tensorrt.api import Inspector
 from hwprune.runtimes._tensorrt.builder import BuildOptions
 from hwprune.runtimes._tensorrt.errors import MixedPrecision
-from hwprune.runtimes._tensorrt.inspected import fp32_layers, layer_times
+from hwprune.runtimes._tensorrt.inspector import fp32_layers, layer_times, with_node_names
 from hwprune.runtimes._tensorrt.layers import in_network_times
 from hwprune.runtimes._tensorrt.platform import Access, Platform, platform
 from hwprune.runtimes._tensorrt.session import TrtSession
@@ -35,6 +35,7 @@ class TensorRt(AbstractRuntime):
     """TensorRT, fp32, tf32, fp16 and int8 as the ONNX file says, one stream, CUDA graphs."""
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "tf32", "fp16", "int8")
+    precisions_in_model: ClassVar[tuple[str, ...]] = ("fp16", "int8")
 
     typing: str = field(default="auto", metadata={"help": "strong, weak, or auto: strong from TensorRT 10.12 on"})
     mixed: str = field(default="warn", metadata={"help": "warn or refuse, when weak typing leaves layers in fp32"})
@@ -114,10 +115,15 @@ class TensorRt(AbstractRuntime):
         place = self._platform()
         session = self._opened(place, model, target)
         try:
-            layers = {layer.note: layer for layer in layer_times(_information(place, session))}
-            return in_network_times(place.trt, place.cuda, session, layers, runs=runs)
+            times = in_network_times(place.trt, place.cuda, session, runs)
+            return layer_times(_information(place, session), times)
         finally:
             session.close()
+
+    def name_layers(self, layers: tuple[LayerTime, ...], model: bytes) -> tuple[LayerTime, ...]:
+        import onnx
+
+        return with_node_names(layers, [node.name for node in onnx.load_from_string(model).graph.node if node.name])
 
     def _opened(self, place: Platform, model: bytes, target: Target) -> TrtSession:
         cache = place.timing_cache(Path(self.cache) if self.cache else default_folder(), self.fingerprint(target))

@@ -24,7 +24,6 @@ from hwprune.runtimes.simulated import FREE, SimulatedRuntime
 NAMES_FILE = "tensorrt_api_names.json"
 VERSIONS = ("8.5.2", "8.6.1", "10.0.1", "10.3.0", "10.13.3.9", "11.0.0.114", "11.4.0.106")
 MAGIC = b"PLAN"
-FP32 = onnx.TensorProto.FLOAT
 DATA_TYPES = {
     onnx.TensorProto.FLOAT: "FLOAT",
     onnx.TensorProto.FLOAT16: "HALF",
@@ -107,7 +106,7 @@ class _Layer:
     ms: float
     ins: tuple[tuple[int, ...], ...]
     outs: tuple[tuple[int, ...], ...]
-    type: str
+    types: tuple[str, str]
 
 
 class _Fake:
@@ -496,22 +495,28 @@ def _layers(proto: onnx.ModelProto, script: Script) -> list[_Layer]:
     first = proto.graph.input[0]
     timed = SimulatedRuntime().layer_times(proto.SerializeToString(), Target(batch=_shape(first)[0]), runs=1)
     costs = iter(timed)
-    types_ = {item.name: item.type.tensor_type.elem_type for item in (*proto.graph.value_info, *proto.graph.output)}
+    graph = proto.graph
+    halves = {
+        item.name
+        for item in (*graph.value_info, *graph.input, *graph.output)
+        if item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    }
     found: list[_Layer] = []
-    for node in proto.graph.node:
+    for node in graph.node:
         if node.op_type in FREE:
             if found:
                 found[-1].nodes.append(node.name)
             continue
         cost = next(costs)
-        kind = "FP32" if types_.get(node.output[0], FP32) == FP32 or node.name in script.fp32_layers else "FP16"
-        found.append(_Layer("", [node.name], node.op_type, cost.latency_ms, cost.in_shapes, cost.out_shapes, kind))
+        ends = (node.input[0], node.output[0])
+        types_ = tuple("FP16" if end in halves and node.name not in script.fp32_layers else "FP32" for end in ends)
+        found.append(_Layer("", [node.name], node.op_type, cost.latency_ms, cost.in_shapes, cost.out_shapes, types_))
     for layer in found:
         layer.name = " + ".join(layer.nodes)
     if found:
         shape = (_shape(first),)
         name = f"Reformatting CopyNode for Input Tensor 0 to {found[0].name}"
-        found.insert(0, _Layer(name, [], "Reformat", 0.002, shape, shape, found[0].type))
+        found.insert(0, _Layer(name, [], "Reformat", 0.002, shape, shape, found[0].types))
     return found
 
 
@@ -520,22 +525,22 @@ def _described(layer: _Layer, major: int) -> dict[str, Any]:
     kinds = {"Conv": ("CaskConvolution", "Convolution"), "Reformat": ("Reformat", "Reformat")}
     layer_type, parameter_type = kinds.get(layer.kind, (layer.kind, layer.kind))
 
-    def tensor(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    def tensor(name: str, shape: tuple[int, ...], kind: str) -> dict[str, Any]:
         found: dict[str, Any] = {"Name": name, "Location": "Device", "Dimensions": list(shape)}
         if major >= 11:
-            return {**found, "Format": "Row major linear format", "Datatype": layer.type}
-        return {**found, "Format/Datatype": f"Row major linear {layer.type} format"}
+            return {**found, "Format": "Row major linear format", "Datatype": kind}
+        return {**found, "Format/Datatype": f"Row major linear {kind} format"}
 
     described = {
         "Name": layer.name,
         "LayerType": layer_type,
-        "Inputs": [tensor("in", shape) for shape in layer.ins[:1]],
-        "Outputs": [tensor("out", shape) for shape in layer.outs],
+        "Inputs": [tensor("in", shape, layer.types[0]) for shape in layer.ins[:1]],
+        "Outputs": [tensor("out", shape, layer.types[1]) for shape in layer.outs],
         "ParameterType": parameter_type,
         "Metadata": "\x1e".join(f"[ONNX Layer: {name}]" for name in layer.nodes),
     }
     if layer.kind == "Conv":
-        described["Weights"] = {"Type": {"FP32": "Float", "FP16": "Half"}[layer.type], "Count": 1}
+        described["Weights"] = {"Type": {"FP32": "Float", "FP16": "Half"}[layer.types[1]], "Count": 1}
     if layer.kind == "Reformat":
         described["Origin"] = "REFORMAT"
     if major < 10:

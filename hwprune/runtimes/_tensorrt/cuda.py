@@ -30,6 +30,7 @@ class Cuda:
         self._calls = calls
         self.now_s = now_s
         self._lost: DeviceLost | None = None
+        self._capturing = False
         self.backend = calls.name
         self.index = index
         code, count = calls.call("cudaGetDeviceCount")
@@ -84,6 +85,11 @@ class Cuda:
         """Wait until everything on the stream is done."""
         self._call("cudaStreamSynchronize", self.stream)
 
+    def raise_pending(self) -> None:
+        """Raise the error that another library's CUDA calls have left behind, if there is one."""
+        code = self._raw("cudaGetLastError")[0]
+        self._check(code, "an earlier CUDA call")
+
     def event(self) -> int:
         """A new event with a time stamp (about 0.5 us fine)."""
         return int(self._call("cudaEventCreateWithFlags", SPINNING_EVENT))
@@ -110,14 +116,16 @@ class Cuda:
         if code:
             self._forget(code, "cudaStreamBeginCapture")
             return None
+        refused, graph = False, 0
+        self._capturing = True
         try:
             enqueue()
         except DeviceError:
-            self._raw("cudaStreamEndCapture", self.stream)
-            self._forget(0, "cudaStreamEndCapture")
-            return None
-        code, graph = self._raw("cudaStreamEndCapture", self.stream)
-        if code or not graph:
+            refused = True
+        finally:
+            self._capturing = False
+            code, graph = self._calls.call("cudaStreamEndCapture", self.stream)
+        if refused or code or not graph:
             self._forget(code, "cudaStreamEndCapture")
             return None
         return self._instantiated(graph)
@@ -152,7 +160,7 @@ class Cuda:
         """
         text = self._calls.error_text(code)
         self._calls.call("cudaGetLastError")
-        again = self._calls.call("cudaDeviceSynchronize")[0]
+        again = 0 if self._capturing else self._calls.call("cudaDeviceSynchronize")[0]  # forbidden in a capture
         if not again:
             return CudaError(f"{doing} failed: {text}", code=code, hint=_hint(code))
         self._lost = DeviceLost(
@@ -198,7 +206,7 @@ class Cuda:
             raise error
 
     def _release(self, function: str, handle: int) -> None:
-        """Free something; with the GPU lost there is nothing left to free."""
+        """Free something; with the GPU lost there is nothing left to free, and nothing can be."""
         if not self.lost:
             self._call(function, handle)
 
@@ -242,7 +250,7 @@ def _no_gpu(calls: AbstractCalls, code: int, count: int, index: int) -> DeviceEr
         return DeviceError(f"CUDA finds no working driver: {calls.error_text(code)}", hint=hint)
     if code and code != NO_GPU:
         return DeviceError(f"CUDA cannot count the GPUs: {calls.error_text(code)}", hint="check nvidia-smi")
-    if count:
+    if count and not code:
         return DeviceError(f"there is no GPU number {index}: this machine has {count}", hint=f"use 0 to {count - 1}")
     return DeviceError("this machine has no GPU that CUDA can use", hint="check nvidia-smi, or choose another device")
 

@@ -8,11 +8,9 @@ one CUDA graph, in which everything constant cancels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
-from hwprune.core.measurement import LayerTime
 from hwprune.core.statistics import mean, median
 from hwprune.runtimes._tensorrt.api import Module
 from hwprune.runtimes._tensorrt.cuda import Cuda, timed_region
@@ -50,18 +48,10 @@ class Shares:
         return [(name, time / whole) for (name, _), time in zip(fast[0], times)]
 
 
-def in_network_times(
-    trt: Module, cuda: Cuda, session: TrtSession, layers: Mapping[str, LayerTime], *, runs: int
-) -> tuple[LayerTime, ...]:
-    """The layers in the order of execution, with the times they take inside the whole network.
-
-    `layers` tells for the engine's own name of a layer what it is; one that is not there keeps the engine's name.
-    """
+def in_network_times(trt: Module, cuda: Cuda, session: TrtSession, runs: int) -> list[tuple[str, float]]:
+    """(TensorRT's name of a layer, the ms it takes inside the whole network), in the order of execution."""
     whole_ms = chained_ms(session, cuda)
-    return tuple(
-        replace(layers.get(name, LayerTime(name, "", 0.0)), latency_ms=share * whole_ms)
-        for name, share in profile(trt, cuda, session, runs)
-    )
+    return [(name, share * whole_ms) for name, share in profile(trt, cuda, session, runs)]
 
 
 def profile(trt: Module, cuda: Cuda, session: TrtSession, runs: int) -> list[tuple[str, float]]:

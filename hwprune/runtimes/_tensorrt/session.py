@@ -98,7 +98,7 @@ class TrtSession(AbstractSession):
         """One inference without a graph. Raises `RunFailed` when TensorRT refuses."""
         self._cuda.ensure_alive()
         if not self.context.execute_async_v3(self._cuda.stream):
-            self._cuda.synchronise()  # raises for an error of CUDA, which says more
+            self._cuda.raise_pending()  # an error of CUDA says more
             raise RunFailed("TensorRT refused to enqueue the inference", hint="see what TensorRT printed before")
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:

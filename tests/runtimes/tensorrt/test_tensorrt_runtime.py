@@ -8,8 +8,7 @@ import pytest
 from fake_gpu import Gpu
 
 from hwprune.core.measurement import Target
-from hwprune.runtimes.tensorrt import TensorRt
-from hwprune.testing.runtimes import RuntimeConformance, conv_net
+from hwprune.testing.runtimes import RuntimeConformance
 
 TARGET = Target(device="cuda", runtime="tensorrt")
 
