@@ -6,13 +6,14 @@ What depends on constants alone is computed here, so a writer meets only what a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from hwprune.core.errors import UsageError
 from hwprune.runtimes._inputs import fixed_inputs, onnx_inputs
+from hwprune.runtimes._onnx_patterns import gelu
 from hwprune.runtimes._onnx_to_torch import load_onnx
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def read_graph(model: bytes, *, batch: int, reader: str) -> Graph:
         attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
         name = node.name or f"{kind}_{place}"
         nodes.append(Node(name, kind, tuple(node.input), tuple(node.output), attributes))
-    return Graph(
+    graph = Graph(
         reader,
         fixed_inputs(onnx_inputs(proto), batch),
         tuple(item.name for item in proto.graph.output),
@@ -155,6 +156,19 @@ def read_graph(model: bytes, *, batch: int, reader: str) -> Graph:
         constants,
         dict(_shapes(proto)),
     )
+    return replace(graph, nodes=tuple(_with_gelu(graph)))
+
+
+def _with_gelu(graph: Graph) -> Iterable[Node]:
+    """The nodes, with Gelu where it was written in pieces."""
+    pieces: set[int] = set()
+    for node in graph.nodes:
+        found = gelu(graph, node)
+        if found is not None:
+            pieces.update(id(piece) for piece in found)
+            yield Node(node.name, "Gelu", node.inputs[:1], found[-1].outputs, {})
+        elif id(node) not in pieces:
+            yield node
 
 
 def _computed(node: onnx.NodeProto, constants: Mapping[str, Array], model: onnx.ModelProto) -> dict[str, Array]:

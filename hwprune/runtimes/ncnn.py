@@ -3,7 +3,8 @@
 The network is written in ncnn's format directly from the ONNX graph (`_ncnn_rules.py`), in milliseconds. Settings and
 why: fp16, bf16 and int8 are switched off, since ncnn would use them where a processor has them; one thread unless the
 target says more (ncnn's OpenMP threads spin, and two of them on busy cores take fifty times as long); light mode,
-which frees a blob when it was read for the last time; denormals are flushed by ncnn itself.
+which frees a blob when it was read for the last time. Whether denormals are flushed depends on how ncnn was compiled:
+the fingerprint says what was found.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from hwprune.runtimes._onnx_graph import Graph, read_graph
 
 _KEEP_PACKED = 1  # extract a blob as it is, without unpacking it
 _WARMUP_RUNS = 3
+_HALVING = "7767517\n2 2\nInput in 0 1 in 0=16\nBinaryOp half 1 1 in out 0=2 1=1 2=5.0e-1\n"
 _OFF = ("use_fp16", "use_bf16", "use_int8", "use_vulkan")
 
 
@@ -150,7 +152,7 @@ class NcnnRuntime(AbstractRuntime):
             ("fp16", "off"),
             ("bf16", "off"),
             ("int8", "off"),
-            ("denormals", "flushed"),
+            ("denormals", _denormals()),
             ("clock", self.clock(target).name),
         )
         return Fingerprint(
@@ -182,6 +184,17 @@ class NcnnRuntime(AbstractRuntime):
 
     def measuring(self, target: Target) -> AbstractContextManager[None]:
         return undisturbed(target.threads)
+
+
+@lru_cache(maxsize=1)
+def _denormals() -> str:
+    """What this build of ncnn makes of denormal numbers, by halving the smallest normal one."""
+    net = _ncnn().Net()
+    net.opt.num_threads = 1
+    net.load_param_mem(_HALVING)
+    extractor = net.create_extractor()
+    extractor.input("in", _ncnn().Mat(np.full(16, np.finfo(np.float32).tiny, np.float32)).clone())
+    return "kept" if np.array(extractor.extract("out")[1]).any() else "flushed"
 
 
 def _load(model: NcnnModel, target: Target, runtime: NcnnRuntime) -> Any:
