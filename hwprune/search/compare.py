@@ -31,7 +31,7 @@ from hwprune.search.outcomes import load
 from hwprune.search.run import named_model, run_search
 from hwprune.search.settings import SearchSettings
 from hwprune.search.stages import train_if_needed
-from hwprune.search.workshop import Stop
+from hwprune.search.workshop import Stop, survey_of
 from hwprune.training import Classification, Data, Task, evaluate, predict
 
 Scores = dict["Cell", np.ndarray]
@@ -50,16 +50,10 @@ class Cell:
         """The name of its run folder."""
         return f"{self.budget.replace('%', 'pct')}_{self.method}_s{self.seed}"
 
-    def settings(self, base: SearchSettings) -> SearchSettings:
-        """The settings of its run. Raises `UsageError` for a budget that is none."""
-        budget = Budget.parse(self.budget)
-        return replace(
-            base,
-            method=self.method,
-            seed=self.seed,
-            latency_fraction=budget.fraction,
-            latency_ms=budget.latency_ms,
-        )
+    def settings(self, base: SearchSettings, dense_ms: float) -> SearchSettings:
+        """The settings of its run, the budget in ms. Raises `UsageError` for a budget that is none."""
+        budget_ms = Budget.parse(self.budget).in_ms(dense_ms)
+        return replace(base, method=self.method, seed=self.seed, latency_fraction=None, latency_ms=budget_ms)
 
 
 def cells_of(methods: Sequence[str], budgets: Sequence[str], seeds: int) -> tuple[Cell, ...]:
@@ -98,11 +92,12 @@ def run_comparison(
     """
     task = task or Classification()
     dense = _dense(base, folder, model, data, task, on_event, stop)
+    dense_ms = _dense_ms(base, folder, dense, data, tables, on_event)
     for number, cell in enumerate(cells, start=1):
         on_event(Note(f"run {number} of {len(cells)}: {cell.method} at {cell.budget}, seed {cell.seed}"))
         try:
             run_search(
-                cell.settings(base),
+                cell.settings(base, dense_ms),
                 folder / cell.name,
                 model=copy.deepcopy(dense),
                 data=data,
@@ -206,6 +201,19 @@ def _dense(
     train_if_needed(dense, data, task, base, checkpoint=folder / "checkpoints", on_event=on_event, stop=stop)
     save_weights(dense, path)
     return dense.eval()
+
+
+def _dense_ms(
+    base: SearchSettings, folder: Path, dense: nn.Module, data: Data, tables: Path, on_event: OnEvent
+) -> float:
+    """The dense latency that all fractions are of, measured once and kept in `dense.json`: one budget for all."""
+    path = folder / "dense.json"
+    if not path.exists():
+        with survey_of(base, dense, data, tables, on_event) as found:
+            models = {"dense": found.template.dense}
+            timed = found.board.measure(models, protocol=Protocol.verdict(), seed=base.seed, on_event=on_event)
+        write_json(path, timed["dense"].to_json())
+    return Measurement.from_json(read_json(path)).statistic(base.statistic)[0]
 
 
 def _time_together(base: SearchSettings, cells: Sequence[Cell], folder: Path) -> dict[Cell | str, Measurement]:

@@ -30,7 +30,7 @@ OUTPUT_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Verified:
-    """The final session: the dense and the exported pruned network, timed in turns, and the budget in ms then."""
+    """The final session: the dense and the exported pruned network, timed in turns, and the budget in ms."""
 
     dense: Measurement
     pruned: Measurement
@@ -85,8 +85,7 @@ def verify(shop: Workshop, shipped: bytes, *, seed: int) -> Verified:
     """Time what ships against the dense network."""
     timed = shop.measure({"dense": shop.template.dense, "pruned": shipped}, seed=seed, decides=True)
     statistic = shop.settings.statistic
-    budget_ms = shop.settings.budget.in_ms(timed["dense"].statistic(statistic)[0])
-    return Verified(timed["dense"], timed["pruned"], budget_ms, statistic)
+    return Verified(timed["dense"], timed["pruned"], shop.budget_ms, statistic)
 
 
 def _finetuned(shop: Workshop, answer: Answer, stage: str, scores: dict[str, float]) -> tuple[nn.Module, int]:

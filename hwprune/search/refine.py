@@ -59,6 +59,7 @@ def finetune_run(
         with open_workshop(
             folder, model=model, data=data, task=task or Classification(), tables=tables, stop=stop
         ) as shop:
+            shop.budget_ms = before.budget_ms
             keep = Recipe.from_json(read_json(path / "recipe.json")).keep
             shipped = export_network(shop, small, keep)
             measured = verify(shop, shipped, seed=seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from hwprune.core import config, plugins
 from hwprune.core.errors import BudgetInfeasible
 from hwprune.core.events import CandidateMeasured, Caution, Note, OnEvent
+from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Widths
@@ -34,6 +35,23 @@ class Baseline:
     smallest: Measurement
     budget_ms: float
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything, measurements with all their samples."""
+        return {
+            "dense": self.dense.to_json(),
+            "smallest": self.smallest.to_json(),
+            "budget_ms": self.budget_ms,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Baseline:
+        """What `to_json` gave."""
+        return cls(
+            Measurement.from_json(document["dense"]),
+            Measurement.from_json(document["smallest"]),
+            float(document["budget_ms"]),
+        )
+
     def check(self, statistic: str) -> None:
         """Raise `BudgetInfeasible` when even the smallest network is measurably over the budget."""
         value, low, _ = self.smallest.statistic(statistic)
@@ -47,11 +65,28 @@ class Baseline:
 
 
 def measure_baseline(shop: Workshop) -> Baseline:
-    """Time the dense and the smallest network before anything is trained."""
-    models = {"dense": shop.template.dense, "smallest": shop.template.at_widths(shop.table.space.smallest())}
-    timed = shop.measure(models, seed=shop.settings.seed)
-    dense_ms = timed["dense"].statistic(shop.settings.statistic)[0]
-    return Baseline(timed["dense"], timed["smallest"], shop.settings.budget.in_ms(dense_ms))
+    """Time the dense and the smallest network before anything is trained, and fix the budget in ms for the whole run.
+
+    Fixed, since neighbours on the machine slow a large network more than a small one (they share the last cache): a
+    budget that followed the dense network from session to session would move by a fifth where candidates move by 3 %.
+    """
+    path = shop.folder.path / "baseline.json"
+
+    def work() -> Baseline:
+        models = {"dense": shop.template.dense, "smallest": shop.template.at_widths(shop.table.space.smallest())}
+        timed = shop.measure(models, seed=shop.settings.seed, decides=True)
+        budget, dense_ms = shop.settings.budget, timed["dense"].statistic(shop.settings.statistic)[0]
+        found = Baseline(timed["dense"], timed["smallest"], budget.in_ms(dense_ms))
+        if budget.fraction is not None:
+            shop.folder.emit(
+                Note(f"budget: {budget.fraction:.3g} of {format_ms(dense_ms)} is {format_ms(found.budget_ms)}")
+            )
+        write_json(path, found.to_json())
+        return found
+
+    baseline = shop.folder.stage("baseline", work, lambda: Baseline.from_json(read_json(path)))
+    shop.budget_ms = baseline.budget_ms
+    return baseline
 
 
 def dense_network(shop: Workshop) -> None:
@@ -132,22 +167,21 @@ def make_problem(shop: Workshop, target_ms: float) -> Problem:
 
 
 def measured_use(shop: Workshop, candidates: Sequence[Widths]) -> list[float]:
-    """Time sub-networks against the dense one in one session: the upper end of each interval as a share of the budget.
+    """Time sub-networks in turns in one session: the upper end of each interval as a share of the budget.
 
     The table learns them; the latency model is fitted again when the candidates are settled.
     """
     names = [f"candidate {number}" for number in range(len(candidates))]
     networks = {name: shop.template.at_widths(widths) for name, widths in zip(names, candidates, strict=True)}
-    timed = shop.measure({"dense": shop.template.dense, **networks}, seed=shop.settings.seed)
-    budget_ms = shop.settings.budget.in_ms(timed["dense"].statistic(shop.settings.statistic)[0])
+    timed = shop.measure(networks, seed=shop.settings.seed)
     uses = []
     for name, widths in zip(names, candidates, strict=True):
         value, low, high = timed[name].statistic(shop.settings.statistic)
         predicted_ms = shop.latency.predict(widths).latency_ms
-        shop.folder.emit(CandidateMeasured(dict(widths), predicted_ms, value, (low, high), high <= budget_ms))
+        shop.folder.emit(CandidateMeasured(dict(widths), predicted_ms, value, (low, high), high <= shop.budget_ms))
         row = TableRow.of(widths.values_tuple(), timed[name], kind="search", session=f"search-{shop.folder.path.name}")
         shop.table.append(row, fingerprint=shop.board.fingerprint)
-        uses.append(high / budget_ms)
+        uses.append(high / shop.budget_ms)
     return uses
 
 
@@ -171,11 +205,10 @@ def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float
     tried: list[Trial] = []
 
     def trial(candidate: Answer, *, decides: bool) -> tuple[Trial, Measurement]:
-        models = {"dense": shop.template.dense, "candidate": shop.template.at(candidate.keep)}
-        timed = shop.measure(models, seed=shop.settings.seed + 1 + 2 * len(tried) + decides, decides=decides)
-        budget_ms = shop.settings.budget.in_ms(timed["dense"].statistic(statistic)[0])
+        seed = shop.settings.seed + 1 + 2 * len(tried) + decides
+        timed = shop.measure({"candidate": shop.template.at(candidate.keep)}, seed=seed, decides=decides)
         value, low, high = timed["candidate"].statistic(statistic)
-        return Trial(candidate, value, (low, high), budget_ms), timed["candidate"]
+        return Trial(candidate, value, (low, high), shop.budget_ms), timed["candidate"]
 
     def measure(candidate: Answer) -> Trial:
         # What passes is finetuned next, which costs far more than a second, longer session that confirms it.

@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hwprune.core.events import Caution, Note
+from hwprune.core.events import OnEvent
 from hwprune.core.files import write_json
 from hwprune.core.measurement import Measurement, Protocol
-from hwprune.core.units import format_ms
-from hwprune.devices import Board
+from hwprune.devices import AbstractBoard
 from hwprune.graph import ChannelGraph, OnnxTemplate
 from hwprune.latency.fit import FitReport, fit
 from hwprune.latency.models._base import AbstractLatencyModel
@@ -29,14 +28,14 @@ from hwprune.search.tables import store_model, table_name
 from hwprune.training import FINETUNE, Data, Task, TrainPlan
 
 Stop = Callable[[], bool]
-SESSIONS = 3
-DISTURBED = 0.05  # relative
-QUIETER = "measure when the machine is quiet: hwprune doctor"
 
 
 @dataclass
 class Workshop:
-    """Everything the stages of a run share. `latency` is replaced whenever a measurement teaches it something."""
+    """Everything the stages of a run share. `latency` is replaced whenever a measurement teaches it something.
+
+    `budget_ms` is fixed once a run, when the dense network is measured for it.
+    """
 
     folder: RunFolder
     model: nn.Module
@@ -44,12 +43,12 @@ class Workshop:
     task: Task
     graph: ChannelGraph
     template: OnnxTemplate
-    board: Board
+    board: AbstractBoard
     table: LatencyTable
     latency: AbstractLatencyModel
     report: FitReport
     stop: Stop
-    least_dense_ms: float = math.inf
+    budget_ms: float = math.inf
 
     @property
     def settings(self) -> SearchSettings:
@@ -61,24 +60,9 @@ class Workshop:
         return training_plan(self.settings, epochs)
 
     def measure(self, models: dict[str, bytes], *, seed: int, decides: bool = False) -> dict[str, Measurement]:
-        """Time networks, `dense` among them, in turns in one session; at length where that decides something for good.
-
-        Others on the machine can slow a large network more than a small one (they share the last cache), which no
-        ratio cancels: a session in which the dense network is much slower than in a better one is repeated.
-        """
+        """Time networks in turns in one session; at length where that decides something for good."""
         protocol = Protocol.verdict() if decides else Protocol.default()
-        for session in range(SESSIONS):
-            timed = self.board.measure(models, protocol=protocol, seed=seed + session, on_event=self.folder.emit)
-            dense_ms = timed["dense"].latency_ms
-            self.least_dense_ms = min(dense_ms, self.least_dense_ms)
-            slower = dense_ms / self.least_dense_ms - 1
-            if slower <= DISTURBED:
-                break
-            text = (
-                f"the dense network ran {slower:.0%} slower than in a better moment ({format_ms(self.least_dense_ms)})"
-            )
-            self.folder.emit(Note(f"{text}: measuring again") if session < SESSIONS - 1 else Caution(text, QUIETER))
-        return timed
+        return self.board.measure(models, protocol=protocol, seed=seed, on_event=self.folder.emit)
 
     def learn(self, row: TableRow) -> None:
         """Add a measured network to the table and fit the latency model again."""
@@ -102,16 +86,11 @@ def example_input(data: Data, batch: int) -> Tensor:
     return torch.randn(batch, *data.input_shape, generator=torch.Generator().manual_seed(0))
 
 
-@contextlib.contextmanager
-def open_workshop(
-    folder: RunFolder, *, model: nn.Module, data: Data, task: Task, tables: Path, stop: Stop
-) -> Iterator[Workshop]:
-    """Trace, open the device, profile and fit; nothing is trained yet.
-
-    Raises `GraphError` for a model that cannot be traced, `DeviceError` for a device that cannot be measured.
-    """
-    settings = folder.settings
-    with survey(
+def survey_of(
+    settings: SearchSettings, model: nn.Module, data: Data, tables: Path, on_event: OnEvent
+) -> contextlib.AbstractContextManager[Survey]:
+    """The survey of a run's network on its target."""
+    return survey(
         model,
         example_input(data, settings.batch),
         name=table_name(settings.model),
@@ -121,10 +100,23 @@ def open_workshop(
         depth=settings.depth,
         tile=settings.tile,
         seed=settings.seed,
-        on_event=folder.emit,
-    ) as found:
+        on_event=on_event,
+    )
+
+
+@contextlib.contextmanager
+def open_workshop(
+    folder: RunFolder, *, model: nn.Module, data: Data, task: Task, tables: Path, stop: Stop
+) -> Iterator[Workshop]:
+    """Trace, open the device, profile and fit; nothing is trained yet.
+
+    Raises `GraphError` for a model that cannot be traced, `DeviceError` for a device that cannot be measured.
+    """
+    with survey_of(folder.settings, model, data, tables, folder.emit) as found:
         table = folder.stage("profile", lambda: _profiled(found, folder, stop))
-        report = folder.stage("fit", lambda: fit(table, kinds=("lpnet",), seed=settings.seed, on_event=folder.emit))
+        report = folder.stage(
+            "fit", lambda: fit(table, kinds=("lpnet",), seed=folder.settings.seed, on_event=folder.emit)
+        )
         store_model(table, report.model)
         _write_environment(folder, found.board, data)
         yield Workshop(
@@ -147,7 +139,7 @@ def _profiled(found: Survey, folder: RunFolder, stop: Stop) -> LatencyTable:
     )
 
 
-def _write_environment(folder: RunFolder, board: Board, data: Data) -> None:
+def _write_environment(folder: RunFolder, board: AbstractBoard, data: Data) -> None:
     from hwprune import __version__
 
     facts = {

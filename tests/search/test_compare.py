@@ -14,8 +14,10 @@ from hwprune import api
 from hwprune.core.errors import UsageError
 from hwprune.core.events import Event, Note
 from hwprune.core.files import read_json
+from hwprune.core.measurement import Measurement
 from hwprune.report.comparison import MethodComparison, comparison_text
 from hwprune.search.compare import Cell, differences
+from hwprune.search.settings import SearchSettings
 from hwprune.training import Data
 
 
@@ -57,6 +59,14 @@ def test_equal_training_for_all(found: MethodComparison, few_digits: Data) -> No
     assert all(run.share is None for run in found.runs if run.budget == "1%")
     assert found.verdict == "fail"
     assert found.simulated
+
+
+def test_all_runs_of_a_budget_have_the_same_milliseconds(found: MethodComparison, folder: Path) -> None:
+    dense_ms = Measurement.from_json(read_json(folder / "runs" / "dense.json")).latency_ms
+    for name, fraction in (("60pct_wgates_s0", 0.6), ("60pct_uniform_s0", 0.6), ("1pct_wgates_s0", 0.01)):
+        settings = SearchSettings.read(folder / "runs" / name / "run.toml")
+        assert settings.latency_ms == pytest.approx(fraction * dense_ms, rel=1e-12)
+        assert settings.latency_fraction is None
 
 
 def test_files_and_text(found: MethodComparison, folder: Path) -> None:

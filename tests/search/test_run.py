@@ -22,6 +22,7 @@ from hwprune import api
 from hwprune.core.errors import DataError, Interrupted, RunError, UsageError
 from hwprune.core.events import Caution, Event, Note, SearchStep, StageDone
 from hwprune.core.files import Journal, read_json
+from hwprune.core.measurement import Measurement
 from hwprune.devices import connect
 from hwprune.report.run_data import RunData
 from hwprune.search import finish
@@ -38,7 +39,10 @@ def check_pass(run: Run, fraction: float) -> None:
     assert result.verdict == "pass"
     assert result.measured_ci_ms is not None
     assert result.measured_ms is not None
-    assert result.budget_ms == pytest.approx(fraction * result.dense_ms)
+    baseline = read_json(run.folder / "baseline.json")
+    assert result.budget_ms == baseline["budget_ms"]
+    dense_ms = Measurement.from_json(baseline["dense"]).latency_ms
+    assert result.budget_ms == pytest.approx(fraction * dense_ms)
     assert result.measured_ci_ms[0] <= result.measured_ms <= result.measured_ci_ms[1] <= result.budget_ms
     assert result.utilisation == pytest.approx(result.measured_ms / result.budget_ms)
 
@@ -66,7 +70,7 @@ def test_what_a_run_leaves_behind(search: Search, dense: nn.Module, few_digits: 
     run = search(method="wgates", epochs=2.0)
     names = {path.name for path in run.folder.iterdir()}
     artefacts = {"run.toml", "environment.json", "journal.jsonl", "log.txt", "dense.safetensors", "best.safetensors"}
-    assert artefacts | {"recipe.json", "dense.onnx", "model.onnx", "result.json", "layers.json"} <= names
+    assert artefacts | {"baseline.json", "recipe.json", "dense.onnx", "model.onnx", "result.json", "layers.json"} <= names
     document = read_json(run.folder / "result.json")
     assert next(iter(document)) == "schema"
     assert document["schema"] == "hwprune.search/1"
