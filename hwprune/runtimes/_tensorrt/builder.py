@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 PLANS_BYTES = 512 * MIB  # so many bytes of plans are remembered
-WEAK_FLAGS = {"fp16": ("FP16",), "int8": ("INT8", "FP16")}
 SHOWN = 3  # messages of TensorRT in an error
 
 
@@ -60,7 +59,7 @@ class PlanBuilder:
         self._plans: OrderedDict[str, bytes] = OrderedDict()
         self.builds = 0
 
-    def plan(self, model: bytes, target: Target, cache: TimingCache | None = None) -> bytes:
+    def plan(self, model: bytes, target: Target, timings: TimingCache | None = None) -> bytes:
         """The serialised engine of an ONNX model, built once for the same bytes, precision and batch.
 
         Raises `ParseFailed` and other `UsageError`s for the model, `BuildFailed` when TensorRT finds no engine.
@@ -69,7 +68,7 @@ class PlanBuilder:
         if key in self._plans:
             self._plans.move_to_end(key)
         else:
-            self._plans[key] = self._build(model, target, cache)
+            self._plans[key] = self._build(model, target, timings)
             self._trim()
         return self._plans[key]
 
@@ -77,13 +76,13 @@ class PlanBuilder:
         while len(self._plans) > 1 and sum(map(len, self._plans.values())) > PLANS_BYTES:
             self._plans.popitem(last=False)
 
-    def _build(self, model: bytes, target: Target, cache: TimingCache | None) -> bytes:
+    def _build(self, model: bytes, target: Target, timings: TimingCache | None) -> bytes:
         self._log.take()
         network = self._parse(model)
         _fix_batch(network, target.batch)
         config = self._config(target)
-        if cache is not None:
-            cache.attach(config)
+        if timings is not None:
+            timings.attach(config)
         plan = self._builder.build_serialized_network(network, config)
         said = self._log.take()
         if plan is None:
@@ -92,8 +91,8 @@ class PlanBuilder:
                 hint="raise the option workspace_mib if memory ran out; else leave this network out",
             )
         self.builds += 1
-        if cache is not None:
-            cache.built()
+        if timings is not None:
+            timings.built()
         return bytes(memoryview(plan))  # type: ignore[arg-type]
 
     def _parse(self, model: bytes) -> Network:
@@ -125,33 +124,40 @@ class PlanBuilder:
             change = config.set_flag if target.precision == "tf32" else config.clear_flag
             change(trt.BuilderFlag.TF32)
         if not is_strongly_typed(trt, options.typing):
-            for name in WEAK_FLAGS.get(target.precision, ()):
-                config.set_flag(getattr(trt.BuilderFlag, name))
+            self._permit(config, target.precision)
         return config
+
+    def _permit(self, config: Config, precision: str) -> None:
+        """Allow narrower types than fp32, which weak typing takes where they are faster."""
+        trt = self._trt
+        if precision in ("fp16", "int8") and hasattr(trt.BuilderFlag, "FP16"):
+            config.set_flag(trt.BuilderFlag.FP16)
+        if precision == "int8" and hasattr(trt.BuilderFlag, "INT8"):
+            config.set_flag(trt.BuilderFlag.INT8)
 
 
 def _network_flags(trt: Module, typing: str) -> int:
-    kinds, flags = trt.NetworkDefinitionCreationFlag, 0
+    flags = 0
     if hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH"):  # demanded by 8.x, ignored by 10.x, gone in 11
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
-    if is_strongly_typed(trt, typing) and hasattr(kinds, "STRONGLY_TYPED"):
-        flags |= 1 << int(kinds.STRONGLY_TYPED)
+    if is_strongly_typed(trt, typing) and hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+        flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     return flags
 
 
 def _fix_batch(network: Network, batch: int) -> None:
     """Give a free batch the target's size, so that kernels are chosen for this shape alone."""
     for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        shape = tuple(tensor.shape)
+        entry = network.get_input(index)
+        shape = tuple(entry.shape)
         free = [place for place, size in enumerate(shape) if size < 0 and place > 0]
         if free:
             raise UsageError(
-                f"input '{tensor.name}' has free sizes besides the batch (dimensions {free})",
+                f"input '{entry.name}' has free sizes besides the batch (dimensions {free})",
                 hint="export it with fixed sizes",
             )
         if shape and shape[0] < 0:
-            tensor.shape = (batch, *shape[1:])
+            entry.shape = (batch, *shape[1:])
         elif shape and shape[0] != batch:
             raise UsageError(
                 f"the model is fixed to batch {shape[0]}, the target says batch {batch}",
