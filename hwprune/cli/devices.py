@@ -1,37 +1,87 @@
-"""`hwprune devices`: what can be measured on."""
+"""`hwprune devices`: what can be measured on. `hwprune devices new NAME`: one more."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
 from hwprune.cli._console import Outcome
 from hwprune.cli._verb import Call, register
+from hwprune.core.errors import UsageError, did_you_mean
 from hwprune.report.text import table
 
-EXAMPLE = "hwprune devices"
+EXAMPLE = "hwprune devices new bench-board --from jetson-orin-nano --host nvidia@10.0.0.7"
 
 
-def devices(call: Call) -> Outcome:
-    """List the known devices, their runtimes and aliases."""
+def devices(
+    call: Call,
+    action: Annotated[str | None, typer.Argument(metavar="[new]", help="new: write a device file.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="What the new device is called.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="DEVICE", help="The known device that it is like.")
+    ] = None,
+    host: Annotated[str, typer.Option(metavar="USER@HOST", help="Where ssh finds it.")] = "",
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port; ssh's own by default.")] = 0,
+    identity_file: Annotated[str, typer.Option(metavar="FILE", help="Private key; ssh's own by default.")] = "",
+    known_hosts: Annotated[str, typer.Option(metavar="FILE", help="Known host keys; ssh's own by default.")] = "",
+    python: Annotated[str, typer.Option(metavar="FILE", help="Interpreter there that has the runtime.")] = "",
+    alias: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Another name; may be repeated.")] = None,
+) -> Outcome:
+    """List the known devices, their runtimes and aliases.
+
+    `hwprune devices new NAME --from DEVICE --host USER@HOST` writes a device file of your own.
+    """
+    from hwprune import api
+    from hwprune.devices.files import Connection
+
+    if action is None:
+        return _listed()
+    if action != "new":
+        raise UsageError(
+            f"hwprune devices does not know '{action}'.{did_you_mean(action, ['new'])}",
+            hint="hwprune devices, or hwprune devices new NAME --from DEVICE --host USER@HOST",
+        )
+    if name is None or source is None or not host:
+        raise UsageError("a new device needs a name, --from and --host", hint=EXAMPLE)
+    connection = Connection("ssh", host, "", port, identity_file, known_hosts, python)
+    made = api.new_device(name, source=source, connection=connection, aliases=tuple(alias or ()))
+    document = {"name": made.name, "source": made.source, "host": made.connection.address}
+    log_in = f"ssh {f'-p {port} ' if port else ''}{made.connection.address}"
+    following = (f"{log_in}   (once, to compare and accept the host key)", f"hwprune doctor --device {made.name}")
+    return Outcome(f"wrote {made.source}", document, next=following)
+
+
+def _listed() -> Outcome:
     from hwprune import api
 
     found = api.devices()
     rows = [
-        (item.name, item.connection.kind, ", ".join(item.runtimes), ", ".join(item.aliases) or "-", item.description)
+        (
+            item.name,
+            item.connection.kind,
+            ", ".join(item.runtimes),
+            ", ".join(item.aliases) or "-",
+            "no host: see `hwprune devices new`" if item.is_template else item.connection.address or "this machine",
+            item.description,
+        )
         for item in found
     ]
-    text = table(("NAME", "KIND", "RUNTIMES", "ALIASES", "DESCRIPTION"), rows, left=(0, 1, 2, 3, 4))
+    headers = ("NAME", "KIND", "RUNTIMES", "ALIASES", "WHERE", "DESCRIPTION")
     documents = [
         {
             "name": item.name,
             "kind": item.connection.kind,
             "runtimes": list(item.runtimes),
             "aliases": list(item.aliases),
+            "host": item.connection.address or None,
+            "template": item.is_template,
             "description": item.description,
             "source": item.source,
         }
         for item in found
     ]
+    text = table(headers, rows, left=(0, 1, 2, 3, 4, 5))
     return Outcome(text, {"devices": documents}, next=("hwprune doctor --device NAME",))
 
 

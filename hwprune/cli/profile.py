@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -11,6 +12,9 @@ from hwprune.cli._console import Outcome
 from hwprune.cli._verb import Call, example_shape, register
 from hwprune.core.units import format_ms
 from hwprune.report.text import device_sentence, facts
+
+if TYPE_CHECKING:
+    from hwprune.latency.table import LatencyTable
 
 EXAMPLE = "hwprune profile mobilenetv2 --device cpu --samples 100"
 
@@ -25,23 +29,44 @@ def profile(
     """Measure networks of many widths on a device and write a latency table.
 
     Finds the tile of the target first. Rows are safe on the disk as they are measured; the same command goes on
-    where it stopped.
+    where it stopped. `--device a,b,c` measures on several devices at the same time, one table for each fingerprint.
     """
     from hwprune import api
 
+    shape = example_shape(input)
+    devices = [name for name in shared["device"].split(",") if name]
+    if len(devices) > 1:
+        chosen = {**shared, "devices": devices, "data": data, "seed": call.common.seed}
+        del chosen["device"]
+        with call.job() as (on_event, stop):
+            tables = api.profile_devices(model, shape, **chosen, on_event=on_event, stop=stop)
+        return _outcome(tables)
     with call.job() as (on_event, stop):
         table = api.profile(
             model,
-            example_shape(input),
+            shape,
             data=data,
             **shared,
             seed=call.common.seed,
             on_event=on_event,
             stop=stop,
         )
+    return _outcome((table,))
+
+
+def _outcome(tables: Sequence[LatencyTable]) -> Outcome:
+    """One table, or one after the other."""
+    text = "\n\n".join(map(_text, tables))
+    documents = [_document(table) for table in tables]
+    document = documents[0] if len(tables) == 1 else {"tables": documents}
+    following = tuple(f"hwprune fit {table.folder}" for table in tables)
+    return Outcome(text, document, next=(*following, "hwprune search --latency 60%"))
+
+
+def _text(table: LatencyTable) -> str:
     latencies = [row.latency_ms for row in table.rows]
     sizes = f"{len(table.space.groups)} channel groups, {table.space.size:.3g} networks, tile {table.tile}"
-    text = facts(
+    return facts(
         [
             ("device", device_sentence(table.fingerprint)),
             ("model", table.model_name),
@@ -50,7 +75,11 @@ def profile(
             ("table", str(table.folder)),
         ]
     )
-    document = {
+
+
+def _document(table: LatencyTable) -> dict[str, object]:
+    latencies = [row.latency_ms for row in table.rows]
+    return {
         "table": str(table.folder),
         "model": table.model_name,
         "rows": len(latencies),
@@ -64,8 +93,6 @@ def profile(
         "fingerprint": table.fingerprint.to_json(),
         "damaged_lines": table.damaged_lines,
     }
-    following = (f"hwprune fit {table.folder}", "hwprune search --latency 60%")
-    return Outcome(text, document, next=following)
 
 
 def add_to(app: typer.Typer) -> None:

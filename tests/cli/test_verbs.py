@@ -13,6 +13,7 @@ import pytest
 from cli_fakes import Done, FakeApi, FakeRun
 from made_run import DENSE, KEPT, TILE, layer_times, measurement, ops, result
 
+from hwprune.core.errors import UsageError
 from hwprune.core.measurement import Prediction, compare
 from hwprune.core.widths import ChannelGroup, SearchSpace
 from hwprune.report.run_data import LayerProfile, Result
@@ -221,17 +222,49 @@ def test_a_run_is_named_by_run_dir_too(hw: Hw, api: FakeApi, workplace: Path) ->
 
 
 def test_devices(hw: Hw, api: FakeApi) -> None:
-    cpu = SimpleNamespace(
-        name="cpu",
-        aliases=("host",),
-        description="this machine",
-        connection=SimpleNamespace(kind="local"),
-        runtimes={"onnxruntime": None},
-        source="cpu.toml",
+    from hwprune.devices.files import Connection, DeviceInfo, RuntimeInfo
+
+    offers = {"onnxruntime": RuntimeInfo()}
+    cpu = DeviceInfo("cpu", aliases=("host",), description="this one", runtimes=offers, source="cpu.toml")
+    board = DeviceInfo("desk", connection=Connection("ssh", "ann@10.0.0.7"), runtimes=offers)
+    template = DeviceInfo("orin", connection=Connection("ssh"), runtimes=offers)
+    api.answers["devices"] = (cpu, board, template)
+    lines = [line.split() for line in hw("devices").out.splitlines()[1:4]]
+    assert lines[0] == ["cpu", "local", "onnxruntime", "host", "this", "machine", "this", "one"]
+    assert lines[1] == ["desk", "ssh", "onnxruntime", "-", "ann@10.0.0.7"]
+    assert "hwprune devices new" in " ".join(lines[2])
+    documents = hw("devices", "--json").json["devices"]
+    assert documents[0]["runtimes"] == ["onnxruntime"]
+    assert [item["template"] for item in documents] == [False, False, True]
+
+
+def test_devices_new(hw: Hw, api: FakeApi) -> None:
+    from hwprune.devices.files import DeviceInfo
+
+    api.answers["new_device"] = lambda name, *, source, connection, aliases: DeviceInfo(
+        name, aliases=aliases, connection=connection, source=f"{name}.toml"
     )
-    api.answers["devices"] = (cpu,)
-    assert hw("devices").out.splitlines()[1].split() == ["cpu", "local", "onnxruntime", "host", "this", "machine"]
-    assert hw("devices", "--json").json["devices"][0]["runtimes"] == ["onnxruntime"]
+    flags = ("--from", "jetson-orin-nano", "--host", "ann@10.0.0.7", "--port", "2222", "--alias", "jetson")
+    done = hw("devices", "new", "desk", *flags)
+    assert done.out == "wrote desk.toml\n"
+    assert "ssh -p 2222 ann@10.0.0.7" in done.err
+    assert "hwprune doctor --device desk" in done.err
+    assert api.last["source"] == "jetson-orin-nano"
+    assert api.last["aliases"] == ("jetson",)
+    wrong = hw("devices", "nwe")
+    assert wrong.code == 2
+    assert "Did you mean 'new'?" in wrong.err
+    assert "needs a name, --from and --host" in hw("devices", "new", "desk").err
+    assert "-oProxyCommand" in hw("devices", "new", "desk", "--from", "cpu", "--host=-oProxyCommand=x").err
+
+
+def test_profile_on_several_devices(hw: Hw, api: FakeApi) -> None:
+    api.answers["profile_devices"] = UsageError("no board today")
+    done = hw("profile", "digits_resnet", "--device", "a,b", "--samples", "20")
+    assert done.code == 2
+    assert api.last["devices"] == ["a", "b"]
+    assert api.last["samples"] == 20
+    assert "device" not in api.last
 
 
 @pytest.mark.parametrize(("status", "code"), [("pass", 0), ("warn", 0), ("fail", 1)])
