@@ -51,6 +51,8 @@ def _checks(board: Board, probe: bytes) -> Iterator[Check]:
         yield priority(print_.threads)
     yield Check("runtime", "pass", f"{print_.runtime} {print_.runtime_version}")
     yield Check("precision", "pass", f"computes in {print_.precision}")
+    for found in board.runtime.findings():
+        yield Check(found.name, found.status, found.detail, found.fix)
     yield from noise(board, probe)
 
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hwprune.core.tensors import RawTensor
 
@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     import numpy as np
 
     from hwprune.core.measurement import Fingerprint, LayerTime, Target
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `hwprune doctor`; `fix` says what to do, "" where nothing is to be done."""
+
+    name: str
+    status: Literal["pass", "warn", "fail"]
+    detail: str
+    fix: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,10 @@ class AbstractRuntime(ABC):
     def name_layers(self, layers: tuple[LayerTime, ...], model: bytes) -> tuple[LayerTime, ...]:
         """The layer times under the names of the ONNX nodes, where that takes the onnx package: called on the host."""
         return layers
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What `hwprune doctor` is to say about the hardware that this runtime computes on."""
+        return ()
 
     def measuring(self, target: Target) -> AbstractContextManager[None]:
         """Held while timing and only then: pins a thread, reserves a device."""

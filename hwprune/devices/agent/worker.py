@@ -23,7 +23,7 @@ from hwprune.core.tensors import RawTensor
 from hwprune.devices.agent.framing import FrameError, blob_name, encode_line, read_frame, unpack
 from hwprune.devices.agent.processes import die_with_parent, private_stdout, write_all
 from hwprune.devices.board import Board
-from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
+from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession, Finding
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class Announcing(AbstractRuntime):
     def layer_times(self, model: bytes, target: Target, *, runs: int) -> tuple[LayerTime, ...]:
         self.say({"type": "stage", "stage": "build", "bytes": len(model)})
         return self.inner.layer_times(model, target, runs=runs)
+
+    def findings(self) -> tuple[Finding, ...]:
+        return self.inner.findings()
 
     def measuring(self, target: Target) -> AbstractContextManager[None]:
         return self.inner.measuring(target)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hwprune.runtimes._nvidia.findings import Finding, gpu_findings, jetson_findings
+from hwprune.runtimes._base import Finding
+from hwprune.runtimes._nvidia.findings import gpu_findings, jetson_findings
 from hwprune.runtimes._nvidia.jetson import Jetson
 from hwprune.runtimes._nvidia.nvml import Nvml
 from hwprune.runtimes._nvidia.throttle import Throttle

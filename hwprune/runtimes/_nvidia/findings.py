@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hwprune.runtimes._base import Finding
 from hwprune.runtimes._nvidia.nvml import GRAPHICS, MEMORY, SM, Nvml
 
 if TYPE_CHECKING:
@@ -13,16 +13,6 @@ if TYPE_CHECKING:
 
 LITTLE_ROOM, NO_ROOM = 15.0, 5.0  # degrees below the first limit
 SUSTAINED = 0.8  # of the highest clock: what a GPU mostly holds without reaching its power limit
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line: `status` is pass, warn or fail; `fix` says what to do, "" where nothing is to be done."""
-
-    name: str
-    status: str
-    detail: str
-    fix: str = ""
 
 
 def jetson_findings(board: Jetson) -> tuple[Finding, ...]:
