@@ -18,6 +18,8 @@ from hwprune.core.measurement import compare as compare_latency
 from hwprune.core.units import parse_latency_ms
 from hwprune.devices import Check, DeviceInfo, connect, find_device, resolve
 from hwprune.devices import devices as all_devices
+from hwprune.devices.new import new_device
+from hwprune.devices.together import split_runtimes
 from hwprune.graph import OnnxTemplate, trace
 from hwprune.graph.onnx.export import check_against_torch
 from hwprune.latency.fit import KINDS, FitReport
@@ -29,10 +31,12 @@ from hwprune.report.html import write_report
 from hwprune.report.run_data import RunData
 from hwprune.report.waterfall import Waterfall, waterfall
 from hwprune.search.compare import cells_of, run_comparison
+from hwprune.search.fleet import profile_devices
 from hwprune.search.outcomes import BenchResult, Exported, Run, builder, load
 from hwprune.search.refine import finetune_run
 from hwprune.search.run import run_search
 from hwprune.search.run_folder import find_run
+from hwprune.search.runtime_bench import bench_runtimes
 from hwprune.search.settings import DEFAULTS, SearchOptions, SearchSettings, parse_tile
 from hwprune.search.subjects import example_of, model_and_example, model_name, onnx_subjects, read_onnx
 from hwprune.search.survey import survey
@@ -53,8 +57,10 @@ __all__ = [
     "finetune",
     "fit",
     "load",
+    "new_device",
     "predict",
     "profile",
+    "profile_devices",
     "report",
     "search",
 ]
@@ -314,7 +320,8 @@ def bench(
 ) -> BenchResult:
     """Time ONNX files, models or runs in turns in one process; the first is what the others are compared with.
 
-    `protocol`: quick, default or publish. `fail_above`: a limit in ms, or as "4ms".
+    `protocol`: quick, default or publish. `fail_above`: a limit in ms, or as "4ms". `runtime`: one, or several with
+    commas, all in one interleaved run; `openvino:bf16` is another precision than fp32.
     """
     chosen = {"quick": Protocol.quick, "default": Protocol.default, "publish": Protocol.publish}
     if protocol not in chosen:
@@ -326,8 +333,10 @@ def bench(
     if rounds is not None:
         plan = dataclasses.replace(plan, rounds_min=rounds, rounds_max=rounds)
     models = onnx_subjects(tuple(map(str, subjects)), batch=batch)
-    target = resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads))
-    with connect(target) as board:
+    targets = split_runtimes(runtime or Target.runtime, Target(device, batch=batch, threads=threads))
+    if len(targets) > 1:
+        return bench_runtimes(models, targets, plan, fail_above_ms=limit_ms, seed=seed, on_event=on_event)
+    with connect(targets[0]) as board:
         timed = board.measure(models, protocol=plan, seed=seed, on_event=on_event)
     ordered = {name: timed[name] for name in models}
     first, *others = ordered.values()

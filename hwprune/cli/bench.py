@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,9 +12,13 @@ from hwprune.cli._verb import Call, register
 from hwprune.core.errors import unknown_name
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import parse_latency_ms
+from hwprune.report.runtimes_text import runtimes_text
 from hwprune.report.text import bench_text
 
-EXAMPLE = "hwprune bench dense.onnx model.onnx --fail-above 4ms"
+if TYPE_CHECKING:
+    from hwprune.search.outcomes import BenchResult
+
+EXAMPLE = "hwprune bench dense.onnx model.onnx --runtime onnxruntime,openvino"
 PROTOCOLS = ("quick", "default", "publish")
 
 
@@ -33,7 +37,10 @@ def bench(
     rounds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Rounds, instead of the protocol's.")] = None,
     **shared: Any,
 ) -> Outcome:
-    """Measure networks on a device, interleaved and paired with a reference kernel, and compare them."""
+    """Measure networks on a device, interleaved and paired with a reference kernel, and compare them.
+
+    Several runtimes, with commas, take turns in the same run; what one of them cannot do does not stop the others.
+    """
     from hwprune import api
 
     if protocol not in PROTOCOLS:
@@ -54,11 +61,39 @@ def bench(
         "verdict": result.verdict,
         "fail_above_ms": limit_ms,
         "simulated": any(item.simulated for item in result.measurements.values()),
-        "results": [measurement_document(name, item) for name, item in result.measurements.items()],
+        "results": [_entry(name, item, result) for name, item in result.measurements.items()],
         "comparisons": [item.to_json() for item in result.comparisons],
+        "failures": [
+            {"subject": name, "error": error.message, "hint": error.hint} for name, error in result.failures.items()
+        ],
     }
-    text = bench_text(result.measurements, result.comparisons, limit_ms)
-    return Outcome(text, document, int(result.verdict == "fail"))
+    return Outcome(_text(result, limit_ms), document, int(result.verdict == "fail"))
+
+
+def _text(result: BenchResult, limit_ms: float | None) -> str:
+    if not result.pairs:
+        return bench_text(result.measurements, result.comparisons, limit_ms)
+    return runtimes_text(
+        result.measurements,
+        result.pairs,
+        result.comparisons,
+        failures=result.failures,
+        build_s=result.build_s,
+        limit_ms=limit_ms,
+    )
+
+
+def _entry(name: str, item: Measurement, result: BenchResult) -> dict[str, object]:
+    """The document of a measurement with its network, runtime and the seconds its building took, where known."""
+    pair = result.pairs.get(name)
+    print_ = item.fingerprint
+    return {
+        **measurement_document(name, item),
+        "model": name if pair is None else pair.model,
+        "runtime": print_.runtime,
+        "precision": print_.precision,
+        "build_s": result.build_s.get(name),
+    }
 
 
 def measurement_document(name: str, item: Measurement) -> dict[str, object]:

@@ -149,7 +149,7 @@ class Board(AbstractBoard):
         openers = {name: partial(self.runtime.open, model, self.target) for name, model in ready.items()}
         with self.runtime.measuring(self.target):
             return self._loop().measure(
-                openers, protocol, seed=seed, on_round=_progress(len(models), protocol, on_event)
+                openers, protocol, seed=seed, on_round=rounds_done(len(models), protocol, on_event)
             )
 
     def layers(self, model: bytes, *, runs: int = 30) -> tuple[LayerTime, ...]:
@@ -196,7 +196,7 @@ def check_runs(runs: int) -> None:
         raise UsageError(f"runs must be 1 or more, not {runs}")
 
 
-def _progress(models: int, protocol: Protocol, on_event: OnEvent) -> Callable[[str, Round], None]:
+def rounds_done(models: int, protocol: Protocol, on_event: OnEvent) -> Callable[[str, Round], None]:
     """A listener of rounds that reports how many of the fewest possible are done."""
     done = 0
 

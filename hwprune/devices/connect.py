@@ -46,6 +46,12 @@ def _remote(info: DeviceInfo, target: Target, runtime: AbstractRuntime, referenc
     return RemoteBoard(target, runtime, client, reference_ms=reference_ms, prepare=prepare)
 
 
+def runtime_of(target: Target) -> AbstractRuntime:
+    """The runtime of a resolved target with the options of its device file; not checked, nothing is opened."""
+    info = find_device(target.device)
+    return _runtime(info, target, info.runtimes[target.runtime].options)
+
+
 def _runtime(info: DeviceInfo, target: Target, options: Mapping[str, Any]) -> AbstractRuntime:
     kind = plugins.load("hwprune.runtimes", target.runtime, AbstractRuntime)  # type: ignore[type-abstract]
     return from_mapping(kind, options, where=f"{info.source}: runtimes.{target.runtime}.options")

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
+from typing import Protocol as Interface
 
 from hwprune.core import plugins
 from hwprune.core.errors import DeviceError, UsageError
@@ -84,6 +85,16 @@ def _expected(model: bytes, batches: Sequence[Mapping[str, np.ndarray]], batch: 
     return expected_outputs(model, batches, batch=batch)
 
 
+class Computes(Interface):
+    """What outputs can be asked of: a board, or a runtime without one."""
+
+    @property
+    def target(self) -> Target: ...
+    @property
+    def fingerprint(self) -> Fingerprint: ...
+    def infer(self, model: bytes, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]: ...
+
+
 class CheckedBoard(AbstractBoard):
     """A board that times no network before its outputs are found right, once for each network and session."""
 
@@ -141,7 +152,7 @@ class CheckedBoard(AbstractBoard):
             self._right.add(key)
 
 
-def check_outputs(board: AbstractBoard, model: bytes, name: str) -> float:
+def check_outputs(board: Computes, model: bytes, name: str) -> float:
     """Compare the board's outputs for a model with ONNX Runtime's; the largest share of what is allowed.
 
     For int8 ONNX Runtime computes the same quantised network, else the original in fp32. Raises `WrongOutputs`.

@@ -305,7 +305,7 @@ class TimingLoop:
             rounds,
             self._reference_ms,
             protocol,
-            _as_it_ran(self._fingerprint, subject.facts),
+            as_it_ran(self._fingerprint, subject.facts),
             self._clock.name,
             self._simulated,
             subject.notes,
@@ -345,7 +345,7 @@ def calibrate(session: AbstractSession, clock: AbstractClock, *, limit_s: float 
     return Calibration(floor, statistics.median(quiet), spread)
 
 
-def _as_it_ran(fingerprint: Fingerprint, facts: Mapping[str, str]) -> Fingerprint:
+def as_it_ran(fingerprint: Fingerprint, facts: Mapping[str, str]) -> Fingerprint:
     """The fingerprint with the flags that this engine's own facts correct."""
     flags = tuple((name, facts.get(name, value)) for name, value in fingerprint.flags)
     return fingerprint if flags == fingerprint.flags else replace(fingerprint, flags=flags)

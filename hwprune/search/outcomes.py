@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors.torch import load as load_tensors
 from torch import nn
 
-from hwprune.core.errors import UsageError
+from hwprune.core.errors import HwpruneError, UsageError
 from hwprune.core.files import read_json
 from hwprune.core.measurement import Comparison, Measurement
+from hwprune.devices.together import Pair
 from hwprune.graph import Recipe, apply_recipe
 from hwprune.models import load_model
 from hwprune.report.run_data import Result
+from hwprune.report.runtimes_text import judged
 from hwprune.search.run_folder import find_run
 from hwprune.search.settings import SearchSettings
 
@@ -51,20 +53,26 @@ class BenchResult:
     """Networks timed in turns in one process: `comparisons` are each against the first one.
 
     `verdict` is `fail` when the upper end of an interval lies above `fail_above_ms`. The first of several networks
-    is what the others are compared with, and is not judged.
+    is what the others are compared with, and is not judged. With several runtimes, `pairs` tells network and runtime
+    of every measurement; `comparisons` are every runtime against the first, and every network against the first in
+    the same runtime; `failures` is why the rest is missing, and a network that is missing is not below a limit.
     """
 
     measurements: Mapping[str, Measurement]
     comparisons: tuple[Comparison, ...]
     fail_above_ms: float | None = None
+    pairs: Mapping[str, Pair] = field(default_factory=dict)
+    failures: Mapping[str, HwpruneError] = field(default_factory=dict)
+    build_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
         """`pass` or `fail`."""
         limit = self.fail_above_ms
-        judged = list(self.measurements.values())[1:] or list(self.measurements.values())
-        over = limit is not None and any(item.ci_ms[1] > limit for item in judged)
-        return "fail" if over else "pass"
+        if limit is None:
+            return "pass"
+        over = any(self.measurements[name].ci_ms[1] > limit for name in judged(self.measurements, self.pairs))
+        return "fail" if over or self.failures else "pass"
 
 
 @dataclass(frozen=True)

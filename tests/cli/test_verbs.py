@@ -13,7 +13,7 @@ import pytest
 from cli_fakes import Done, FakeApi, FakeRun
 from made_run import DENSE, KEPT, TILE, layer_times, measurement, ops, result
 
-from hwprune.core.errors import UsageError
+from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Prediction, compare
 from hwprune.core.widths import ChannelGroup, SearchSpace
 from hwprune.report.run_data import LayerProfile, Result
@@ -30,6 +30,9 @@ class FakeBench:
     measurements: dict[str, Any]
     comparisons: tuple[Any, ...]
     verdict: str
+    pairs: dict[str, Any] = field(default_factory=dict)
+    failures: dict[str, Any] = field(default_factory=dict)
+    build_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,37 @@ def test_bench(hw: Hw, api: FakeApi, verdict: str, code: int) -> None:
     assert [item["subject"] for item in document["results"]] == ["a", "b"]
     assert document["results"][0]["p99_ms"] is None
     assert document["comparisons"][0]["verdict"] in ("faster", "slower", "no difference shown")
+
+
+def test_bench_of_several_runtimes(hw: Hw, api: FakeApi) -> None:
+    subjects = {f"net on {name}": SimpleNamespace(model="net", runtime=name) for name in ("onnxruntime", "openvino")}
+    timed = {
+        subject: measurement(subject, ms, seed=seed, simulated=False)
+        for seed, (subject, ms) in enumerate(zip(subjects, (3.0, 1.5), strict=True))
+    }
+    one, other = timed.values()
+    error = DeviceError("ncnn is not installed", hint="pip install ncnn")
+    api.answers["bench"] = FakeBench(
+        timed,
+        (compare(one, other),),
+        "pass",
+        pairs=subjects,
+        failures={"net on ncnn": error},
+        build_s={"net on onnxruntime": 0.02, "net on openvino": 1.0},
+    )
+    done = hw("bench", "net", "--runtime", "onnxruntime,openvino,ncnn")
+    assert done.code == 0
+    assert api.last["runtime"] == "onnxruntime,openvino,ncnn"
+    row = next(line for line in done.out.splitlines() if line.startswith("net") and "openvino" in line)
+    assert "0.50" in row
+    assert "FAIL: net on ncnn: ncnn is not installed (pip install ncnn)" in done.out
+    document = hw("bench", "net", "--runtime", "onnxruntime,openvino,ncnn", "--json").json
+    assert document["schema"] == "hwprune.bench/1"
+    assert [(item["model"], item["build_s"]) for item in document["results"]] == [("net", 0.02), ("net", 1.0)]
+    assert document["failures"] == [{"subject": "net on ncnn", "error": error.message, "hint": error.hint}]
+    done = hw("bench", "net", "--runtime", "onnxruntime,openvino", "--fail-above", "2ms")
+    assert "net on onnxruntime: FAIL: not under 2.00 ms" in done.out
+    assert "net on openvino: pass: under 2.00 ms" in done.out
 
 
 def test_bench_without_a_subject(hw: Hw, api: FakeApi) -> None:
