@@ -20,6 +20,8 @@ UNUSED = 0.03
 # On a noisy machine the interval itself takes a part of the budget: up to this much may stay unused when the interval
 # reaches up to AIM, for nothing wider could be shown to fit.
 UNUSED_UNDER_NOISE = 0.045
+# Below this share of the budget "the grid has nothing between" is not believed before a second look.
+LITTLE_USED = 0.95
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,14 @@ class BudgetController:
     def settle(self, answer: Answer, *, aim: float = AIM) -> Settlement:
         """Measure and move until a candidate is within the budget and uses it, or the grid has none between."""
         trials: dict[tuple[int, ...], Trial] = {}
+        doubted: set[tuple[int, ...]] = set()
         following: Answer | None = answer
         while following is not None and len(trials) < self.tries:
             trial = self._try(following)
             trials[following.widths.values_tuple()] = trial
             if trial.settled:
                 break
-            following = self._next_answer(trial, trials, aim)
+            following = self._next_answer(trial, trials, aim) or self._doubtful(trials, doubted)
         if not any(trial.within for trial in trials.values()):
             least = self.refit(answer, self.smallest_ms)
             if least.widths.values_tuple() not in trials:
@@ -108,6 +111,20 @@ class BudgetController:
         within = [trial for trial in trials.values() if trial.within]
         fastest = min(trials.values(), key=lambda trial: trial.measured_ms)
         return Settlement(max(within, key=lambda trial: trial.utilisation, default=fastest), tuple(trials.values()))
+
+    def _doubtful(self, trials: dict[tuple[int, ...], Trial], doubted: set[tuple[int, ...]]) -> Answer | None:
+        """The fastest candidate over the budget, once, where what passed leaves too much unused below it.
+
+        A disturbed session makes any candidate look slow, and then closes the way to all that are wider.
+        """
+        if any(trial.within and trial.utilisation >= LITTLE_USED for trial in trials.values()):
+            return None
+        missed = [trial for trial in trials.values() if not trial.within]
+        fastest = min(missed, key=lambda trial: trial.measured_ms, default=None)
+        if fastest is None or len(missed) == len(trials) or fastest.answer.widths.values_tuple() in doubted:
+            return None
+        doubted.add(fastest.answer.widths.values_tuple())
+        return fastest.answer
 
     def _try(self, answer: Answer) -> Trial:
         trial = self.measure(answer)

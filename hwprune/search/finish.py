@@ -83,7 +83,7 @@ def finish(shop: Workshop, answer: Answer, attempt: int) -> Finished:
 
 def verify(shop: Workshop, shipped: bytes, *, seed: int) -> Verified:
     """Time what ships against the dense network."""
-    timed = shop.measure({"dense": shop.template.dense, "pruned": shipped}, seed=seed, decides=True)
+    timed = shop.measure({"dense": shop.template.dense, "pruned": shipped}, seed=seed, decides=True, steady=("pruned",))
     statistic = shop.settings.statistic
     return Verified(timed["dense"], timed["pruned"], shop.budget_ms, statistic)
 

@@ -21,7 +21,7 @@ from hwprune.latency.table import TableRow
 from hwprune.methods._base import AbstractMethod, Answer, Problem
 from hwprune.models import save_weights
 from hwprune.search.answers import load_answer, save_answer
-from hwprune.search.controller import AIM, BudgetController, Settlement, Trial
+from hwprune.search.controller import AIM, LITTLE_USED, BudgetController, Settlement, Trial
 from hwprune.search.settings import SearchSettings
 from hwprune.search.workshop import Stop, Workshop
 from hwprune.training import Data, Task, TrainPlan, evaluate, train_dense
@@ -235,7 +235,7 @@ def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float
         on_event=shop.folder.emit,
     )
     settled = controller.settle(answer, aim=aim)
-    if settled.chosen.within and settled.chosen.utilisation < 0.95:
+    if settled.chosen.within and settled.chosen.utilisation < LITTLE_USED:
         wider = settled.next_wider
         detail = f"; the next wider candidate needs {format_ms(wider.measured_ms)}" if wider else ""
         text = f"{settled.chosen.utilisation:.1%} of the budget is used: the grid has no candidate between{detail}"

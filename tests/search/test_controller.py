@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
@@ -92,6 +92,27 @@ def test_a_coarse_grid_shows_the_next_wider_candidate() -> None:
         assert settled.next_wider is not None
         between = [r for r in ROWS if settled.chosen.measured_ms < true_ms(r) < settled.next_wider.measured_ms]
         assert not between
+
+
+@pytest.mark.parametrize("disturbed", [1, 2])
+def test_a_disturbed_session_does_not_close_the_way(disturbed: int) -> None:
+    """The first or second trial reads a quarter too slow; the budget is used all the same."""
+    device = Device(budget_ms=0.6 * true_ms(ROWS[-1]), bias=1.0, noise=0.002)
+    honest, seen = device.measure, 0
+
+    def measure(answer: Answer) -> Trial:
+        nonlocal seen
+        seen += 1
+        trial = honest(answer)
+        if seen != disturbed:
+            return trial
+        low, high = trial.measured_ci_ms
+        return replace(trial, measured_ms=1.25 * trial.measured_ms, measured_ci_ms=(1.25 * low, 1.25 * high))
+
+    device.measure = measure  # type: ignore[method-assign]
+    settled = device.settle()
+    assert settled.chosen.within
+    assert settled.chosen.utilisation >= 1 - UNUSED_UNDER_NOISE
 
 
 def test_nothing_fits() -> None:

@@ -70,7 +70,9 @@ def test_what_a_run_leaves_behind(search: Search, dense: nn.Module, few_digits: 
     run = search(method="wgates", epochs=2.0)
     names = {path.name for path in run.folder.iterdir()}
     artefacts = {"run.toml", "environment.json", "journal.jsonl", "log.txt", "dense.safetensors", "best.safetensors"}
-    assert artefacts | {"baseline.json", "recipe.json", "dense.onnx", "model.onnx", "result.json", "layers.json"} <= names
+    assert (
+        artefacts | {"baseline.json", "recipe.json", "dense.onnx", "model.onnx", "result.json", "layers.json"} <= names
+    )
     document = read_json(run.folder / "result.json")
     assert next(iter(document)) == "schema"
     assert document["schema"] == "hwprune.search/1"
