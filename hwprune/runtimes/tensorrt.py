@@ -14,8 +14,9 @@ from typing import ClassVar
 
 from hwprune.core.errors import UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
-from hwprune.runtimes._base import AbstractClock, AbstractRuntime
+from hwprune.runtimes._base import AbstractClock, AbstractRuntime, Finding
 from hwprune.runtimes._host import cpu_model
+from hwprune.runtimes._nvidia import facts, findings
 from hwprune.runtimes._tensorrt import api
 from hwprune.runtimes._tensorrt.api import Inspector
 from hwprune.runtimes._tensorrt.builder import BuildOptions
@@ -72,6 +73,8 @@ class TensorRt(AbstractRuntime):
         runtime, driver = cuda.versions()
         capability = f"{cuda.attribute('major')}.{cuda.attribute('minor')}"
         cores = cuda.attribute("multiprocessors")
+        state = facts(self.gpu)
+        named = dict(state)
         level = hasattr(place.trt.IBuilderConfig, "builder_optimization_level")
         flags = (
             ("typing", "strong" if api.is_strongly_typed(place.trt, self.typing) else "weak"),
@@ -84,10 +87,11 @@ class TensorRt(AbstractRuntime):
             ("memory_mib", str(cuda.memory_bytes()[1] // MIB)),
             ("cuda", runtime),
             ("driver_cuda", driver),
+            *state,
         )
         return Fingerprint(
             device=target.device,
-            cpu_model=cpu_model(),
+            cpu_model=named.get("board") or named.get("gpu") or cpu_model(),
             cores=cores,
             runtime="tensorrt",
             runtime_version=str(place.trt.__version__),
@@ -125,12 +129,16 @@ class TensorRt(AbstractRuntime):
 
         return with_node_names(layers, [node.name for node in onnx.load_from_string(model).graph.node if node.name])
 
+    def findings(self) -> tuple[Finding, ...]:
+        return findings(self.gpu)
+
     def _opened(self, place: Platform, model: bytes, target: Target) -> TrtSession:
-        cache = place.timing_cache(Path(self.cache) if self.cache else default_folder(), self.fingerprint(target))
-        plan = place.builder(self._build_options()).plan(model, target, cache)
+        folder = Path(self.cache) if self.cache else default_folder()
+        timings = place.timing_cache(folder, target, lambda: self.fingerprint(target))
+        plan = place.builder(self._build_options()).plan(model, target, timings)
         session = TrtSession(place.trt, place.runtime, place.cuda, plan, graph=self.graph)
-        if cache.refused:
-            session.note(f"timing_cache_refused: {cache.refused}")
+        if timings.refused:
+            session.note(f"timing_cache_refused: {timings.refused}")
         return session
 
     def _judge(self, place: Platform, session: TrtSession, target: Target) -> None:

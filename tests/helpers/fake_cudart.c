@@ -26,35 +26,28 @@ static struct {
     long live[KINDS];
 } now;
 
-static struct { const char *name; double value, standard; } settings[] = {
-    {"launch_ns", 0, 2500}, {"graph_launch_ns", 0, 3500}, {"record_ns", 0, 400}, {"sync_ns", 0, 1000},
-    {"call_ns", 0, 300}, {"gap_ns", 0, 800}, {"resolution_ns", 0, 500}, {"jitter", 0, 0}, {"wander", 0, 0},
-    {"spikes", 0, 0}, {"drift", 0, 0}, {"drift_period_s", 0, 60}, {"flip_rise", 0, 0}, {"flip_s", 0, 1},
-    {"throttle_rise", 0, 0}, {"throttle_from_s", 0, 0}, {"throttle_to_s", 0, 0}, {"dead_from_s", 0, 0},
-    {"dead_to_s", 0, 0}, {"seed", 0, 0}, {"sticky_after", 0, -1}, {"sticky_code", 0, 700}, {"capture_error", 0, 0},
-    {"count_error", 0, 0}, {"devices", 0, 1}, {"driver", 0, 12060}, {"memory_left", 0, -1},
-};
-#define SETTINGS (sizeof settings / sizeof *settings)
-
-static double get(const char *name) {
-    for (size_t i = 0; i < SETTINGS; i++)
-        if (!strcmp(settings[i].name, name)) return settings[i].value;
-    abort();
-}
+/* name, value at the beginning */
+#define SETTINGS(X) \
+    X(launch_ns, 2500) X(graph_launch_ns, 3500) X(record_ns, 400) X(sync_ns, 1000) X(call_ns, 300) X(gap_ns, 800) \
+    X(resolution_ns, 500) X(jitter, 0) X(wander, 0) X(spikes, 0) X(drift, 0) X(drift_period_s, 60) X(flip_rise, 0) \
+    X(flip_s, 1) X(throttle_rise, 0) X(throttle_from_s, 0) X(throttle_to_s, 0) X(dead_from_s, 0) X(dead_to_s, 0) \
+    X(seed, 0) X(sticky_after, -1) X(sticky_code, 700) X(capture_error, 0) X(count_error, 0) X(devices, 1) \
+    X(driver, 12060) X(memory_left, -1)
+#define FIELD(name, standard) double name;
+static struct { SETTINGS(FIELD) } set;
 
 int fake_set(const char *name, double value) {
-    for (size_t i = 0; i < SETTINGS; i++)
-        if (!strcmp(settings[i].name, name)) {
-            settings[i].value = value;
-            if (!strcmp(name, "seed")) now.random = 0x9E3779B97F4A7C15ull * ((unsigned long long)value + 1);
-            return 0;
-        }
-    return -1;
+#define ASSIGN(field, standard) if (!strcmp(name, #field)) { set.field = value; found = 0; }
+    int found = -1;
+    SETTINGS(ASSIGN)
+    if (!strcmp(name, "seed")) now.random = 0x9E3779B97F4A7C15ull * ((unsigned long long)value + 1);
+    return found;
 }
 
 void fake_reset(void) {
     memset(&now, 0, sizeof now);
-    for (size_t i = 0; i < SETTINGS; i++) settings[i].value = settings[i].standard;
+#define RESTORE(field, standard) set.field = standard;
+    SETTINGS(RESTORE)
     fake_set("seed", 0);
 }
 
@@ -71,28 +64,28 @@ static double uniform(void) {
 
 static double normal(void) { return sqrt(-2 * log(uniform())) * cos(6.283185307179586 * uniform()); }
 
-static int during(const char *from, const char *to, double at_s) { return get(from) <= at_s && at_s < get(to); }
+static int during(double from_s, double to_s, double at_s) { return from_s <= at_s && at_s < to_s; }
 
 /* How much longer than undisturbed everything in one launch takes. */
 static double factor(double flips) {
     double at_s = fmax(now.gpu_ns, now.host_ns) / 1e9, found = 1;
-    if (get("jitter") > 0) found += get("jitter") * normal();
-    if (get("wander") > 0) {
-        now.wander = 0.9 * now.wander + sqrt(1 - 0.81) * get("wander") * normal();
+    if (set.jitter > 0) found += set.jitter * normal();
+    if (set.wander > 0) {
+        now.wander = 0.9 * now.wander + sqrt(1 - 0.81) * set.wander * normal();
         found *= 1 + now.wander;
     }
-    if (get("drift") > 0) found *= 1 + get("drift") * sin(6.283185307179586 * at_s / get("drift_period_s"));
-    if (get("spikes") > 0 && uniform() < get("spikes")) found *= 1.5 + 8.5 * uniform();
-    if (flips > 0 && get("flip_rise") > 0 && (long)(at_s / get("flip_s")) % 2) found *= 1 + get("flip_rise");
-    if (during("throttle_from_s", "throttle_to_s", at_s)) {
-        found *= 1 + get("throttle_rise");
+    if (set.drift > 0) found *= 1 + set.drift * sin(6.283185307179586 * at_s / set.drift_period_s);
+    if (set.spikes > 0 && uniform() < set.spikes) found *= 1.5 + 8.5 * uniform();
+    if (flips > 0 && set.flip_rise > 0 && (long)(at_s / set.flip_s) % 2) found *= 1 + set.flip_rise;
+    if (during(set.throttle_from_s, set.throttle_to_s, at_s)) {
+        found *= 1 + set.throttle_rise;
         now.throttle_events++;
     }
     return fmax(found, 0.1);
 }
 
 static int finish(int code) {
-    now.host_ns += get("call_ns");
+    now.host_ns += set.call_ns;
     if (now.sticky) return now.sticky;
     if (code) now.last = code;
     return code;
@@ -100,9 +93,9 @@ static int finish(int code) {
 
 static void execute(const node *item, double scale) {
     if (item->run) { item->run(item->argument); return; }
-    now.gpu_ns = fmax(now.gpu_ns, now.host_ns) + get("gap_ns") + item->ns * scale;
+    now.gpu_ns = fmax(now.gpu_ns, now.host_ns) + (set.gap_ns + item->ns) * scale;
     now.kernels++;
-    if (get("sticky_after") >= 0 && now.kernels > get("sticky_after")) now.sticky = (int)get("sticky_code");
+    if (set.sticky_after >= 0 && now.kernels > set.sticky_after) now.sticky = (int)set.sticky_code;
 }
 
 static int enqueue(node item) {
@@ -114,7 +107,7 @@ static int enqueue(node item) {
         g->nodes[g->count++] = item;
         return 0;
     }
-    if (!item.run) now.host_ns += get("launch_ns");
+    if (!item.run) now.host_ns += set.launch_ns;
     execute(&item, item.run ? 1 : factor(item.flips));
     return now.sticky;
 }
@@ -129,20 +122,20 @@ static int forbidden(void) { /* what must not be called while a stream is captur
 }
 
 int cudaGetDeviceCount(int *count) {
-    *count = (int)get("devices");
-    return (int)get("count_error");
+    *count = (int)set.devices;
+    return (int)set.count_error;
 }
-int cudaSetDevice(int index) { return finish(index < get("devices") ? 0 : 101); }
+int cudaSetDevice(int index) { return finish(index < set.devices ? 0 : 101); }
 int cudaDeviceGetAttribute(int *value, int attribute, int index) {
     *value = attribute == 16 ? 14 : attribute == 75 ? 8 : attribute == 76 ? 7 : attribute == 38 ? 4 << 20 : 0;
-    return finish(index < get("devices") ? 0 : 101);
+    return finish(index < set.devices ? 0 : 101);
 }
 int cudaMemGetInfo(size_t *available, size_t *total) {
     *available = *total = (size_t)8 << 30;
     return finish(0);
 }
 int cudaRuntimeGetVersion(int *version) { *version = 12060; return finish(0); }
-int cudaDriverGetVersion(int *version) { *version = (int)get("driver"); return finish(0); }
+int cudaDriverGetVersion(int *version) { *version = (int)set.driver; return finish(0); }
 int cudaGetLastError(void) { int code = now.sticky ? now.sticky : now.last; now.last = 0; return code; }
 int cudaDeviceSynchronize(void) {
     now.host_ns = fmax(now.host_ns, now.gpu_ns);
@@ -150,7 +143,7 @@ int cudaDeviceSynchronize(void) {
 }
 int cudaMalloc(void **address, size_t size) {
     int code = forbidden();
-    if (!code && get("memory_left") >= 0 && size > get("memory_left")) code = OUT_OF_MEMORY;
+    if (!code && set.memory_left >= 0 && size > set.memory_left) code = OUT_OF_MEMORY;
     if (code || now.sticky) return finish(code);
     *address = malloc(size);
     now.live[MALLOCS]++;
@@ -175,7 +168,7 @@ int cudaStreamCreateWithFlags(void **stream, unsigned flags) {
 int cudaStreamDestroy(void *stream) { now.live[STREAMS]--; return finish(stream ? 0 : INVALID); }
 int cudaStreamSynchronize(void *stream) {
     int code = stream ? forbidden() : INVALID;
-    now.host_ns = fmax(now.host_ns, now.gpu_ns) + get("sync_ns");
+    now.host_ns = fmax(now.host_ns, now.gpu_ns) + set.sync_ns;
     return finish(code);
 }
 int cudaStreamBeginCapture(void *stream, int mode) {
@@ -189,10 +182,10 @@ int cudaStreamEndCapture(void *stream, void **out) {
     now.capturing = NULL;
     *out = NULL;
     if (!g || !stream) return finish(INVALID);
-    if (get("capture_error") > 0 || now.capture_broken) {
+    if (set.capture_error > 0 || now.capture_broken) {
         free(g->nodes);
         free(g);
-        return finish(now.capture_broken ? CAPTURE_INVALIDATED : (int)get("capture_error"));
+        return finish(now.capture_broken ? CAPTURE_INVALIDATED : (int)set.capture_error);
     }
     now.live[GRAPHS]++;
     *out = g;
@@ -206,15 +199,15 @@ int cudaEventCreateWithFlags(void **out, unsigned flags) {
 int cudaEventDestroy(void *e) { free(e); now.live[EVENTS]--; return finish(0); }
 int cudaEventRecord(void *e, void *stream) {
     event *item = e;
-    now.host_ns += get("record_ns");
+    now.host_ns += set.record_ns;
     item->ns = fmax(now.host_ns, now.gpu_ns);
-    if (during("dead_from_s", "dead_to_s", item->ns / 1e9)) item->ns = 1e9 * get("dead_from_s");
+    if (during(set.dead_from_s, set.dead_to_s, item->ns / 1e9)) item->ns = 1e9 * set.dead_from_s;
     item->recorded = 1;
     return finish(stream ? 0 : INVALID);
 }
 int cudaEventElapsedTime(float *ms, void *begin, void *end) {
     event *a = begin, *b = end;
-    double step = fmax(get("resolution_ns"), 1e-9);
+    double step = fmax(set.resolution_ns, 1e-9);
     if (!a->recorded || !b->recorded || fmax(a->ns, b->ns) > now.host_ns + 1) return finish(600); /* not ready */
     *ms = (float)((floor(b->ns / step) - floor(a->ns / step)) * step / 1e6);
     return finish(0);
@@ -232,7 +225,7 @@ int cudaGraphLaunch(void *executable, void *stream) {
     graph *g = executable;
     double scale = 1, flips = 0;
     if (now.sticky || !stream) return finish(INVALID);
-    now.host_ns += get("graph_launch_ns");
+    now.host_ns += set.graph_launch_ns;
     for (size_t i = 0; i < g->count; i++) flips = fmax(flips, g->nodes[i].flips);
     scale = factor(flips);
     for (size_t i = 0; i < g->count; i++) execute(&g->nodes[i], scale);

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from fake_tensorrt import FakeTensorRt, Names, Script
 
-from hwprune.runtimes._tensorrt.cuda import Cuda
+from hwprune.runtimes._base import AbstractSession
+from hwprune.runtimes._tensorrt.cuda import Cuda, Graph
 from hwprune.runtimes._tensorrt.cudart import CtypesCalls
 from hwprune.runtimes._tensorrt.platform import platform
 from hwprune.runtimes.tensorrt import TensorRt
@@ -23,8 +26,8 @@ class Gpu:
 
     library: ctypes.CDLL
     path: Path
-    names_file: Path
-    cache: Path
+    names_file: Path = Path()
+    cache: Path = Path()
     script: Script = field(default_factory=Script)
 
     def __post_init__(self) -> None:
@@ -71,3 +74,40 @@ class Gpu:
         found = TensorRt(cudart=str(self.path), cache=str(self.cache), **options)  # type: ignore[arg-type]
         found._platform().cuda.now_s = self.now_s
         return found
+
+
+class KernelSession(AbstractSession):
+    """Kernels of known times as one network, in a CUDA graph unless `graph` is False."""
+
+    def __init__(
+        self, gpu: Gpu, cuda: Cuda, kernels_us: Sequence[float], *, flips: bool = True, graph: bool = True
+    ) -> None:
+        self._gpu, self._cuda, self._flips = gpu, cuda, flips
+        self._kernels_ns = [ctypes.c_double(1e3 * time) for time in kernels_us]
+        self._graph: Graph | None = self.unrolled(1) if graph else None
+        self._run: Callable[[], None] = self._graph.launch if self._graph is not None else self.enqueue
+
+    def run(self) -> None:
+        self._run()
+
+    def enqueue(self) -> None:
+        """The kernels, one by one."""
+        for kernel_ns in self._kernels_ns:
+            assert self._gpu.library.fake_kernel(kernel_ns, int(self._flips)) == 0
+
+    def unrolled(self, copies: int) -> Graph | None:
+        """A graph of so many runs."""
+
+        def enqueue() -> None:
+            for _ in range(copies):
+                self.enqueue()
+
+        return self._cuda.capture(enqueue)
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return []
+
+    def close(self) -> None:
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None

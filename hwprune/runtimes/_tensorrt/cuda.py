@@ -38,6 +38,7 @@ class Cuda:
             raise _no_gpu(calls, code, count, index)
         self._call("cudaSetDevice", index)
         self.stream = int(self._call("cudaStreamCreateWithFlags", NON_BLOCKING))
+        self._wait = self._quick("cudaStreamSynchronize", self.stream)
 
     @property
     def lost(self) -> bool:
@@ -83,7 +84,8 @@ class Cuda:
 
     def synchronise(self) -> None:
         """Wait until everything on the stream is done."""
-        self._call("cudaStreamSynchronize", self.stream)
+        self.ensure_alive()
+        self._wait()
 
     def raise_pending(self) -> None:
         """Raise the error that another library's CUDA calls have left behind, if there is one."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwprune.core.errors import DeviceError, UsageError
+from hwprune.runtimes._nvidia import throttle_counters
 from hwprune.runtimes._tensorrt import api
 from hwprune.runtimes._tensorrt.api import Module, Runtime
 from hwprune.runtimes._tensorrt.builder import BuildOptions, PlanBuilder
@@ -19,7 +22,7 @@ from hwprune.runtimes._tensorrt.log import Log
 from hwprune.runtimes._tensorrt.timing_cache import TimingCache
 
 if TYPE_CHECKING:
-    from hwprune.core.measurement import Fingerprint
+    from hwprune.core.measurement import Fingerprint, Target
 
 BACKENDS = ("auto", "ctypes", "cuda-python", "pycuda")
 
@@ -50,8 +53,8 @@ class Platform:
     log: Log
     runtime: Runtime
     builders: dict[BuildOptions, PlanBuilder] = field(default_factory=dict)
-    caches: dict[tuple[Path, str], TimingCache] = field(default_factory=dict)
-    context: Any = None
+    caches: dict[tuple[Path, Target], TimingCache] = field(default_factory=dict)
+    primary: Any = None
 
     def builder(self, options: BuildOptions) -> PlanBuilder:
         """The builder; another one only where a process really changes the options."""
@@ -59,12 +62,17 @@ class Platform:
             self.builders[options] = PlanBuilder(self.trt, self.log, options)
         return self.builders[options]
 
-    def timing_cache(self, folder: Path, fingerprint: Fingerprint) -> TimingCache:
-        """The live timing cache of a fingerprint."""
-        key = folder, fingerprint.digest()
+    def timing_cache(self, folder: Path, target: Target, fingerprint: Callable[[], Fingerprint]) -> TimingCache:
+        """The live timing cache of a target; the fingerprint is asked for once."""
+        key = folder, target
         if key not in self.caches:
-            self.caches[key] = TimingCache(folder, fingerprint)
+            self.caches[key] = TimingCache(folder, fingerprint())
         return self.caches[key]
+
+    def save(self) -> None:
+        """Write the timing caches to the disk."""
+        for timings in self.caches.values():
+            timings.save()
 
 
 @lru_cache(maxsize=1)
@@ -72,11 +80,13 @@ def platform(access: Access) -> Platform:
     """The platform of this process, opened at the first call. Raises `DeviceError` where a part of it is missing."""
     trt = api.load(access.package)
     calls = load_calls(access.cuda, access.cudart)
-    context = _primary_context(access.gpu) if access.cuda == "pycuda" else None
+    primary = _primary_context(access.gpu) if access.cuda == "pycuda" else None
     cuda = Cuda(calls, access.gpu)
     log = Log(trt)
     runtime: Runtime = trt.Runtime(log.logger)
-    return Platform(trt, cuda, DeviceClock(cuda), log, runtime, context=context)
+    opened = Platform(trt, cuda, DeviceClock(cuda, throttle_counters(access.gpu)), log, runtime, primary=primary)
+    atexit.register(opened.save)
+    return opened
 
 
 def _primary_context(gpu: int) -> Any:
@@ -89,6 +99,6 @@ def _primary_context(gpu: int) -> Any:
     except ImportError as error:
         raise DeviceError("pycuda is not installed", hint="pip install pycuda, or set cuda = auto") from error
     driver.init()
-    context = driver.Device(gpu).retain_primary_context()
-    context.push()
-    return context
+    primary = driver.Device(gpu).retain_primary_context()
+    primary.push()
+    return primary

@@ -41,6 +41,14 @@ def cudart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def chip(cudart: Path) -> Gpu:
+    """A GPU without TensorRT."""
+    found = Gpu(ctypes.CDLL(str(cudart)), cudart)
+    found.reset()
+    return found
+
+
+@pytest.fixture
 def gpu(cudart: Path, names_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     """A GPU with TensorRT 10.13 that nothing is wrong with."""
     found = Gpu(ctypes.CDLL(str(cudart)), cudart, names_file, tmp_path / "cache")
