@@ -1,0 +1,174 @@
+"""ExecuTorch on the CPU with its XNNPACK delegate, fp32: what PyTorch's own route to a phone computes with.
+
+A network is converted through torch.export (`_executorch_program.py`): some 3 to 10 s each, kept in the cache folder.
+ExecuTorch has one pool of threads in a process, which is set to the target's number before a network is loaded.
+Images are given channels last. Layer times are XNNPACK's own profile of the operators inside the delegate.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hwprune.core.errors import UsageError
+from hwprune.core.measurement import Fingerprint, LayerTime, Target
+from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
+from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
+from hwprune.runtimes._executorch_program import bindings, program, quietly, version
+from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
+from hwprune.runtimes._inputs import check_inputs, example_inputs, fixed_inputs, onnx_inputs
+from hwprune.runtimes._onnx_graph import Graph, Node, read_graph
+from hwprune.runtimes._onnx_to_torch import load_onnx
+from hwprune.runtimes._torch import as_tensor, settings, torch_package
+
+_WEIGHTED = {"Conv": r"Convolution|Fully Connected", "ConvTranspose": "Deconvolution", "Gemm": "Fully Connected"}
+_WARMUP_RUNS = 3
+_WHOLE = ("DELEGATE_CALL", "Method::execute")  # events that contain others
+
+
+class ExecutorchSession(AbstractSession):
+    """A loaded program and its inputs as tensors."""
+
+    def __init__(self, model: bytes, target: Target, *, keep_bytes: int, profile: bool = False) -> None:
+        self._expected = fixed_inputs(
+            onnx_inputs(load_onnx(model, batch=target.batch, reader="ExecuTorch")), target.batch
+        )
+        self._program = program(model, target.batch, keep_bytes=keep_bytes)  # the module reads from these bytes
+        if bindings()._threadpool_get_thread_count() != target.threads:
+            bindings()._unsafe_reset_threadpool(target.threads)
+        try:
+            self._module: Any = bindings()._load_for_executorch_from_buffer(self._program, enable_etdump=profile)
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            raise UsageError(f"ExecuTorch cannot load the network made for it: {first}") from error
+        self._examples = [as_tensor(values) for values in example_inputs(self._expected).values()]
+        self._threads = target.threads
+
+    def run(self) -> None:
+        self._module.forward(self._examples, clone_outputs=False)
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        check_inputs(inputs, self._expected)
+        given = [as_tensor(inputs[name]) for name in self._expected]
+        with settings(self._threads):
+            return [value.contiguous().numpy() for value in self._module.forward(given)]
+
+    def write_profile(self, path: Path) -> None:
+        """The events of all runs so far, as ExecuTorch writes them."""
+        self._module.write_etdump_result_to_file(str(path))
+
+    def close(self) -> None:
+        self._module = None
+
+
+@dataclass(frozen=True)
+class ExecutorchRuntime(AbstractRuntime):
+    """ExecuTorch with XNNPACK, CPU, fp32."""
+
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+
+    keep_mb: int = field(default=1024, metadata={"help": "megabytes of converted networks to keep; 0 keeps none"})
+
+    def check(self, target: Target) -> None:
+        bindings()
+        cores = usable_cores()
+        if target.precision not in self.precisions:
+            raise UsageError(f"ExecuTorch computes in fp32 here, not in {target.precision}", hint="use precision fp32")
+        if target.threads > cores:
+            raise UsageError(f"{target.threads} threads on {cores} usable cores", hint=f"use at most {cores} threads")
+
+    def fingerprint(self, target: Target) -> Fingerprint:
+        flags = (
+            ("kernels", "XNNPACK"),
+            ("layout", "channels last"),
+            ("torch", str(torch_package().__version__)),
+            ("denormals", "flushed"),
+            ("clock", self.clock(target).name),
+        )
+        return Fingerprint(
+            device=target.device,
+            cpu_model=cpu_model(),
+            cores=target.threads,
+            runtime="executorch",
+            runtime_version=version(),
+            precision="fp32",
+            batch=target.batch,
+            threads=target.threads,
+            os=f"{platform.system()} {platform.machine()}",
+            flags=flags,
+        )
+
+    def clock(self, target: Target) -> AbstractClock:
+        return ThreadCpuClock() if target.threads == 1 else WallClock()
+
+    def open(self, model: bytes, target: Target) -> ExecutorchSession:
+        return ExecutorchSession(model, target, keep_bytes=self.keep_mb << 20)
+
+    def layer_times(self, model: bytes, target: Target, *, runs: int) -> tuple[LayerTime, ...]:
+        session = ExecutorchSession(model, target, keep_bytes=self.keep_mb << 20, profile=True)
+        for _ in range(_WARMUP_RUNS + runs):
+            session.run()
+        with tempfile.TemporaryDirectory(prefix="hwprune-") as folder:
+            path = Path(folder) / "profile.etdp"
+            session.write_profile(path)
+            events = _events(path, runs)
+        session.close()
+        return _layers(events, read_graph(model, batch=target.batch, reader="ExecuTorch"))
+
+    def measuring(self, target: Target) -> AbstractContextManager[None]:
+        return _measuring(target.threads)
+
+
+@contextmanager
+def _measuring(threads: int) -> Iterator[None]:
+    with settings(threads), undisturbed(threads):
+        yield
+
+
+def _events(path: Path, runs: int) -> list[tuple[str, list[float]]]:
+    """The operators that took part, in order of execution, each with its times in ms over the last `runs` runs."""
+    with quietly():
+        from executorch.devtools import Inspector
+
+        blocks = Inspector(etdump_path=str(path)).event_blocks
+    return [
+        (str(event.name), [float(value) for value in event.perf_data.raw[-runs:]])
+        for block in blocks
+        if block.name == "Execute"
+        for event in block.events
+        if event.name not in _WHOLE and event.perf_data is not None
+    ]
+
+
+def _layers(events: Sequence[tuple[str, Sequence[float]]], graph: Graph) -> tuple[LayerTime, ...]:
+    """Layer times, the mean over the faster half of the runs since ExecuTorch counts in microseconds.
+
+    XNNPACK names no layers. It runs them in the order of the graph, so the i-th convolution or linear layer of the
+    profile is the i-th of the graph, when there are as many; otherwise all keep XNNPACK's names.
+    """
+    table = np.array([times for _, times in events])
+    faster = np.argsort(table.sum(axis=0))[: (table.shape[1] + 1) // 2]
+    means = table[:, faster].mean(axis=1)
+    weighted = [node for node in graph.nodes if node.kind in _WEIGHTED]
+    kernels = [place for place, (name, _) in enumerate(events) if re.match("|".join(_WEIGHTED.values()), name)]
+    named = dict(zip(kernels, weighted)) if len(kernels) == len(weighted) else {}
+    return tuple(
+        _layer(name, float(latency_ms), named.get(place), graph)
+        for place, ((name, _), latency_ms) in enumerate(zip(events, means))
+    )
+
+
+def _layer(name: str, latency_ms: float, node: Node | None, graph: Graph) -> LayerTime:
+    plain = re.sub(r" #\d+$", "", name)
+    if node is None:
+        return LayerTime(name, plain, latency_ms, (), ())
+    ins = tuple(graph.shape(item) for item in node.inputs if item)
+    return LayerTime(node.name, node.kind, latency_ms, ins, tuple(graph.shape(item) for item in node.outputs), plain)
