@@ -41,8 +41,17 @@ def runtimes_text(
     short = short_names(list(dict.fromkeys(pair.model for pair in pairs.values())))
     lines = [_machine(first), *_runtimes(measurements, pairs), ""]
     ratios = {(item.baseline, item.subject): item for item in comparisons}
-    header = ("NETWORK", "RUNTIME", "LATENCY [95 %]", "/ FIRST RUNTIME", "/ FIRST NETWORK", "P90", "BUILD", "ROUNDS")
-    rows = [
+    header: tuple[str, ...] = (
+        "NETWORK",
+        "RUNTIME",
+        "LATENCY [95 %]",
+        "/ FIRST RUNTIME",
+        "/ FIRST NETWORK",
+        "P90",
+        "BUILD",
+        "ROUNDS",
+    )
+    rows: list[tuple[str, ...]] = [
         (
             short[pairs[name].model],
             pairs[name].runtime,
@@ -55,6 +64,8 @@ def runtimes_text(
         )
         for name, item in measurements.items()
     ]
+    if len(short) == 1:  # nothing to compare with in that column
+        header, *rows = [(*row[:4], *row[5:]) for row in (header, *rows)]
     lines += [table(header, rows, left=(0, 1)), ""]
     for name in judged(measurements, pairs) if limit_ms is not None else ():
         over = limit_ms is not None and measurements[name].ci_ms[1] > limit_ms
@@ -77,7 +88,7 @@ def _machine(item: Measurement) -> str:
 def _runtimes(measurements: Mapping[str, Measurement], pairs: Mapping[str, PairLike]) -> list[str]:
     found = {pairs[name].runtime: item.fingerprint for name, item in measurements.items()}
     return [
-        f"  {label}: {print_.runtime} {print_.runtime_version}, computes in {print_.precision}"
+        f"  {label}: version {print_.runtime_version}, computes in {print_.precision}"
         for label, print_ in found.items()
     ]
 

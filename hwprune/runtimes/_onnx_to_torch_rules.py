@@ -24,7 +24,7 @@ ELEMENTWISE = {
     "Round": "round", "Sigmoid": "sigmoid", "Sign": "sign", "Sin": "sin", "Sqrt": "sqrt", "Sub": "sub", "Tan": "tan",
     "Tanh": "tanh", "Where": "where", "Xor": "logical_xor",
 }  # fmt: skip
-FUNCTIONAL = {"HardSwish": "hardswish", "Mish": "mish", "Softplus": "softplus", "Softsign": "softsign"}
+FUNCTIONAL = {"HardSwish": "hardswish", "Mish": "mish", "Selu": "selu", "Softplus": "softplus", "Softsign": "softsign"}
 SCALED = {"Celu": ("celu", 1.0), "Elu": ("elu", 1.0), "LeakyRelu": ("leaky_relu", 0.01)}
 RELU6 = (0.0, 6.0)
 HARD_SIGMOID = (1 / 6, 0.5)  # slope and offset of torch's

@@ -1,0 +1,52 @@
+"""The families of `hwprune.testing.networks` as ONNX templates, exported once a process, and random cuts of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cache
+
+from torch import Tensor, nn
+
+from hwprune.graph import ChannelGraph, OnnxTemplate, trace
+from hwprune.testing.networks import build
+
+TOGETHER = (
+    "chain densenet grouped mobilenetv1 mobilenetv2 resnet18 resnet50 resnet_option_a resnet_option_b shuffle"
+    " squeeze_excite unet"
+)
+
+
+class Together(nn.Module):
+    """Several networks side by side: one export, which costs most of the time, for all of them."""
+
+    def __init__(self, families: Sequence[str]) -> None:
+        super().__init__()
+        built = {family: build(family) for family in families}
+        self.nets = nn.ModuleDict({family: model for family, (model, _) in built.items()})
+        self.example = tuple(example for _, (example,) in built.values())
+
+    def forward(self, *images: Tensor) -> list[Tensor]:
+        return [net(image) for net, image in zip(self.nets.values(), images, strict=True)]
+
+
+@cache
+def exported(family: str) -> tuple[nn.Module, ChannelGraph, OnnxTemplate]:
+    """The network of a family, or of those in `TOGETHER` side by side, with its graph and template."""
+    if family == "together":
+        model: nn.Module = Together(TOGETHER.split()).eval()
+        example = model.example
+    else:
+        model, example = build(family)
+    graph = trace(model, example, verify=family != "together")  # its families are verified one by one
+    return model, graph, OnnxTemplate.export(model, graph)
+
+
+def random_keep(graph: ChannelGraph, seed: int) -> dict[str, list[int]]:
+    """A random subset of the removable groups, each with a random non-empty subset of its units."""
+    rng = random.Random(seed)
+    return {
+        group.name: sorted(rng.sample(range(group.units), rng.randint(1, group.units)))
+        for group in graph.groups
+        if group.removable and rng.random() < 0.8
+    }
