@@ -71,19 +71,32 @@ def _text(table: LatencyTable) -> str:
             ("device", device_sentence(table.fingerprint)),
             ("model", table.model_name),
             ("space", sizes),
+            *(("tile", sentence) for sentence in _tile_sentences(table)),
             ("measured", f"{len(latencies)} networks, {format_ms(min(latencies))} to {format_ms(max(latencies))}"),
             ("table", str(table.folder)),
         ]
     )
 
 
+def _tile_sentences(table: LatencyTable) -> tuple[str, ...]:
+    """What the probe of the target found and where its drawing lies; nothing where no probe was run."""
+    from hwprune.search.tile import DRAWING, probe_of, probe_sentences
+
+    probe = probe_of(table)
+    return () if probe is None else (*probe_sentences(probe), f"drawn in {table.folder.parent / DRAWING}")
+
+
 def _document(table: LatencyTable) -> dict[str, object]:
+    from hwprune.search.tile import probe_of
+
+    probe = probe_of(table)
     latencies = [row.latency_ms for row in table.rows]
     return {
         "table": str(table.folder),
         "model": table.model_name,
         "rows": len(latencies),
         "tile": table.tile,
+        "slower_than_wider": None if probe is None else [list(pair) for pair in probe.slower_than_wider],
         "groups": len(table.space.groups),
         "networks": table.space.size,
         "fastest_ms": min(latencies),

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hwprune.core.measurement import Protocol
 from hwprune.core.statistics import median
+from hwprune.core.widths import SearchSpace
 from hwprune.devices.probe_kernel import probe_model
 from hwprune.latency.light import light
 
@@ -24,6 +25,8 @@ WIDTHS = tuple(sorted(width for step in range(0, WIDEST, 4) for width in (step +
 _FREE = 0.25  # of the mean rise over a step: too large a tile costs half of it, the right one nothing
 _RESOLVED = 1.25  # from 8 channels to 128 the latency rises at least this much, or the probe says nothing
 _TOLERANCE = 0.10  # a width is called slower than a wider one only beyond this; kernels that differ differ by more
+_UNCERTAIN = 0.05  # a width whose interval is wider than this on either side was disturbed, and is timed again
+_ATTEMPTS = 3
 _FALLBACK = 8  # what most SIMD units and tensor cores like, used where the probe shows no step at all
 
 
@@ -32,44 +35,100 @@ class TileProbe:
     """What the probe found. `curve`: (output channels, ms, relative half-width of the interval), ascending.
 
     `resolved` is False where latency hardly depends on the width, so that no tile could be seen and a common one was
-    assumed. `non_monotone`: widths that are slower than a wider one.
+    assumed.
     """
 
     tile: int
     curve: tuple[tuple[int, float, float], ...]
-    non_monotone: tuple[int, ...]
     resolved: bool
+
+    @property
+    def slower_than_wider(self) -> tuple[tuple[int, int], ...]:
+        """Every width that is slower than a wider one, with the next such wider one."""
+        pairs = ((width, self.faster_and_wider(width)) for width, _, _ in self.curve)
+        return tuple((width, better[0]) for width, better in pairs if better)
+
+    @property
+    def non_monotone(self) -> tuple[int, ...]:
+        """The widths that are slower than a wider one."""
+        return tuple(width for width, _ in self.slower_than_wider)
+
+    def faster_and_wider(self, width: int) -> tuple[int, ...]:
+        """The wider ones of the probed widths that were faster than `width`: by the tolerance, intervals apart."""
+        tolerance = max(_TOLERANCE, 2 * median([half for _, _, half in self.curve]))
+        least = max((latency_ms * (1 - half) for other, latency_ms, half in self.curve if other == width), default=0.0)
+        return tuple(
+            other
+            for other, latency_ms, half in self.curve
+            if other > width and latency_ms * (1 + half) * (1 + tolerance) < least
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document from which `from_json` makes an equal probe."""
+        return {
+            "tile": self.tile,
+            "resolved": self.resolved,
+            "curve": [list(point) for point in self.curve],
+            "slower_than_wider": [list(pair) for pair in self.slower_than_wider],
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> TileProbe:
+        """The probe that `to_json` wrote."""
+        curve = tuple((int(width), float(latency_ms), float(half)) for width, latency_ms, half in document["curve"])
+        return cls(int(document["tile"]), curve, bool(document["resolved"]))
 
 
 def detect_tile(board: AbstractBoard, *, kernel: int = 3, seed: int = 0, protocol: Protocol | None = None) -> TileProbe:
-    """Time convolutions with 4k and 4k + 1 output channels on an open device and read the tile off them."""
-    models = {str(width): probe_model(width, kernel, board.fingerprint.batch) for width in WIDTHS}
-    if board.distant:
-        models = {name: light(model) for name, model in models.items()}
-    measured = board.measure(models, protocol=protocol or Protocol.sample(), seed=seed)
-    curve = {}
-    for width in WIDTHS:
-        low, high = measured[str(width)].ci_ms
-        latency_ms = measured[str(width)].latency_ms
-        curve[width] = (latency_ms, (high - low) / 2 / latency_ms)
+    """Time convolutions with 4k and 4k + 1 output channels on an open device and read the tile off them.
+
+    Widths whose measurement was disturbed are timed again, up to twice.
+    """
+    curve: dict[int, tuple[float, float]] = {}
+    for attempt in range(_ATTEMPTS):
+        widths = [width for width in WIDTHS if width not in curve or curve[width][1] > _UNCERTAIN]
+        if not widths:
+            break
+        models = {str(width): probe_model(width, kernel, board.fingerprint.batch) for width in widths}
+        if board.distant:
+            models = {name: light(model) for name, model in models.items()}
+        measured = board.measure(models, protocol=protocol or Protocol.sample(), seed=seed + attempt)
+        for width in widths:
+            low, high = measured[str(width)].ci_ms
+            latency_ms = measured[str(width)].latency_ms
+            found = (latency_ms, (high - low) / 2 / latency_ms)
+            curve[width] = min(curve.get(width, found), found, key=lambda point: point[1])
     return read_tile(curve)
 
 
 def read_tile(curve: Mapping[int, tuple[float, float]]) -> TileProbe:
     """The tile of a curve `width -> (ms, relative half-width)` that has all `WIDTHS`: 4k + 1 and 4k up to 128."""
-    times = {width: latency_ms for width, (latency_ms, _) in sorted(curve.items())}
+    points = tuple((width, *curve[width]) for width in sorted(curve))
+    times = {width: latency_ms for width, latency_ms, _ in points}
     low, high = _level(times, range(9)), _level(times, range(WIDEST - 15, WIDEST + 1))
     resolved = high > _RESOLVED * low
     free = [tile for tile in TILES if _rounding_cost(times, tile) < _FREE * (high - low) * tile / WIDEST]
-    tolerance = max(_TOLERANCE, 2 * median([half for _, half in curve.values()]))
     return TileProbe(
         tile=max(free, default=1) if resolved else _FALLBACK,
-        curve=tuple((width, *curve[width]) for width in times),
-        non_monotone=tuple(
-            width for width in times if any(times[w] < times[width] / (1 + tolerance) for w in times if w > width)
-        ),
+        curve=points,
         resolved=resolved,
     )
+
+
+def worthwhile(space: SearchSpace, probe: TileProbe) -> SearchSpace:
+    """The space without widths that are slower than a wider one of the same group; dense widths stay."""
+    return SearchSpace(
+        space.groups,
+        tuple(
+            tuple(width for width in allowed if not _is_beaten(width, allowed, group.unit_channels, probe))
+            for group, allowed in zip(space.groups, space.widths, strict=True)
+        ),
+    )
+
+
+def _is_beaten(width: int, allowed: tuple[int, ...], unit_channels: int, probe: TileProbe) -> bool:
+    better = set(probe.faster_and_wider(width * unit_channels))
+    return any(other * unit_channels in better for other in allowed)
 
 
 def _rounding_cost(times: Mapping[int, float], tile: int) -> float:

@@ -12,6 +12,19 @@ from html import escape
 
 Point = tuple[float, float]
 
+# The classes of the report's page that a drawing outside of it uses.
+STYLE = """
+svg { background: #fff; font-family: system-ui, sans-serif; --ink: #1a2230; --soft: #5d6879; --line: #e3e7ed;
+  --pruned: #1f7a6d; --budget: #c2541b; --bad: #b3261e; --band: rgba(31, 122, 109, .12) }
+@media (prefers-color-scheme: dark) { svg { background: #1a2029; --ink: #e8ecf2; --soft: #9aa7b8; --line: #2a323e;
+  --pruned: #4fc3b0; --budget: #f0854a; --bad: #f28b82; --band: rgba(79, 195, 176, .16) } }
+.grid, .axis { stroke: var(--line) } .tick, .caption { fill: var(--soft); font-size: 12px }
+.note { fill: var(--ink); font-size: 12px } polyline { fill: none } polygon.band { fill: var(--band) }
+polyline.trace { stroke: var(--pruned); stroke-width: 1.5 }
+polyline.budget { stroke: var(--budget); stroke-dasharray: 3 5; opacity: .6 }
+circle.pruned { fill: var(--pruned) } circle.over { fill: var(--bad) }
+"""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -145,6 +158,13 @@ class Plot:
         turned = f"translate(14 {(self.TOP + bottom) / 2:.0f}) rotate(-90)"
         parts.append(f'<text class="caption" transform="{turned}" text-anchor="middle">{escape(self.y.caption)}</text>')
         return parts
+
+
+def standalone(svg: str) -> str:
+    """A drawing as a file of its own: with the colours that a page would give it, light and dark."""
+    opening = svg.index(">") + 1
+    head = svg[: opening - 1].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return f"{head}><style>{STYLE}</style>{svg[opening:]}\n"
 
 
 def number(value: float) -> str:

@@ -20,7 +20,8 @@ from hwprune.latency.profile import profile
 from hwprune.latency.table import LatencyTable
 from hwprune.search.settings import DEFAULTS, parse_tile
 from hwprune.search.subjects import model_and_example
-from hwprune.search.survey import known_tile, traced
+from hwprune.search.survey import traced
+from hwprune.search.tile import known_tile
 
 Stop = Callable[[], bool]
 

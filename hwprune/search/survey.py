@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from hwprune.core.errors import UsageError
 from hwprune.core.events import Note, OnEvent, ignore
-from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Target
 from hwprune.core.widths import SearchSpace
 from hwprune.devices import AbstractBoard, connect
 from hwprune.graph import ChannelGraph, OnnxTemplate, trace
-from hwprune.latency.probe import detect_tile
-from hwprune.latency.table import LatencyTable, table_folder
+from hwprune.latency.table import LatencyTable
+from hwprune.search.tile import known_tile
 
 
 @dataclass(frozen=True)
@@ -79,19 +78,3 @@ def traced(model: nn.Module, example: Tensor, on_event: OnEvent = ignore) -> Cha
         reasons = "; ".join(dict.fromkeys(group.reason for group in graph.groups if group.reason))
         raise UsageError(f"no channel group of this network can be cut: {reasons or 'it has no channels'}")
     return graph
-
-
-def known_tile(board: AbstractBoard, tables: Path, seed: int, on_event: OnEvent = ignore) -> int:
-    """The target's tile: probed once, then read from `tile.json` beside the target's tables."""
-    path = table_folder(tables, "any", board.fingerprint, SearchSpace((), ())).parent / "tile.json"
-    digest = board.fingerprint.digest()
-    kept = read_json(path) if path.exists() else {}
-    if digest not in kept:
-        probe = detect_tile(board, seed=seed)
-        kept = {**kept, digest: {"tile": probe.tile, "resolved": probe.resolved, "curve": probe.curve}}
-        write_json(path, kept)
-        if probe.non_monotone:
-            on_event(Note(f"wider is faster at {', '.join(map(str, probe.non_monotone))} channels on this target"))
-    tile = int(kept[digest]["tile"])
-    on_event(Note(f"latency steps every {tile} channels on this target"))
-    return tile

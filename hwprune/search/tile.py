@@ -1,0 +1,67 @@
+"""The tile of a target: probed once, kept beside the target's tables as data and as a drawing of the staircase."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hwprune.core.events import Note, OnEvent, ignore
+from hwprune.core.files import atomic_write_text, read_json, write_json
+from hwprune.core.measurement import Fingerprint
+from hwprune.core.widths import SearchSpace
+from hwprune.devices import AbstractBoard
+from hwprune.latency.probe import TileProbe, detect_tile
+from hwprune.latency.table import LatencyTable, table_folder
+from hwprune.report.staircase import staircase_drawing
+
+DATA, DRAWING = "tile.json", "tile.svg"
+
+
+def known_tile(board: AbstractBoard, tables: Path, seed: int, on_event: OnEvent = ignore) -> int:
+    """The target's tile: probed once, then read from `tile.json` beside the target's tables."""
+    probe = _known_probe(board, tables, seed)
+    for text in probe_sentences(probe):
+        on_event(Note(text))
+    return probe.tile
+
+
+def probe_of(table: LatencyTable) -> TileProbe | None:
+    """What the probe found on the target of a table; None where none was run, as with `--tile`."""
+    path = table.folder.parent / DATA
+    kept = read_json(path) if path.exists() else {}
+    found = kept.get(table.fingerprint.digest())
+    return None if found is None else TileProbe.from_json(found)
+
+
+def probe_sentences(probe: TileProbe) -> tuple[str, ...]:
+    """The step of the latency, or that none was seen, and the widths that are slower than a wider one."""
+    step = f"latency steps every {probe.tile} channels on this target"
+    if not probe.resolved:
+        step = f"latency hardly depends on the width on this target; widths go in steps of {probe.tile} channels"
+    slower = probe.slower_than_wider
+    if not slower:
+        return (step,)
+    listed = ", ".join(f"{width} (than {wider})" for width, wider in slower)
+    return step, f"channels that are slower than more channels: {listed}"
+
+
+def _known_probe(board: AbstractBoard, tables: Path, seed: int) -> TileProbe:
+    folder = _target_folder(tables, board.fingerprint)
+    digest = board.fingerprint.digest()
+    path = folder / DATA
+    kept = read_json(path) if path.exists() else {}
+    if digest in kept:
+        return TileProbe.from_json(kept[digest])
+    probe = detect_tile(board, seed=seed)
+    write_json(path, {**kept, digest: probe.to_json()})
+    drawing = staircase_drawing(
+        probe.curve,
+        tile=probe.tile if probe.resolved else None,
+        slower=dict(probe.slower_than_wider),
+        label=board.label(),
+    )
+    atomic_write_text(folder / DRAWING, drawing)
+    return probe
+
+
+def _target_folder(tables: Path, fingerprint: Fingerprint) -> Path:
+    return table_folder(tables, "any", fingerprint, SearchSpace((), ())).parent

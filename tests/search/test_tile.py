@@ -1,0 +1,111 @@
+"""The probe's result is kept, told and drawn; probing happens once for a target."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from hwprune.core.events import Event, Note
+from hwprune.core.measurement import Target
+from hwprune.devices import connect
+from hwprune.latency.probe import WIDTHS, TileProbe, read_tile
+from hwprune.report.staircase import staircase_drawing
+from hwprune.search import tile as module
+from hwprune.search.tile import known_tile, probe_sentences
+
+SIMULATED = Target("simulated", "simulated")
+
+
+def staircase() -> TileProbe:
+    return read_tile({w: (0.05 + 0.03 * math.ceil(w / 16), 0.01) for w in WIDTHS})
+
+
+def sawtooth() -> TileProbe:
+    """Multiples of 16 have a fast kernel, the channels just below them have not: 15 is slower than 16."""
+    return read_tile({w: (0.05 + 0.002 * w + (0.0 if w % 16 == 0 else 0.05), 0.01) for w in WIDTHS})
+
+
+def test_a_target_is_probed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Event] = []
+    with connect(SIMULATED) as board:
+        assert known_tile(board, tmp_path, 0, heard.append) == 16
+        monkeypatch.setattr(module, "detect_tile", lambda *a, **k: pytest.fail("probed again"))
+        assert known_tile(board, tmp_path, 1) == 16
+    assert [event.text for event in heard if isinstance(event, Note)] == [
+        "latency steps every 16 channels on this target"
+    ]
+    (data,) = tmp_path.rglob("tile.json")
+    (kept,) = json.loads(data.read_text()).values()
+    assert kept["slower_than_wider"] == []
+    assert (data.parent / "tile.svg").exists()
+
+
+def test_the_document_comes_back() -> None:
+    probe = sawtooth()
+    assert TileProbe.from_json(json.loads(json.dumps(probe.to_json()))) == probe
+
+
+def test_a_document_of_an_older_version_has_everything_too() -> None:
+    probe = sawtooth()
+    old = {"tile": probe.tile, "resolved": probe.resolved, "curve": [list(point) for point in probe.curve]}
+    assert TileProbe.from_json(old).slower_than_wider == probe.slower_than_wider
+
+
+def test_a_sawtooth_is_told_with_the_wider_width_that_is_faster() -> None:
+    pairs = dict(sawtooth().slower_than_wider)
+    assert pairs[13] == 16
+    assert pairs[61] == 64
+    assert 16 not in pairs
+    _, told = probe_sentences(sawtooth())
+    assert "13 (than 16)" in told
+
+
+def test_a_staircase_has_nothing_slower() -> None:
+    assert staircase().slower_than_wider == ()
+    assert len(probe_sentences(staircase())) == 1
+
+
+def test_a_flat_curve_is_told_as_such() -> None:
+    probe = read_tile(dict.fromkeys(WIDTHS, (1.0, 0.01)))
+    assert probe_sentences(probe) == (
+        "latency hardly depends on the width on this target; widths go in steps of 8 channels",
+    )
+
+
+class TestDrawing:
+    @staticmethod
+    def drawn(probe: TileProbe, tile: int | None) -> ElementTree.Element:
+        text = staircase_drawing(probe.curve, tile=tile, slower=dict(probe.slower_than_wider), label="cpu <x> & y")
+        return ElementTree.fromstring(text)
+
+    def test_it_is_a_file_of_its_own(self) -> None:
+        root = self.drawn(staircase(), 16)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        style = root.find("{*}style")
+        assert style is not None
+        assert "polyline.budget" in str(style.text)
+        text = ElementTree.tostring(root, encoding="unicode")
+        assert "href" not in text  # nothing is loaded from elsewhere
+
+    def test_every_width_is_a_dot_and_every_tile_a_line(self) -> None:
+        root = self.drawn(staircase(), 16)
+        assert len(root.findall(".//{*}circle")) == len(WIDTHS)
+        assert len(root.findall(".//{*}polyline[@class='budget']")) == 128 // 16
+        titles = [item.text for item in root.findall(".//{*}circle/{*}title")]
+        assert "16 channels: 0.0800 ms ± 1.0 %" in titles
+
+    def test_widths_slower_than_wider_ones_stand_out(self) -> None:
+        probe = sawtooth()
+        root = self.drawn(probe, probe.tile)
+        red = root.findall(".//{*}circle[@class='over']")
+        assert len(red) == len(probe.non_monotone) > 0
+        assert any("13 channels" in str(item[0].text) and "slower than 16" in str(item[0].text) for item in red)
+
+    def test_without_a_tile_there_are_no_lines(self) -> None:
+        root = self.drawn(staircase(), None)
+        assert root.findall(".//{*}polyline[@class='budget']") == []
+        assert any("no steps seen" in str(item.text) for item in root.findall(".//{*}text"))
