@@ -34,7 +34,12 @@ Device = Annotated[
     ),
 ]
 Runtime = Annotated[
-    str | None, typer.Option(metavar="RUNTIME", help="Runtime; the device's first by default.", rich_help_panel=TARGET)
+    str | None,
+    typer.Option(
+        metavar="RUNTIME",
+        help="Runtime, or with a precision `tensorrt:fp16`; the device's first in fp32 by default.",
+        rich_help_panel=TARGET,
+    ),
 ]
 Threads = Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the runtime.", rich_help_panel=TARGET)]
 Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Images per inference.", rich_help_panel=TARGET)]

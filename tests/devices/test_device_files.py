@@ -73,6 +73,15 @@ def test_a_target_left_at_the_default_gets_the_devices_runtime(tmp_path: Path) -
     assert resolve(Target()) == Target()
 
 
+def test_a_runtime_may_name_a_precision() -> None:
+    assert resolve(Target("cuda", "tensorrt:fp16")) == Target("cuda", "tensorrt", "fp16")
+    assert resolve(Target("cuda", ":int8", batch=4)) == Target("cuda", "tensorrt", "int8", batch=4)
+    with pytest.raises(UsageError, match="with tensorrt does not offer the precision bf16"):
+        resolve(Target("cuda", "tensorrt:bf16"))
+    with pytest.raises(UsageError, match="unknown precision 'half'"):
+        resolve(Target("cuda", "tensorrt:half"))
+
+
 def test_a_runtime_or_precision_the_device_lacks() -> None:
     with pytest.raises(UsageError, match=r"does not offer the runtime 'onnxruntim3'\. Did you mean 'onnxruntime'\?"):
         resolve(Target(runtime="onnxruntim3"))
