@@ -158,7 +158,8 @@ def find_device(name: str) -> DeviceInfo:
 def resolve(target: Target) -> Target:
     """The target under the device's own name; a runtime left at the default becomes what the device offers first.
 
-    A runtime may name a precision too: `tensorrt:fp16`, or `:fp16` of the device's first runtime. Raises `UsageError` for an unknown device, and a runtime or precision that the device does not offer.
+    A runtime may name a precision too: `tensorrt:fp16`, or `:fp16` of the device's first runtime. Raises `UsageError`
+    for an unknown device, and a runtime or precision that the device does not offer.
     """
     info = find_device(target.device)
     runtime, colon, precision = target.runtime.partition(":")
