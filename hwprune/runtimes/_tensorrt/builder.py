@@ -55,7 +55,7 @@ class PlanBuilder:
         self._trt = trt
         self._log = log
         self._options = options
-        self._builder: Builder = trt.Builder(log.logger)
+        self._builder: Builder = log.make("builder", trt.Builder)
         self._plans: OrderedDict[str, bytes] = OrderedDict()
         self.builds = 0
 
@@ -97,8 +97,8 @@ class PlanBuilder:
 
     def _parse(self, model: bytes) -> Network:
         trt, builder = self._trt, self._builder
-        network = builder.create_network(_network_flags(trt, self._options.typing))
-        parser: Parser = trt.OnnxParser(network, self._log.logger)
+        network = builder.create_network(network_flags(trt, self._options.typing))
+        parser: Parser = self._log.make("ONNX parser", trt.OnnxParser, network)
         parsed = bool(model) and parser.parse(model)
         if not parsed:
             found = tuple(_complaint(parser, index) for index in range(parser.num_errors))
@@ -136,7 +136,8 @@ class PlanBuilder:
             config.set_flag(trt.BuilderFlag.INT8)
 
 
-def _network_flags(trt: Module, typing: str) -> int:
+def network_flags(trt: Module, typing: str) -> int:
+    """How a network is created: bits whose numbers differ from version to version."""
     flags = 0
     if hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH"):  # demanded by 8.x, ignored by 10.x, gone in 11
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)

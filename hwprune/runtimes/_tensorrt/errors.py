@@ -14,7 +14,7 @@ class BuildFailed(DeviceError):
 
 
 class EngineRefused(DeviceError):
-    """A plan that was built could not be made into an engine or a context."""
+    """TensorRT could not make one of its objects: an engine out of a plan, a context, the builder itself."""
 
 
 class RunFailed(DeviceError):

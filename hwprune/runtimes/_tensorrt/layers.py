@@ -60,7 +60,7 @@ def profile(trt: Module, cuda: Cuda, session: TrtSession, runs: int) -> list[tup
     context = new_context(session.engine, trt)
     session.bind(context)
     context.enqueue_emits_profile = False
-    context.profiler = profiler = _profiler(trt, shares)
+    context.profiler = profiler = make_profiler(trt, shares)
     for number in range(runs + WARM_RUNS):
         if not context.execute_async_v3(cuda.stream):
             raise RunFailed("TensorRT refused to enqueue the profiled inference")
@@ -72,7 +72,9 @@ def profile(trt: Module, cuda: Cuda, session: TrtSession, runs: int) -> list[tup
     return shares.result()
 
 
-def _profiler(trt: Module, shares: Shares) -> Any:
+def make_profiler(trt: Module, shares: Shares) -> Any:
+    """An object that TensorRT calls for every layer."""
+
     class Profiler(trt.IProfiler):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)  # the binding's base class must be initialised by name

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from hwprune.runtimes._tensorrt.api import Module
+from hwprune.runtimes._tensorrt.errors import EngineRefused
 
 KEPT = 50
 
@@ -23,6 +25,20 @@ class Log:
         others = [text for is_error, text in self._said if not is_error]
         self._said.clear()
         return tuple(dict.fromkeys(errors + others))
+
+    def make(self, what: str, kind: Callable[..., Any], *arguments: Any) -> Any:
+        """One of TensorRT's objects that write into this log. Raises `EngineRefused` when it cannot be made.
+
+        The bindings raise `TypeError` for a factory that returned nothing, as it does without a working GPU.
+        """
+        try:
+            return kind(*arguments, self.logger)
+        except TypeError as error:
+            said = "; ".join(self.take()[:3]) or str(error)
+            raise EngineRefused(
+                f"TensorRT could not make its {what}: {said}",
+                hint="check nvidia-smi: TensorRT needs a GPU and a driver that serves its CUDA version",
+            ) from error
 
 
 def _collector(trt: Module, said: deque[tuple[bool, str]]) -> Any:

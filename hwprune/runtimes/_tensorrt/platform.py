@@ -83,7 +83,7 @@ def platform(access: Access) -> Platform:
     primary = _primary_context(access.gpu) if access.cuda == "pycuda" else None
     cuda = Cuda(calls, access.gpu)
     log = Log(trt)
-    runtime: Runtime = trt.Runtime(log.logger)
+    runtime: Runtime = log.make("runtime", trt.Runtime)
     opened = Platform(trt, cuda, DeviceClock(cuda, throttle_counters(access.gpu)), log, runtime, primary=primary)
     atexit.register(opened.save)
     return opened
