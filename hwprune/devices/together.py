@@ -110,10 +110,7 @@ def split_runtimes(text: str, target: Target) -> tuple[Target, ...]:
 
     Raises `UsageError` for a runtime twice, and a device that does not offer one of them.
     """
-    targets = []
-    for item in text.split(","):
-        runtime, _, precision = item.strip().partition(":")
-        targets.append(resolve(replace(target, runtime=runtime, precision=precision or target.precision)))
+    targets = [resolve(replace(target, runtime=item.strip())) for item in text.split(",")]
     if len(set(targets)) < len(targets):
         raise UsageError(f"--runtime {text} names a runtime twice", hint="name each once")
     return tuple(targets)
