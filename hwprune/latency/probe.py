@@ -107,7 +107,8 @@ def read_tile(curve: Mapping[int, tuple[float, float]]) -> TileProbe:
     times = {width: latency_ms for width, latency_ms, _ in points}
     low, high = _level(times, range(9)), _level(times, range(WIDEST - 15, WIDEST + 1))
     resolved = high > _RESOLVED * low
-    free = [tile for tile in TILES if _rounding_cost(times, tile) < _FREE * (high - low) * tile / WIDEST]
+    rise = _FREE * (high - low) / WIDEST
+    free = [tile for tile in TILES if _rounding_cost(times, tile) < rise * tile or _is_sawtooth(times, tile)]
     return TileProbe(
         tile=max(free, default=1) if resolved else _FALLBACK,
         curve=points,
@@ -140,6 +141,12 @@ def _rounding_cost(times: Mapping[int, float], tile: int) -> float:
     bottoms = range(0, WIDEST, tile)
     costs = [_level(times, _after(begin + half, half)) - _level(times, _after(begin, half)) for begin in bottoms]
     return median(costs)
+
+
+def _is_sawtooth(times: Mapping[int, float], tile: int) -> bool:
+    """Whether multiples of the tile are no slower than what is half a tile narrower: kernels that only they reach."""
+    ends = [end for end in range(tile, WIDEST + 1, tile) if end - tile // 2 in times]
+    return bool(ends) and median([times[end] - times[end - tile // 2] for end in ends]) <= 0
 
 
 def _after(begin: int, count: int) -> range:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from random import Random
 
 import pytest
 
-from hwprune.core.measurement import Target
+from hwprune.core.measurement import Measurement, Target
+from hwprune.core.widths import ChannelGroup, SearchSpace
 from hwprune.devices import connect
-from hwprune.latency.probe import WIDTHS, detect_tile, read_tile
+from hwprune.latency.probe import WIDTHS, detect_tile, read_tile, worthwhile
 
 
 def _curve(tile: int, *, noise: float = 0.0, seed: int = 0) -> dict[int, tuple[float, float]]:
@@ -42,6 +45,65 @@ def test_a_sawtooth_is_named() -> None:
     assert probe.tile == 8
     assert 61 in probe.non_monotone
     assert 64 not in probe.non_monotone
+
+
+def test_a_sawtooth_whose_halves_pay_too_keeps_them() -> None:
+    """As ncnn on AVX-512: multiples of 8 are packed, and eight channels less are really faster."""
+    probe = read_tile({w: (0.05 + 0.002 * w + (0.02 if w % 8 else 0.0), 0.01) for w in WIDTHS})
+    assert probe.tile == 8
+
+
+def test_only_the_tips_of_teeth_are_good() -> None:
+    probe = read_tile({w: (0.05 + 0.002 * w + (0.05 if w % 16 else 0.0), 0.01) for w in WIDTHS})
+    assert probe.tile == 16
+
+
+def test_a_width_is_not_called_slower_on_a_disturbed_measurement() -> None:
+    curve = _curve(16)
+    curve[64] = (curve[64][0] * 1.5, 0.4)
+    assert read_tile(curve).non_monotone == ()
+    curve[64] = (curve[64][0], 0.01)
+    assert 64 in read_tile(curve).non_monotone
+
+
+def test_slow_widths_leave_a_space_that_has_the_wider_one() -> None:
+    curve = _curve(8)
+    curve[88] = (curve[96][0] * 1.3, 0.01)
+    probe = read_tile(curve)
+    assert 96 in probe.faster_and_wider(88)
+    assert dict(probe.slower_than_wider)[88] == 89
+    groups = tuple(ChannelGroup(name, units) for name, units in (("wide", 128), ("narrow", 92), ("dense", 88)))
+    space = SearchSpace(groups, ((80, 88, 96, 128), (80, 88, 92), (80, 88)))
+    assert worthwhile(space, probe).widths == ((80, 96, 128), (80, 92), (80, 88))
+
+
+def test_channels_count_where_units_have_several() -> None:
+    curve = _curve(8)
+    curve[88] = (curve[96][0] * 1.3, 0.01)
+    space = SearchSpace((ChannelGroup("heads", 12, unit_channels=8),), ((10, 11, 12),))
+    assert worthwhile(space, read_tile(curve)).widths == ((10, 12),)
+
+
+def test_a_disturbed_width_is_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with connect(Target("simulated", "simulated")) as board:
+        asked: list[int] = []
+        plain = board.measure
+
+        def measure(models: Mapping[str, bytes], **options: object) -> dict[str, Measurement]:
+            asked.append(len(models))
+            found = plain(models, **options)  # type: ignore[arg-type]
+            if len(asked) == 1:
+                low = found["64"]
+                wild = replace(
+                    low.rounds[0], laps_ms=tuple(lap * (1 + place) for place, lap in enumerate(low.samples_ms))
+                )
+                found["64"] = replace(low, rounds=(wild,))
+            return found
+
+        monkeypatch.setattr(board, "measure", measure)
+        probe = detect_tile(board)
+    assert asked == [len(WIDTHS), 1]
+    assert max(half for _, _, half in probe.curve) < 0.05
 
 
 def test_a_flat_curve_is_not_resolved() -> None:
