@@ -125,6 +125,7 @@ class Board(AbstractBoard):
         self.runtime = runtime
         self.simulated = runtime.simulated
         self._prepare = prepare
+        self._latest: tuple[bytes, AbstractSession] | None = None
         plain = runtime.fingerprint(target)
         self.fingerprint = replace(plain, flags=(*plain.flags, ("reference", REFERENCE_NAME)))
         self._clock = runtime.clock(target)
@@ -137,7 +138,8 @@ class Board(AbstractBoard):
         self.reference_ms = reference_ms if reference_ms is not None else calibration.typical_ms
 
     def close(self) -> None:
-        """Free the reference session."""
+        """Free the sessions."""
+        self._stop_computing()
         self._session.close()
 
     def measure(
@@ -145,6 +147,7 @@ class Board(AbstractBoard):
     ) -> dict[str, Measurement]:
         if not models:
             raise UsageError("there is nothing to measure: no models were given")
+        self._stop_computing()
         ready = {name: self._prepare(model, self.target) for name, model in models.items()}
         openers = {name: partial(self.runtime.open, model, self.target) for name, model in ready.items()}
         with self.runtime.measuring(self.target):
@@ -154,25 +157,30 @@ class Board(AbstractBoard):
 
     def layers(self, model: bytes, *, runs: int = 30) -> tuple[LayerTime, ...]:
         check_runs(runs)
+        self._stop_computing()
         ready = self._prepare(model, self.target)
         with self.runtime.measuring(self.target):
             found = self.runtime.layer_times(ready, self.target, runs=runs)
         return self.runtime.name_layers(found, ready)
 
     def infer(self, model: bytes, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        session = self.runtime.open(self._prepare(model, self.target), self.target)
-        try:
-            return session.infer(inputs)
-        finally:
-            session.close()
+        return self._computing(model).infer(inputs)
 
     def infer_raw(self, model: bytes, inputs: Mapping[str, RawTensor]) -> list[RawTensor]:
         """`infer` on bytes: what an agent calls, where NumPy may be absent."""
-        session = self.runtime.open(self._prepare(model, self.target), self.target)
-        try:
-            return session.infer_raw(inputs)
-        finally:
-            session.close()
+        return self._computing(model).infer_raw(inputs)
+
+    def _computing(self, model: bytes) -> AbstractSession:
+        """A session for outputs; kept for the next inputs, since some runtimes take seconds to build one."""
+        if self._latest is None or self._latest[0] != model:
+            self._stop_computing()
+            self._latest = model, self.runtime.open(self._prepare(model, self.target), self.target)
+        return self._latest[1]
+
+    def _stop_computing(self) -> None:
+        if self._latest is not None:
+            self._latest[1].close()
+            self._latest = None
 
     def checks(self, *, probe: bytes = b"") -> tuple[Check, ...]:
         """`probe`: prepared bytes of the network to time, where they cannot be made here."""

@@ -12,6 +12,7 @@ from hwprune.core.events import Event, Progress
 from hwprune.core.measurement import Measurement, Protocol, Target, compare
 from hwprune.devices import Board, connect
 from hwprune.devices.reference import REFERENCE_NAME, probe_model, reference_model
+from hwprune.runtimes.simulated import SimulatedRuntime, SimulatedSession
 from hwprune.testing.runtimes import conv_net
 
 SIMULATED = Target(device="simulated")
@@ -78,6 +79,29 @@ class TestSimulated:
     def test_infers_with_real_outputs(self, board: Board) -> None:
         found = board.infer(conv_net(16), {"input": np.ones((1, 8, 14, 14), np.float32)})
         assert found[0].shape == (1, 16, 14, 14)
+
+    def test_several_inputs_take_one_session_which_is_closed_before_timing(self) -> None:
+        heard: list[str] = []
+
+        class Heard(SimulatedRuntime):
+            def open(self, model: bytes, target: Target) -> SimulatedSession:
+                session = super().open(model, target)
+                name = "reference" if model == reference_model() else str(len(model))
+                heard.append(f"open {name}")
+                close = session.close
+                session.close = lambda: (heard.append(f"close {name}"), close())[1]  # type: ignore[method-assign]
+                return session
+
+        first, second = conv_net(16), conv_net(32)
+        image = {"input": np.ones((1, 8, 14, 14), np.float32)}
+        with Board(SIMULATED, Heard()) as board:
+            for model in (first, first, second):
+                board.infer(model, image)
+            board.measure({"a": first}, protocol=Protocol.sample())
+        one, other = len(first), len(second)
+        assert heard[1:5] == [f"open {one}", f"close {one}", f"open {other}", f"close {other}"]
+        assert [word for word in heard if word.startswith("open")].count(f"open {one}") == 2
+        assert heard[-1] == "close reference"
 
     def test_refuses_nonsense(self, board: Board) -> None:
         with pytest.raises(UsageError, match="nothing to measure"):
