@@ -45,9 +45,13 @@ class RunError(UsageError):
 
 
 class DeviceError(HwpruneError):
-    """The device, runtime or environment is wrong: missing package, full disk, unwritable folder."""
+    """The device, runtime or environment is wrong: missing package, full disk, unwritable folder.
+
+    `ends_process`: nothing more can be done with the device in this process, though perhaps in another one.
+    """
 
     exit_code = 3
+    ends_process: ClassVar[bool] = False
 
 
 class BudgetInfeasible(HwpruneError):

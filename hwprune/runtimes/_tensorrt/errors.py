@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from hwprune.core.errors import DeviceError, UsageError
 
 
@@ -35,3 +37,5 @@ class CudaError(DeviceError):
 
 class DeviceLost(CudaError):
     """The GPU is out of use for this process: a sticky error, which every later call would only repeat."""
+
+    ends_process: ClassVar[bool] = True
