@@ -21,7 +21,7 @@ from hwprune.latency.table import LatencyTable
 from hwprune.search.settings import DEFAULTS, parse_tile
 from hwprune.search.subjects import model_and_example
 from hwprune.search.survey import traced
-from hwprune.search.tile import known_tile
+from hwprune.search.tile import target_space
 
 Stop = Callable[[], bool]
 
@@ -129,8 +129,16 @@ def _profiled(groups: list[list[AbstractBoard]], task: _Task) -> tuple[LatencyTa
 def _table(group: list[AbstractBoard], task: _Task) -> LatencyTable:
     """The table of one fingerprint, and its reference time for all of its boards."""
     first = group[0]
-    tile = task.tile or known_tile(first, task.tables, task.seed, task.on_event)
-    space = task.graph.space(tile=tile, min_keep=task.min_keep, depth=task.depth)
+    space, tile = target_space(
+        task.graph,
+        first,
+        task.tables,
+        tile=task.tile,
+        min_keep=task.min_keep,
+        depth=task.depth,
+        seed=task.seed,
+        on_event=task.on_event,
+    )
     table = LatencyTable.obtain(
         task.tables, model_name=task.name, graph=task.graph, space=space, board=first, tile=tile
     )

@@ -16,7 +16,7 @@ from hwprune.core.widths import SearchSpace
 from hwprune.devices import AbstractBoard, connect
 from hwprune.graph import ChannelGraph, OnnxTemplate, trace
 from hwprune.latency.table import LatencyTable
-from hwprune.search.tile import known_tile
+from hwprune.search.tile import target_space
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ def survey(
     graph = traced(model, example, on_event)
     template = OnnxTemplate.export(model, graph)
     with connect(target) as board:
-        tile = tile or known_tile(board, tables, seed, on_event)
-        space = graph.space(tile=tile, min_keep=min_keep, depth=depth)
+        space, tile = target_space(
+            graph, board, tables, tile=tile, min_keep=min_keep, depth=depth, seed=seed, on_event=on_event
+        )
         if depth:
             on_event(Note(f"{sum(group.skippable for group in space.groups)} residual branches may go as a whole"))
         if space.size == 1:

@@ -9,19 +9,48 @@ from hwprune.core.files import atomic_write_text, read_json, write_json
 from hwprune.core.measurement import Fingerprint
 from hwprune.core.widths import SearchSpace
 from hwprune.devices import AbstractBoard
-from hwprune.latency.probe import TileProbe, detect_tile
+from hwprune.graph import ChannelGraph
+from hwprune.latency.probe import TileProbe, detect_tile, worthwhile
 from hwprune.latency.table import LatencyTable, table_folder
 from hwprune.report.staircase import staircase_drawing
 
 DATA, DRAWING = "tile.json", "tile.svg"
 
 
-def known_tile(board: AbstractBoard, tables: Path, seed: int, on_event: OnEvent = ignore) -> int:
-    """The target's tile: probed once, then read from `tile.json` beside the target's tables."""
+def target_space(
+    graph: ChannelGraph,
+    board: AbstractBoard,
+    tables: Path,
+    *,
+    tile: int = 0,
+    min_keep: float,
+    depth: bool = False,
+    seed: int = 0,
+    on_event: OnEvent = ignore,
+) -> tuple[SearchSpace, int]:
+    """The search space on the target's tile, and that tile (0: by the probe).
+
+    A width that the probe found slower than a wider one of the same group is left out.
+    """
+    probe = None if tile else known_probe(board, tables, seed, on_event)
+    tile = tile if probe is None else probe.tile
+    space = graph.space(tile=tile, min_keep=min_keep, depth=depth)
+    if probe is None:
+        return space, tile
+    good = worthwhile(space, probe)
+    pairs = zip(space.widths, good.widths, strict=True)
+    left_out = sorted({width for before, after in pairs for width in set(before) - set(after)})
+    if left_out:
+        on_event(Note(f"widths left out, since wider ones are faster: {', '.join(map(str, left_out))}"))
+    return good, tile
+
+
+def known_probe(board: AbstractBoard, tables: Path, seed: int, on_event: OnEvent = ignore) -> TileProbe:
+    """What the probe found on the target: probed once, then read from `tile.json` beside the target's tables."""
     probe = _known_probe(board, tables, seed)
     for text in probe_sentences(probe):
         on_event(Note(text))
-    return probe.tile
+    return probe
 
 
 def probe_of(table: LatencyTable) -> TileProbe | None:

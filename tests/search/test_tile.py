@@ -8,14 +8,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from traced_families import traced
 
 from hwprune.core.events import Event, Note
 from hwprune.core.measurement import Target
+from hwprune.core.widths import SearchSpace
 from hwprune.devices import connect
 from hwprune.latency.probe import WIDTHS, TileProbe, read_tile
 from hwprune.report.staircase import staircase_drawing
 from hwprune.search import tile as module
-from hwprune.search.tile import known_tile, probe_sentences
+from hwprune.search.tile import known_probe, probe_sentences, target_space
 
 SIMULATED = Target("simulated", "simulated")
 
@@ -32,9 +34,9 @@ def sawtooth() -> TileProbe:
 def test_a_target_is_probed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[Event] = []
     with connect(SIMULATED) as board:
-        assert known_tile(board, tmp_path, 0, heard.append) == 16
+        assert known_probe(board, tmp_path, 0, heard.append).tile == 16
         monkeypatch.setattr(module, "detect_tile", lambda *a, **k: pytest.fail("probed again"))
-        assert known_tile(board, tmp_path, 1) == 16
+        assert known_probe(board, tmp_path, 1).tile == 16
     assert [event.text for event in heard if isinstance(event, Note)] == [
         "latency steps every 16 channels on this target"
     ]
@@ -74,6 +76,38 @@ def test_a_flat_curve_is_told_as_such() -> None:
     assert probe_sentences(probe) == (
         "latency hardly depends on the width on this target; widths go in steps of 8 channels",
     )
+
+
+class TestSpace:
+    """The space of a small network on the simulated device, with a probe of our making."""
+
+    @staticmethod
+    def space_after(probe: TileProbe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[SearchSpace, list[str]]:
+        _, _, graph = traced("chain")
+        heard: list[Event] = []
+        monkeypatch.setattr(module, "detect_tile", lambda *a, **k: probe)
+        with connect(SIMULATED) as board:
+            space, tile = target_space(graph, board, tmp_path, min_keep=0.1, on_event=heard.append)
+        assert tile == probe.tile
+        return space, [event.text for event in heard if isinstance(event, Note)]
+
+    def test_widths_slower_than_wider_ones_are_left_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        curve = {w: (0.05 + 0.01 * w, 0.01) for w in WIDTHS}
+        plain, heard = self.space_after(read_tile(curve), tmp_path / "plain", monkeypatch)
+        assert not any("left out" in text for text in heard)
+        wide = max(plain.groups, key=lambda group: group.units)
+        assert wide.units > 8
+        curve[5] = (0.05 + 0.01 * 9, 0.01)
+        space, heard = self.space_after(read_tile(curve), tmp_path / "toothed", monkeypatch)
+        assert "widths left out, since wider ones are faster: 5" in heard
+        before, after = (dict(zip(found.names, found.widths, strict=True))[wide.name] for found in (plain, space))
+        assert set(before) - set(after) == {5}
+
+    def test_a_given_tile_asks_no_probe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        _, _, graph = traced("chain")
+        monkeypatch.setattr(module, "detect_tile", lambda *a, **k: pytest.fail("probed"))
+        with connect(SIMULATED) as board:
+            assert target_space(graph, board, tmp_path, tile=2, min_keep=0.5)[1] == 2
 
 
 class TestDrawing:
