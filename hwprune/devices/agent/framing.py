@@ -25,11 +25,7 @@ _LINE = re.compile(rb'(.*),"crc":"([0-9a-f]{8})"\}\n\Z', re.DOTALL)
 
 
 class FrameError(Exception):
-    """Bytes that are not what they say they are. `fatal`: the place of the next frame is not known any more."""
-
-    def __init__(self, message: str, *, fatal: bool) -> None:
-        super().__init__(message)
-        self.fatal = fatal
+    """Bytes that are not what they say they are. Whoever reads them hangs up."""
 
 
 def encode_frame(message: Mapping[str, Any], blob: bytes = b"") -> bytes:
@@ -47,7 +43,7 @@ def read_frame(source: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
         return None
     match = _HEADER.match(header)
     if match is None:
-        raise FrameError(f"no frame begins with {header[:40]!r}", fatal=True)
+        raise FrameError(f"no frame begins with {header[:40]!r}")
     length, blob_length = int(match.group(1)), int(match.group(2))
     _check_lengths(length, blob_length)
     body = source.read(length)
@@ -55,21 +51,21 @@ def read_frame(source: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
     if len(body) < length or len(blob) < blob_length:
         return None
     if hashlib.sha256(body + blob).hexdigest().encode() != match.group(3):
-        raise FrameError("the hash of a frame is wrong", fatal=False)
+        raise FrameError("the hash of a frame is wrong")
     try:
         message = json.loads(body)
     except ValueError:
         message = None
     if not isinstance(message, dict):
-        raise FrameError("a frame holds no JSON object", fatal=False)
+        raise FrameError("a frame holds no JSON object")
     return message, blob
 
 
 def _check_lengths(length: int, blob_length: int) -> None:
     if not 2 <= length <= MESSAGE_LIMIT:
-        raise FrameError(f"a message of {length} bytes; 2 to {MESSAGE_LIMIT} are allowed", fatal=True)
+        raise FrameError(f"a message of {length} bytes; 2 to {MESSAGE_LIMIT} are allowed")
     if blob_length > BLOB_LIMIT:
-        raise FrameError(f"a blob of {blob_length} bytes; {BLOB_LIMIT} are allowed", fatal=True)
+        raise FrameError(f"a blob of {blob_length} bytes; {BLOB_LIMIT} are allowed")
 
 
 def encode_line(message: Mapping[str, Any]) -> bytes:
@@ -82,13 +78,13 @@ def decode_line(line: bytes) -> dict[str, Any]:
     """The message of a line. Raises `FrameError` for a line that was cut, changed or never ours."""
     match = _LINE.match(line)
     if match is None:
-        raise FrameError(f"not a line of the protocol: {line[:60]!r}", fatal=True)
+        raise FrameError(f"not a line of the protocol: {line[:60]!r}")
     body = match.group(1) + b"}"
     if zlib.crc32(body) != int(match.group(2), 16):
-        raise FrameError(f"the checksum of a line is wrong: {line[:60]!r}", fatal=True)
+        raise FrameError(f"the checksum of a line is wrong: {line[:60]!r}")
     message = json.loads(body)
     if not isinstance(message, dict):
-        raise FrameError("a line holds no JSON object", fatal=True)
+        raise FrameError("a line holds no JSON object")
     return message
 
 
@@ -102,13 +98,13 @@ def pack(data: bytes) -> bytes:
 def unpack(packed: bytes, length: int) -> bytes:
     """What was packed, `length` bytes. Raises `FrameError` for another length, before more than that is allocated."""
     if not 0 <= length <= UNPACKED_LIMIT:
-        raise FrameError(f"{length} bytes unpacked; {UNPACKED_LIMIT} are allowed", fatal=False)
+        raise FrameError(f"{length} bytes unpacked; {UNPACKED_LIMIT} are allowed")
     data = packed[1:]
     if packed[:1] == b"2":
         data = _inflated(data, BLOB_LIMIT)
     data = _inflated(data, length)
     if len(data) != length:
-        raise FrameError(f"a blob has {len(data)} bytes unpacked, not the {length} it was said to have", fatal=False)
+        raise FrameError(f"a blob has {len(data)} bytes unpacked, not the {length} it was said to have")
     return data
 
 
@@ -117,9 +113,9 @@ def _inflated(data: bytes, limit: int) -> bytes:
     try:
         found = opener.decompress(data, limit + 1)
     except zlib.error as error:
-        raise FrameError(f"a blob does not unpack: {error}", fatal=False) from error
+        raise FrameError(f"a blob does not unpack: {error}") from error
     if not opener.eof or len(found) > limit:
-        raise FrameError(f"a blob does not unpack, or to more than {limit} bytes", fatal=False)
+        raise FrameError(f"a blob does not unpack, or to more than {limit} bytes")
     return found
 
 

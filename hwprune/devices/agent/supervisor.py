@@ -94,10 +94,8 @@ class Supervisor:
             try:
                 frame = read_frame(self._source)
             except FrameError as error:
-                self._events.put(("refused", str(error), error.fatal))
-                if error.fatal:
-                    return
-                continue
+                self._events.put(("refused", str(error)))
+                return
             except OSError:
                 frame = None
             if frame is None:
@@ -128,10 +126,10 @@ class Supervisor:
         if self._job is not None and self._job.overdue():
             self._on_stalled(self._job)
 
-    def _on_refused(self, reason: str, fatal: bool) -> None:
-        self._say({"type": "refused", "message": reason, "fatal": fatal})
-        if fatal:
-            self._on_gone()
+    def _on_refused(self, reason: str) -> None:
+        """Say what is wrong with a frame and hang up; the host may come back and send it again."""
+        self._send({"seq": 0, "type": "refused", "message": reason})
+        self._on_gone()
 
     def _on_gone(self) -> None:
         """The host went away: finish the job in hand for its return, then go."""
@@ -155,7 +153,7 @@ class Supervisor:
             elif message["type"] == "bye":
                 self._leave(message["acknowledged"])
         except (KeyError, TypeError) as error:
-            self._on_refused(f"a message of the host lacks something: {error}", False)
+            self._on_refused(f"a message of the host lacks something: {error}")
 
     def _cancel(self, name: str) -> None:
         if self._job is not None and self._job.name == name:
@@ -164,8 +162,7 @@ class Supervisor:
 
     def _greet(self, message: dict[str, Any]) -> None:
         if message.get("protocol") != PROTOCOL or not valid_session(message.get("session")):
-            self._say({"type": "refused", "message": f"protocol {PROTOCOL} and a session name expected", "fatal": True})
-            self._over = True
+            self._on_refused(f"protocol {PROTOCOL} and a session name expected")
             return
         self._session = message["session"]
         self._known_seq = message["last_seq"]
@@ -202,7 +199,7 @@ class Supervisor:
     def _take(self, job: Job) -> None:
         """Answer from what is known, else give the job to the worker."""
         if self._spool is None:
-            self._on_refused("no hello came before the first job", True)
+            self._on_refused("no hello came before the first job")
             return
         self._spool.acknowledge(job.acknowledged)
         known = self._spool.result(job.name)
@@ -210,7 +207,7 @@ class Supervisor:
         if known is not None:
             self._say({name: value for name, value in known.items() if name != "seq"})
         elif self._job is not None:
-            self._say({"type": "refused", "message": f"job {self._job.name[:12]} is running", "fatal": False})
+            self._on_refused(f"job {self._job.name[:12]} is still running")
         elif self._spool.poisonous(job.content):
             self._fail(job, "poison", "WorkerDied", "it has killed two workers in this session")
         elif missing:

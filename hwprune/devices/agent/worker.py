@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Callable
 
 from hwprune.core import plugins
-from hwprune.core.errors import HwpruneError
+from hwprune.core.errors import DeviceError, HwpruneError
 from hwprune.core.events import Event, Progress
 from hwprune.core.measurement import Fingerprint, LayerTime, Protocol, Target
 from hwprune.core.tensors import RawTensor
@@ -88,7 +88,7 @@ class Worker:
     def _keep(self, message: Mapping[str, Any], packed: bytes) -> None:
         data = unpack(packed, message["length"])
         if blob_name(data) != message["name"]:
-            raise FrameError(f"blob {message['name'][:12]} has another content", fatal=False)
+            raise FrameError(f"blob {message['name'][:12]} has another content")
         self._blobs[message["name"]] = data
 
     def _answer(self, message: Mapping[str, Any]) -> None:
@@ -102,6 +102,8 @@ class Worker:
         try:
             value = kinds[message["kind"]](message["arguments"])
         except HwpruneError as error:
+            if isinstance(error, DeviceError) and error.ends_process:
+                raise  # the supervisor starts another process, and leaves a network out that ends two of them
             failed = {"class": type(error).__name__, "message": error.message, "hint": error.hint}
             self._say({"type": "error", **failed})
         else:

@@ -27,6 +27,10 @@ ERRORS: dict[str, type[HwpruneError]] = {"UsageError": UsageError, "TableError":
 RESENDS = 3
 
 
+class Refused(ConnectionLost):
+    """The agent hung up since what arrived was not what was sent."""
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long to wait for a device: `silence_s` for any sign of life, `reconnect_s` for a lost one to come back."""
@@ -96,10 +100,14 @@ class AgentClient:
         if kind == "open":
             self._opening, self._opened = order, None
         self._pending = order
+        refusals = 0
         while True:
             try:
-                value = self._exchange(self._connected(on_message), order, on_message)
+                value = self._exchange(self._connected(), order, on_message)
             except ConnectionLost as lost:
+                refusals += isinstance(lost, Refused)
+                if refusals > RESENDS:
+                    raise DeviceError(f"{self.label} refuses what it is sent: {lost}") from lost
                 self._reconnect(lost, on_message)
                 continue
             self._pending = None
@@ -107,7 +115,7 @@ class AgentClient:
 
     def round_trip_ms(self) -> float:
         """How long a message to the device and its answer take."""
-        connection = self._connected(lambda message: None)
+        connection = self._connected()
         begin = time.perf_counter()
         try:
             connection.send({"type": "ping"})
@@ -137,7 +145,7 @@ class AgentClient:
         content = _digest(kind, sorted(blobs))
         return Order(_digest(self._session, self._count, content), content, kind, arguments, blobs, limits)
 
-    def _connected(self, on_message: OnMessage) -> Connection:
+    def _connected(self) -> Connection:
         """The open connection, made at the first use."""
         if self._connection is None:
             try:
@@ -193,18 +201,14 @@ class AgentClient:
 
     def _ask(self, connection: Connection, order: Order, on_message: OnMessage) -> Any:
         self._submit(connection, order)
-        resends = 0
         while True:
             message = connection.receive()
             kind = message["type"]
             if kind in ("result", "error") and message["job"] == order.name:
                 return self._value(message)
-            if kind in ("need", "refused"):
-                resends += 1
-                if resends > RESENDS:
-                    raise DeviceError(
-                        f"{self.label} refuses what it is sent: {message.get('message', 'blobs missing')}"
-                    )
+            if kind == "refused":
+                raise Refused(message["message"])
+            if kind == "need":
                 self._submit(connection, order, again=True)
             elif message.get("job") == order.name:
                 on_message(message)

@@ -19,13 +19,17 @@ NO_PYTHON, OLD_PYTHON, TORN_STARTER = 127, 98, 97
 
 @dataclass(frozen=True)
 class Hello:
-    """What the agent says of the device: `boot_id` changes when it is started again; `kept` are finished jobs."""
+    """What the agent says of the device: `boot_id` changes when it is started again.
+
+    `kept` are the finished jobs of the session that the host does not know of, `process` is the agent's id over there.
+    """
 
     boot_id: str
     python: str
     machine: str
     sent_bytes: int
     kept: tuple[str, ...]
+    process: int
 
 
 class Connection:
@@ -87,9 +91,8 @@ class Connection:
             if message["type"] == "refused":
                 raise DeviceError(f"the agent refused the session: {message['message']}")
             if message["type"] == "hello":
-                return Hello(
-                    message["boot_id"], message["python"], message["machine"], sent_bytes, tuple(message["kept"])
-                )
+                facts = (message["boot_id"], message["python"], message["machine"])
+                return Hello(*facts, sent_bytes, tuple(message["kept"]), message["process"])
 
     def send(self, message: Mapping[str, Any], blob: bytes = b"") -> None:
         """One frame. Raises `ConnectionLost`, and `DeviceError` for what is too large to be sent."""

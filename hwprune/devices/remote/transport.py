@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import signal
 import subprocess
 import threading
 from abc import ABC, abstractmethod
@@ -21,6 +22,7 @@ from hwprune.devices.agent.framing import LINE_LIMIT
 
 SLICE_S = 1.0
 ENDING_S = 10.0
+WAITING_LINES = 1000  # read ahead; who prints for ever has to wait
 TAIL_BYTES = 8000
 
 
@@ -88,7 +90,8 @@ class CommandChannel(AbstractChannel):
             env=dict(environment),
             start_new_session=True,  # Ctrl-C is this program's to handle; the device goes on with its job
         )
-        self._lines: queue.Queue[bytes] = queue.Queue()
+        self._lines: queue.Queue[bytes] = queue.Queue(WAITING_LINES)
+        self._closing = False
         self._said = b""
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._read, self._read_errors)]
         for thread in self._threads:
@@ -115,12 +118,14 @@ class CommandChannel(AbstractChannel):
 
     def close(self) -> None:
         assert self._process.stdin is not None
+        self._closing = True
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         try:
             self._process.wait(ENDING_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # with what it started: a proxy, for one
             self._process.wait()
         for thread in self._threads:
             thread.join(ENDING_S)
@@ -139,11 +144,20 @@ class CommandChannel(AbstractChannel):
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        while True:
+        while not self._closing:
             line = self._process.stdout.readline(LINE_LIMIT)
-            self._lines.put(line)
+            self._put(line)
             if not line.endswith(b"\n"):
                 return
+
+    def _put(self, line: bytes) -> None:
+        """Hand a line on, once there is room; nobody takes it when the channel is being closed."""
+        while not self._closing:
+            try:
+                self._lines.put(line, timeout=SLICE_S)
+            except queue.Full:
+                continue
+            return
 
     def _read_errors(self) -> None:
         assert self._process.stderr is not None
