@@ -21,7 +21,7 @@ from hwprune.core.files import atomic_write_bytes
 from hwprune.core.specs import cache_folder
 from hwprune.runtimes._inputs import example_inputs, fixed_inputs, onnx_inputs
 from hwprune.runtimes._onnx_to_torch import convert, load_onnx
-from hwprune.runtimes._torch import as_tensor, torch_package
+from hwprune.runtimes._torch import torch_package
 
 _DIGEST_BYTES = 32
 
@@ -101,8 +101,8 @@ def _converted(model: bytes, batch: int) -> bytes:
     torch = torch_package()
     proto = load_onnx(model, batch=batch, reader="ExecuTorch")
     inputs = fixed_inputs(onnx_inputs(proto), batch)
-    module = convert(proto)  # its weights stay as they are: the delegate wants to order them itself
-    examples = tuple(as_tensor(values) for values in example_inputs(inputs).values())
+    module = convert(proto)
+    examples = tuple(torch.from_numpy(values) for values in example_inputs(inputs).values())
     try:
         with quietly():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner

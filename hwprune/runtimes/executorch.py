@@ -2,7 +2,8 @@
 
 A network is converted through torch.export (`_executorch_program.py`): some 3 to 10 s each, kept in the cache folder.
 ExecuTorch has one pool of threads in a process, which is set to the target's number before a network is loaded.
-Images are given channels last. Layer times are XNNPACK's own profile of the operators inside the delegate.
+Images are given channels first, as torch has them and as ExecuTorch's own operators want them: XNNPACK's reordering
+is a part of the time. Layer times are XNNPACK's own profile of the operators inside the delegate.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
 from hwprune.runtimes._inputs import check_inputs, example_inputs, fixed_inputs, onnx_inputs
 from hwprune.runtimes._onnx_graph import Graph, Node, read_graph
 from hwprune.runtimes._onnx_to_torch import load_onnx
-from hwprune.runtimes._torch import as_tensor, settings, torch_package
+from hwprune.runtimes._torch import settings, torch_package
 
 _WEIGHTED = {"Conv": r"Convolution|Fully Connected", "ConvTranspose": "Deconvolution", "Gemm": "Fully Connected"}
 _WARMUP_RUNS = 3
@@ -49,7 +50,8 @@ class ExecutorchSession(AbstractSession):
         except RuntimeError as error:
             first = str(error).splitlines()[0]
             raise UsageError(f"ExecuTorch cannot load the network made for it: {first}") from error
-        self._examples = [as_tensor(values) for values in example_inputs(self._expected).values()]
+        examples = example_inputs(self._expected).values()
+        self._examples = [torch_package().from_numpy(values) for values in examples]
         self._threads = target.threads
 
     def run(self) -> None:
@@ -57,9 +59,9 @@ class ExecutorchSession(AbstractSession):
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         check_inputs(inputs, self._expected)
-        given = [as_tensor(inputs[name]) for name in self._expected]
+        given = [torch_package().from_numpy(inputs[name].copy()) for name in self._expected]
         with settings(self._threads):
-            return [value.contiguous().numpy() for value in self._module.forward(given)]
+            return [value.numpy() for value in self._module.forward(given)]
 
     def write_profile(self, path: Path) -> None:
         """The events of all runs so far, as ExecuTorch writes them."""
@@ -88,7 +90,7 @@ class ExecutorchRuntime(AbstractRuntime):
     def fingerprint(self, target: Target) -> Fingerprint:
         flags = (
             ("kernels", "XNNPACK"),
-            ("layout", "channels last"),
+            ("layout", "channels first"),
             ("torch", str(torch_package().__version__)),
             ("denormals", "flushed"),
             ("clock", self.clock(target).name),
