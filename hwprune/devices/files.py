@@ -53,7 +53,7 @@ class Connection:
             object.__setattr__(self, "user", user)
         for name, (pattern, example) in _FORMS.items():
             value = getattr(self, name)
-            if (value or (name == "user" and at)) and not re.fullmatch(pattern, value):
+            if (value or (at and name in ("host", "user"))) and not re.fullmatch(pattern, value):
                 raise UsageError(f"{name} = {value!r} cannot be used for a connection", hint=f"write it as {example}")
         if not 0 <= self.port <= 65535:
             raise UsageError(f"port = {self.port} is no port", hint="1 to 65535, or leave it out")
@@ -111,7 +111,12 @@ def search_path() -> tuple[Path, ...]:
 def read_device(path: Path) -> DeviceInfo:
     """The device described by a TOML file. Raises `UsageError` naming file and key when it is wrong."""
     table = read_toml(path)
-    info = from_mapping(DeviceInfo, {**table, "source": str(path)}, where=str(path))
+    try:
+        info = from_mapping(DeviceInfo, {**table, "source": str(path)}, where=str(path))
+    except UsageError as error:
+        if str(path) in error.message:
+            raise
+        raise UsageError(f"{path}: {error.message}", hint=error.hint) from error
     if info.schema != SCHEMA:
         raise UsageError(f"{path}: schema {info.schema} is not {SCHEMA}", hint="update hwprune, or the device file")
     for name in (info.name, *info.aliases, *filter(None, (info.pool,))):
