@@ -20,8 +20,8 @@ from hwprune.graph.onnx.precision import to_precision
 from hwprune.graph.onnx.quantize import LEVELS, activation_ranges, quantised_activations
 from hwprune.testing.networks import FAMILIES
 
-# residual, concatenating, depthwise, squeeze and excite, transposed convolution, linear with a turned weight
-DEFAULT = ("densenet", "mobilenetv2", "resnet18", "squeeze_excite", "transformer", "unet")
+# depthwise, residual, squeeze and excite, linear with a turned weight, concatenation and transposed convolution
+DEFAULT = ("mobilenetv2", "resnet18", "squeeze_excite", "transformer", "unet")
 families = pytest.mark.parametrize(
     "family",
     [*DEFAULT, *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(FAMILIES) if name not in DEFAULT)],

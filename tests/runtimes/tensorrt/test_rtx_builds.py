@@ -28,6 +28,7 @@ from hwprune.runtimes._tensorrt.builder import BuildOptions, PlanBuilder
 from hwprune.runtimes._tensorrt.errors import ParseFailed
 from hwprune.runtimes._tensorrt.log import Log
 from hwprune.testing.network_blocks import OptionBBlock, ResNet, conv_bn
+from hwprune.testing.networks import FAMILIES
 from hwprune.testing.runtimes import conv_net
 
 pytest.importorskip("tensorrt_rtx")
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.tensorrt_rtx
 
 SIZE = 96
 PRECISIONS = ("fp32", "fp16", "int8")
+OTHERS = tuple(sorted(FAMILIES.keys() - {"unet"}))
 CUTS = ("mobilenetv2_0", "mobilenetv2_1", "resnet18_0")  # cut at random widths; the number is the seed
 
 
@@ -92,7 +94,7 @@ def test_a_cut_engine_is_smaller(builder: PlanBuilder) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("family", ["squeeze_excite", "unet"])
+@pytest.mark.parametrize("family", ["unet", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_engines_of_other_wiring(builder: PlanBuilder, family: str, precision: str) -> None:
     model, _, graph = traced(family)
     dense = OnnxTemplate.export(model, graph).dense

@@ -1,0 +1,95 @@
+"""The verbs on a TensorRT device, over the fakes: profile, fit, bench and doctor as on any other device."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from fake_gpu import Gpu
+from fake_jetson import MODEL, FakeJetson
+
+from hwprune import api
+from hwprune.core.measurement import Target
+from hwprune.devices import connect
+from hwprune.devices.prepare import CheckedBoard, WrongOutputs
+from hwprune.runtimes import _nvidia, tensorrt
+from hwprune.testing.runtimes import conv_net
+
+DEVICE = """
+schema = 1
+name = "desk-gpu"
+
+[connection]
+kind = "local"
+
+[runtimes.tensorrt]
+precisions = ["fp32", "tf32", "fp16", "int8"]
+
+[runtimes.tensorrt.options]
+cudart = {cudart}
+cache = {cache}
+"""
+
+
+@pytest.fixture
+def desk(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    folder = tmp_path / "work" / "devices"
+    folder.mkdir(parents=True)
+    text = DEVICE.format(cudart=json.dumps(str(gpu.path)), cache=json.dumps(str(gpu.cache)))
+    (folder / "desk-gpu.toml").write_text(text)
+    monkeypatch.chdir(folder.parent)
+    module = sys.modules["tensorrt"]
+    module.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)  # torch's exporter looks for it
+    return gpu
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_bench(desk: Gpu, precision: str) -> None:
+    for channels in (16, 128):
+        Path(f"c{channels}.onnx").write_bytes(conv_net(channels))
+    result = api.bench("c16.onnx", "c128.onnx", device="desk-gpu", runtime=f"tensorrt:{precision}", protocol="quick")
+    narrow, wide = result.measurements.values()
+    assert narrow.fingerprint.precision == precision
+    assert narrow.clock == "device"
+    assert narrow.latency_ms < wide.latency_ms
+    assert result.comparisons[0].verdict == "slower"
+
+
+def test_wrong_outputs_make_no_latency(desk: Gpu) -> None:
+    desk.script.wrong_outputs = True
+    Path("net.onnx").write_bytes(conv_net(16))
+    with pytest.raises(WrongOutputs, match=r"'net\.onnx': the outputs of tensorrt on desk-gpu in fp16 are off by"):
+        api.bench("net.onnx", device="desk-gpu", runtime="tensorrt:fp16", protocol="quick")
+
+
+def test_the_file_that_is_built_carries_the_precision(desk: Gpu) -> None:
+    with connect(Target("desk-gpu", "tensorrt:fp16")) as board:
+        assert isinstance(board, CheckedBoard)
+        rows = board.layers(conv_net(32), runs=3)
+    convolutions = [row for row in rows if row.kind == "Conv"]
+    assert [row.name for row in convolutions] == ["conv0", "conv1", "conv2"]
+
+
+def test_doctor(desk: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = FakeJetson(tmp_path / "jetson")
+    monkeypatch.setattr(tensorrt, "findings", lambda gpu: _nvidia.findings(gpu, root=board.root))
+    monkeypatch.setattr(tensorrt, "facts", lambda gpu: _nvidia.facts(gpu, root=board.root))
+    found = {check.name: check for check in api.doctor("desk-gpu", runtime="tensorrt:fp16")}
+    assert (found["outputs"].status, found["precision"].detail) == ("pass", "computes in fp16")
+    assert found["board"].detail.startswith(MODEL)
+    assert found["GPU clock"].status == "warn"
+    assert found["GPU clock"].fix.startswith("sudo jetson_clocks --store && sudo jetson_clocks")
+    assert found["processor"].detail.startswith(MODEL)
+
+
+def test_profile(desk: Gpu) -> None:
+    table = api.profile("digits_resnet", device="desk-gpu", runtime=":fp16", samples=10, tile=8)
+    assert len(table.rows) >= 10
+    print_ = table.fingerprint
+    assert (print_.device, print_.runtime, print_.precision) == ("desk-gpu", "tensorrt", "fp16")
+    assert dict(print_.flags)["typing"] == "strong"
+    assert all(row.latency_ms > 0 and not row.disturbed for row in table.rows)
+    assert "fp16" in str(table.folder)
