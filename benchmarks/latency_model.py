@@ -2,6 +2,8 @@
 
     python benchmarks/latency_model.py                       # both spaces, about ten minutes
     python benchmarks/latency_model.py --space mobilenetv2   # one of them
+    python benchmarks/latency_model.py --runtime openvino    # another runtime, or openvino:bf16
+    python benchmarks/latency_model.py --runtime executorch --slow   # seconds to build a network: fewer held out
 
 For each space: a latency table of 100 networks is measured as `hwprune profile` does it; 150 other networks are
 measured with five times the laps and held out; a quarter of them is measured again later, which gives the label noise
@@ -10,7 +12,8 @@ true slopes at two random networks: each group at its widest and its least width
 
 Columns: MAPE; share of networks within 5 and 10 %; bias; Spearman and Kendall rank correlation; share of networks
 within the stated one-sigma error (68 % when calibrated); wrong sign and cosine of one-group changes against the
-measured ones. Results: `results/latency_model_<machine>.json` and `.txt`.
+measured ones. `--slow` holds out 50 networks and leaves the slopes out. Results:
+`results/latency_model_<runtime>_<machine>.json` and `.txt`, and the staircase of the runtime as `tile_<runtime>_<machine>.svg`.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from hwprune.core.events import Event, Progress
 from hwprune.core.files import atomic_write_text, write_json
 from hwprune.core.measurement import Protocol, Target
 from hwprune.core.widths import Widths
-from hwprune.devices import Board, connect
+from hwprune.devices import AbstractBoard, connect, resolve
+from hwprune.devices.together import label_of
 from hwprune.graph import ChannelGraph, OnnxTemplate, trace
 from hwprune.latency.features import widths_array
 from hwprune.latency.fit import KINDS, compare
@@ -42,6 +46,7 @@ from hwprune.latency.samples import Samples
 from hwprune.latency.scores import Scores, label_noise, score
 from hwprune.latency.table import LatencyTable, TableRow
 from hwprune.models import load_model
+from hwprune.report.staircase import staircase_drawing
 
 RESULTS = Path(__file__).parent / "results"
 SPACES = {"mobilenetv2": ("mobilenetv2", (3, 96, 96)), "resnet56": ("resnet56?width=2", (3, 32, 32))}
@@ -65,13 +70,16 @@ class Timing:
 class Bench:
     """One space on an open device."""
 
-    def __init__(self, name: str, board: Board, root: Path, train: int, held_out: int) -> None:
+    def __init__(
+        self, name: str, board: AbstractBoard, root: Path, options: argparse.Namespace, probed: tuple[int, float]
+    ) -> None:
         spec, shape = SPACES[name]
         torch.manual_seed(0)
         model = load_model(spec, input_shape=shape).eval()
         example = torch.randn(1, *shape)
         self.name, self.board, self.root = name, board, root
-        self.train, self.held_out = train, held_out
+        self.tile, self.probe_s = probed
+        self.train, self.held_out, self.bases = options.train, options.held_out, options.slopes
         self.graph: ChannelGraph = trace(model, example)
         self.template = OnnxTemplate.export(model, self.graph)
 
@@ -104,9 +112,7 @@ class Bench:
     def measure_table(self) -> tuple[Timing, LatencyTable]:
         """The table of training networks, as `hwprune profile` makes it."""
         begin = time.monotonic()
-        probe = detect_tile(self.board)
-        probed = time.monotonic()
-        table = self._table("train", probe.tile, Protocol.sample())
+        table = self._table("train", self.tile, Protocol.sample())
         marks: list[float] = []
 
         def note(event: Event) -> None:
@@ -114,9 +120,9 @@ class Bench:
                 marks.append(time.monotonic())
 
         self._fill(table, self.train, 0, note)
-        rows_s = marks[(self.train - 1) // BATCH] - probed
-        done = time.monotonic() - probed
-        return Timing(probe.tile, probed - begin, rows_s, done, 1e3 * rows_s / self.train), table
+        rows_s = marks[(self.train - 1) // BATCH] - begin
+        done = time.monotonic() - begin
+        return Timing(self.tile, self.probe_s, rows_s, done, 1e3 * rows_s / self.train), table
 
     def measure_held_out(self, table: LatencyTable) -> LatencyTable:
         """Other networks, measured longer."""
@@ -135,7 +141,7 @@ class Bench:
         """Wrong signs and cosine of every group's whole change, widest to least, at two random networks."""
         space, rng = table.space, Random(7)
         found: dict[str, list[Scores]] = {kind: [] for kind in models}
-        for _ in range(2):
+        for _ in range(self.bases):
             base = space.sample(rng)
             rows = {
                 base.replace(name, width)
@@ -154,6 +160,7 @@ class Bench:
                 "changes": sum(item.pairs for item in items),
             }
             for kind, items in found.items()
+            if items
         }
 
     def _measure(self, table: LatencyTable, networks: Sequence[Widths], session: str) -> list[TableRow]:
@@ -196,6 +203,10 @@ def _without(samples: Samples, table: LatencyTable) -> Samples:
 def as_text(document: dict) -> str:  # type: ignore[type-arg]
     """The results as tables for RECORDS.md."""
     lines = [f"{document['machine']}, {document['target']}, one-minute load {document['load']}"]
+    slower = ", ".join(
+        f"{width} (than {wider})" for width, wider in document.get("probe", {}).get("slower_than_wider", ())
+    )
+    lines += [f"channels that are slower than more channels: {slower}"] if slower else []
     for name, found in document["spaces"].items():
         timing, noise = found["timing"], found["label_noise"]
         lines += [
@@ -205,36 +216,38 @@ def as_text(document: dict) -> str:  # type: ignore[type-arg]
             f"  {found['train']} networks measured in {timing['rows_s']:.1f} s ({timing['row_ms']:.0f} ms each,"
             f" building included); table with layers and repeats {timing['table_s']:.1f} s,"
             f" probe {timing['probe_s']:.1f} s",
-            f"  {found['held_out']} held out; label noise {100 * noise:.2f} % (held out), "
+            f"  {found['held_out']} held out; label noise {100 * (noise or np.nan):.2f} % (held out), "
             f"{100 * (found['train_label_noise'] or np.nan):.2f} % (table); disturbed rows {found['disturbed_rows']}",
             "  model             MAPE  <=5 %  <=10 %   bias  Spearman  Kendall  in 1 s  | slopes: wrong sign  cosine",
         ]
         for kind, s in found["models"].items():
-            slope, sigma = found["slopes"][kind], s["within_sigma"]
+            sigma = s["within_sigma"]
             lines.append(
                 f"  {kind:<16}{100 * s['mape']:5.2f}%  {100 * s['within_5']:4.0f}%   {100 * s['within_10']:4.0f}%"
                 f"  {100 * s['bias']:+5.1f}%     {s['spearman']:.3f}    {s['kendall']:.3f}"
                 f"    {'-' if sigma is None else f'{100 * sigma:.0f}%':>4}"
-                f"  |            {100 * slope['wrong_sign']:4.1f}%   {slope['cosine']:.3f}"
+                f"  |            {_slope(found['slopes'].get(kind))}"
             )
     return "\n".join(lines) + "\n"
 
 
+def _slope(found: dict[str, float] | None) -> str:
+    return "   -       -" if found is None else f"{100 * found['wrong_sign']:4.1f}%   {found['cosine']:.3f}"
+
+
 def main() -> None:
     """Measure, fit, print, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--space", choices=SPACES, action="append", help="one of the spaces; both by default")
-    parser.add_argument("--train", type=int, default=100, help="measured training networks")
-    parser.add_argument("--held-out", type=int, default=150, help="measured held-out networks")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
-    parser.add_argument("--tables", type=Path, help="keep the tables in this folder")
-    options = parser.parse_args()
+    options = _options()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder, connect(Target()) as board:
+    target = resolve(Target(runtime=options.runtime))
+    with tempfile.TemporaryDirectory() as folder, connect(target) as board:
+        begin = time.monotonic()
+        probe = detect_tile(board)
+        probe_s = time.monotonic() - begin
         root = options.tables or Path(folder)
         found = {}
         for name in options.space or SPACES:
-            found[name] = Bench(name, board, root / name, options.train, options.held_out).run()
+            found[name] = Bench(name, board, root / name, options, (probe.tile, probe_s)).run()
         machine = board.fingerprint.cpu_model
         document = {
             "schema": "hwprune.latency_model_benchmark/1",
@@ -242,12 +255,36 @@ def main() -> None:
             "target": board.label(),
             "load": Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else "unknown",
             "fingerprint": board.fingerprint.to_json(),
+            "probe": probe.to_json(),
             "spaces": found,
         }
     print(as_text(document))
-    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{label_of(target)} {machine}".lower()).strip("-")
     write_json(options.out / f"latency_model_{slug}.json", document)
     atomic_write_text(options.out / f"latency_model_{slug}.txt", as_text(document))
+    drawing = staircase_drawing(
+        probe.curve,
+        tile=probe.tile if probe.resolved else None,
+        slower=dict(probe.slower_than_wider),
+        label=document["target"],
+    )
+    atomic_write_text(options.out / f"tile_{slug}.svg", drawing)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--space", choices=SPACES, action="append", help="one of the spaces; both by default")
+    parser.add_argument("--runtime", default=Target.runtime, help="a runtime of this CPU, or RUNTIME:PRECISION")
+    parser.add_argument("--train", type=int, default=100, help="measured training networks")
+    parser.add_argument("--held-out", type=int, help="measured held-out networks; 150, or 50 with --slow")
+    parser.add_argument("--slopes", type=int, help="networks at which slopes are measured; 2, or none with --slow")
+    parser.add_argument("--slow", action="store_true", help="for runtimes that take seconds to build a network")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--tables", type=Path, help="keep the tables in this folder")
+    options = parser.parse_args()
+    options.held_out = options.held_out or (50 if options.slow else 150)
+    options.slopes = (0 if options.slow else 2) if options.slopes is None else options.slopes
+    return options
 
 
 if __name__ == "__main__":
