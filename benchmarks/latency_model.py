@@ -13,7 +13,7 @@ true slopes at two random networks: each group at its widest and its least width
 Columns: MAPE; share of networks within 5 and 10 %; bias; Spearman and Kendall rank correlation; share of networks
 within the stated one-sigma error (68 % when calibrated); wrong sign and cosine of one-group changes against the
 measured ones. `--slow` holds out 50 networks and leaves the slopes out. Results:
-`results/latency_model_<runtime>-<machine>.json` and `.txt`, and the runtime's staircase, `tile_<runtime>-<machine>.svg`.
+`results/latency_model_<runtime>-<machine>.json` and `.txt`, and the staircase, `tile_<runtime>-<machine>.svg`.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from hwprune.core.measurement import Fingerprint, LayerTime, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
 from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
 from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
+from hwprune.runtimes._inputs import Input, check_inputs, example_inputs, fixed_inputs
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -39,7 +40,6 @@ NUMPY_TYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
-INPUT_SEED = 0
 
 
 @lru_cache(maxsize=1)
@@ -73,11 +73,10 @@ class OrtSession(AbstractSession):
                 f"ONNX Runtime cannot load the model ({len(model)} bytes): {first}",
                 hint="check the file with onnx.checker, or export it again",
             ) from error
-        self._inputs = {item.name: item for item in self._session.get_inputs()}
+        self._inputs = fixed_inputs([_input(item) for item in self._session.get_inputs()], target.batch)
         self._binding = self._session.io_binding()
-        rng = np.random.default_rng(INPUT_SEED)
-        for item in self._inputs.values():
-            self._binding.bind_cpu_input(item.name, _example(item, target.batch, rng))
+        for name, values in example_inputs(self._inputs).items():
+            self._binding.bind_cpu_input(name, values)
         for item in self._session.get_outputs():
             self._binding.bind_output(item.name, "cpu")
         self._run = self._session.run_with_iobinding
@@ -86,12 +85,8 @@ class OrtSession(AbstractSession):
         self._run(self._binding)
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        if set(inputs) != set(self._inputs):
-            raise UsageError(f"the model takes inputs {sorted(self._inputs)}, not {sorted(inputs)}")
-        try:
-            return list(self._session.run(None, dict(inputs)))
-        except _refusals() as error:
-            raise UsageError(f"the model does not take these inputs: {str(error).splitlines()[0]}") from error
+        check_inputs(inputs, self._inputs)
+        return list(self._session.run(None, dict(inputs)))
 
     def end_profiling(self) -> Path:
         """Stop the profiler; the file it wrote."""
@@ -101,25 +96,10 @@ class OrtSession(AbstractSession):
         del self._run, self._binding, self._session
 
 
-def _example(item: Any, batch: int, rng: np.random.Generator) -> np.ndarray:
-    """Values of the input's type and shape; normal floats, since denormal ones would be timed as something else."""
-    if item.type not in NUMPY_TYPES:
-        raise UsageError(f"input '{item.name}' is of type {item.type}, which cannot be timed")
-    free = [size for size in item.shape[1:] if not isinstance(size, int)]
-    if free:
-        raise UsageError(
-            f"input '{item.name}' has the free sizes {free} besides the batch", hint="export it with fixed sizes"
-        )
-    shape = [batch if not isinstance(size, int) else size for size in item.shape]
-    if shape and shape[0] != batch:
-        raise UsageError(
-            f"the model is fixed to batch {shape[0]}, the target says batch {batch}",
-            hint=f"use batch {shape[0]}, or export the model with batch {batch}",
-        )
-    kind = NUMPY_TYPES[item.type]
-    if np.issubdtype(kind, np.floating):
-        return rng.standard_normal(shape).astype(kind)
-    return np.ones(shape, kind)
+def _input(item: Any) -> Input:
+    kind = NUMPY_TYPES.get(item.type)
+    shape = tuple(size if isinstance(size, int) else None for size in item.shape)
+    return Input(item.name, "" if kind is None else np.dtype(kind).name, shape)
 
 
 @dataclass(frozen=True)
