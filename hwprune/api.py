@@ -33,6 +33,7 @@ from hwprune.report.waterfall import Waterfall, waterfall
 from hwprune.search.compare import cells_of, run_comparison
 from hwprune.search.fleet import profile_devices
 from hwprune.search.outcomes import BenchResult, Exported, Run, builder, load
+from hwprune.search.precision import in_precision
 from hwprune.search.refine import finetune_run
 from hwprune.search.run import run_search
 from hwprune.search.run_folder import find_run
@@ -286,8 +287,15 @@ def export(
     path: str | Path = "model.onnx",
     *,
     weights: str | Path | None = None,
+    precision: str = "fp32",
+    data: str | Data | None = None,
+    seed: int = 0,
 ) -> Exported:
-    """Write a run's pruned network, or any model, as ONNX and compare its outputs with torch's."""
+    """Write a run's pruned network, or any model, as ONNX and compare its outputs with torch's.
+
+    `precision`: fp32, fp16 (weights and activations FLOAT16) or int8 (quantise-dequantise pairs), for a runtime that
+    computes in what the file says. int8 takes the ranges of activations from images of `data`, a run's own by default.
+    """
     path = Path(path)
     if isinstance(subject, nn.Module) or _is_model(subject):
         network, example, _ = model_and_example(subject, x, None, 1, 0, weights=weights)
@@ -296,13 +304,17 @@ def export(
     else:
         folder = find_run(subject, RUNS)
         network, written = load(folder), read_onnx(folder / "model.onnx")
-        example = example_of(
-            read_json(folder / "environment.json")["input_shape"], SearchSettings.read(folder / "run.toml").batch
-        )
+        settings = SearchSettings.read(folder / "run.toml")
+        example = example_of(read_json(folder / "environment.json")["input_shape"], settings.batch)
+        data = data or settings.data
+    images = load_data(data, seed=seed) if isinstance(data, str) and precision == "int8" else data
     with connect(Target()) as board:
-        difference = check_against_torch(written, network, (example,), float("inf"), board.infer)
-    atomic_write_bytes(path, written)
-    return Exported(path, len(written), difference)
+        shipped = in_precision(
+            written, precision, example, images if isinstance(images, Data) else None, board.infer, seed
+        )
+        difference = check_against_torch(shipped.model, network, (shipped.example,), float("inf"), board.infer)
+    atomic_write_bytes(path, shipped.model)
+    return Exported(path, len(shipped.model), difference, shipped.tolerance)
 
 
 def bench(

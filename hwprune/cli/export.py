@@ -21,11 +21,25 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("model.onnx"),
     input: flags.Input = None,
     weights: flags.Weights = None,
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="fp32, fp16 or int8: the types in the file, for TensorRT.")
+    ] = "fp32",
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="int8: images to find ranges with; a run's own by default.")
+    ] = None,
 ) -> Outcome:
     """Write a network as ONNX and check its output against torch."""
     from hwprune import api
 
-    exported = api.export(call.run(subject), example_shape(input), output, weights=weights)
+    exported = api.export(
+        call.run(subject),
+        example_shape(input),
+        output,
+        weights=weights,
+        precision=precision,
+        data=data,
+        seed=call.common.seed,
+    )
     verdict = "pass" if exported.max_difference <= exported.tolerance else "FAIL"
     text = (
         f"wrote {exported.path} ({format_bytes(exported.size_bytes)})\n"

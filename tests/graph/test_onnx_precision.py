@@ -110,6 +110,12 @@ def test_every_layer_reads_int8_on_both_sides(family: str) -> None:
     assert not any(array.any() or array.dtype != np.int8 for array in zeros)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_what_has_the_precision_already_stays_as_it_is(precision: str) -> None:
+    once = to_precision(_dense("resnet18"), precision)
+    assert to_precision(once, precision) == once
+
+
 def test_fp32_and_tf32_are_the_file_itself() -> None:
     model = _dense("resnet18")
     assert to_precision(model, "fp32") is model

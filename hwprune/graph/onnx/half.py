@@ -44,10 +44,12 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     Inputs and outputs of the network keep their types, with a Cast at each: the caller's data fit all precisions.
     Operators of `FP32_OPS`, and those that the ONNX standard does not define for FLOAT16, stay in fp32 between two
     Casts. A BatchNormalization keeps its place, its statistics folded into scale and bias in double precision.
-    Raises `GraphError` for a weight that FLOAT16 cannot hold.
+    A network that holds FLOAT16 already is taken as it is. Raises `GraphError` for a weight that FLOAT16 cannot hold.
     """
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     network = from_model(inferred, ())
+    if HALF in network.types.values():
+        return model
     halving = _Halving(network, {name: FLOAT for name in network.inputs if network.types.get(name) == FLOAT})
     for node in network.nodes:
         halving.add(node)

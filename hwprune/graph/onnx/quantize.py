@@ -39,10 +39,13 @@ def to_int8(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx.ModelPr
     constant, and the other summand where such a layer ends in an addition, so that the addition can be fused. An
     activation has one pair, shared by its readers, and one scale; a weight has a scale per output channel (one for
     all, in a transposed convolution with groups). Biases and everything else stay fp32. Weights are fp32 constants
-    before a QuantizeLinear, since TensorRT 8 reads no int8 constants. Raises `GraphError` below opset 13 and when
+    before a QuantizeLinear, since TensorRT 8 reads no int8 constants. A network that holds such pairs already is taken
+    as it is. Raises `GraphError` below opset 13 and when
     there is nothing to quantise, `UsageError` for a range that is not a positive number.
     """
     network = _readable(model)
+    if any(node.op_type == "DequantizeLinear" for node in network.nodes):
+        return model
     for name, limit in ranges.items():
         if not (np.isfinite(limit) and limit > 0):
             raise UsageError(f"the range of activation '{name}' is {limit}", hint="give a positive magnitude")
