@@ -8,9 +8,10 @@ this is checked once a process, and where it does not hold the wall clock is use
 from __future__ import annotations
 
 import platform
+import sys
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,6 +28,7 @@ from hwprune.runtimes._inputs import Input, check_inputs, example_inputs, fixed_
 if TYPE_CHECKING:
     import onnx
 
+TELEMETRY = "openvino_telemetry"
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 CAPABILITIES = {"bf16": "BF16"}
@@ -39,10 +41,29 @@ _OWN_SHARE = 0.5  # of the process's CPU time: with less, another thread than th
 @lru_cache(maxsize=1)
 def _openvino() -> Any:
     try:
-        import openvino
+        with _silent():
+            import openvino
     except ImportError as error:
         raise DeviceError("OpenVINO is not installed", hint="pip install openvino") from error
     return openvino
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Import without OpenVINO's telemetry, which counts every import in the user's home and reports it.
+
+    OpenVINO does without where the package is not installed, and nothing here wants a thread that sends while another
+    is timed.
+    """
+    known = {name: module for name, module in sys.modules.items() if name.split(".")[0] == TELEMETRY}
+    for name in known:
+        del sys.modules[name]
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # what Python takes for "there is no such package"
+    try:
+        yield
+    finally:
+        del sys.modules[TELEMETRY]
+        sys.modules.update(known)
 
 
 @lru_cache(maxsize=1)

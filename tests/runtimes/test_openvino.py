@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -158,6 +161,18 @@ class TestInputs:
             OpenVino().check(TARGET)
         assert caught.value.hint == "pip install openvino"
         plugin._openvino.cache_clear()
+
+
+def test_nothing_is_reported_to_anybody(tmp_path: Path) -> None:
+    """OpenVINO's telemetry counts imports in the home folder and sends them."""
+    code = (
+        "import sys; from hwprune.runtimes import openvino as plugin; plugin._core();"
+        "print([name for name in sys.modules if 'openvino_telemetry' in name])"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert list(tmp_path.iterdir()) == []
 
 
 class TestLayerTimes:
