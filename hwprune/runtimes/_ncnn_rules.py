@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
     Rule = Callable[[Writer, Node], None]
 
-_BINARY = {"Add": 0, "Sub": 1, "Mul": 2, "Div": 3, "Max": 4, "Min": 5, "Pow": 6}
-_REVERSED = {1: 7, 3: 8, 6: 9}  # what takes the scalar on its left; the others are symmetric
+_BINARY = {"Add": 0, "Sub": 1, "Mul": 2, "Div": 3, "Max": 4, "Min": 5}
+_REVERSED = {1: 7, 3: 8}  # what takes the scalar on its left; the others are symmetric
 _UNARY = {"Abs": 0, "Neg": 1, "Floor": 2, "Ceil": 3, "Sqrt": 5, "Exp": 7, "Log": 8, "Reciprocal": 15}
+_POWERS = {2.0: 4, 0.5: 5}  # of UnaryOp; ncnn's general power is wrong for negative numbers
 _REDUCTIONS = {"ReduceSum": 0, "ReduceMean": 3, "ReduceMax": 4, "ReduceMin": 5}
 _POOLED = {"ReduceMax": 0, "ReduceMean": 1, "GlobalMaxPool": 0, "GlobalAveragePool": 1}
 _ACTIVATION = 9  # the parameter of every layer with weights; its own parameters are the next
@@ -205,6 +206,13 @@ def _binary(writer: Writer, node: Node) -> None:
     writer.add("BinaryOp", node, [writer.operand(node, side, rank) for side in (0, 1)], node.outputs, {0: code})
 
 
+def _power(writer: Writer, node: Node) -> None:
+    exponent = writer.graph.scalar(node, 1)
+    if exponent not in _POWERS:
+        writer.graph.refuse(node, "only squares and square roots are known")
+    writer.add("UnaryOp", node, node.inputs[:1], node.outputs, {0: _POWERS[exponent]})
+
+
 def _pool(kind: int) -> Rule:
     def rule(writer: Writer, node: Node) -> None:
         kernel, stride = node.ints("kernel_shape", ()), node.ints("strides", (1, 1))
@@ -279,6 +287,7 @@ RULES: Mapping[str, Rule] = {
     "ConvTranspose": _conv_transpose,
     "Gemm": _gemm,
     "MatMul": _matmul,
+    "Pow": _power,
     "Relu": _plain("ReLU"),
     "LeakyRelu": _with_parameters("ReLU", lambda _, node: {0: node.number("alpha", 0.01)}),
     "PRelu": _prelu,

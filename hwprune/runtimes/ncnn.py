@@ -139,9 +139,7 @@ class NcnnRuntime(AbstractRuntime):
         if target.precision not in self.precisions:
             raise UsageError(f"ncnn computes in fp32 here, not in {target.precision}", hint="use precision fp32")
         if target.batch != 1:
-            raise UsageError(
-                f"ncnn holds one image at a time, the target says batch {target.batch}", hint="use batch 1"
-            )
+            raise UsageError(f"ncnn holds one image at a time, not a batch of {target.batch}", hint="use batch 1")
         if target.threads > cores:
             raise UsageError(f"{target.threads} threads on {cores} usable cores", hint=f"use at most {cores} threads")
 

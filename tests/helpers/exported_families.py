@@ -31,13 +31,14 @@ class Together(nn.Module):
 
 
 @cache
-def exported(family: str) -> tuple[nn.Module, ChannelGraph, OnnxTemplate]:
-    """The network of a family, or of those in `TOGETHER` side by side, with its graph and template."""
+def exported(family: str, batch: int = 2) -> tuple[nn.Module, ChannelGraph, OnnxTemplate]:
+    """The network of a family, or of those in `TOGETHER` side by side, with its graph and template; batch 1 or 2."""
     if family == "together":
         model: nn.Module = Together(TOGETHER.split()).eval()
         example = model.example
     else:
         model, example = build(family)
+    example = tuple(image[:batch] for image in example)
     graph = trace(model, example, verify=family != "together")  # its families are verified one by one
     return model, graph, OnnxTemplate.export(model, graph)
 

@@ -26,6 +26,23 @@ def run(model: onnx.ModelProto | bytes, inputs: Mapping[str, Array]) -> list[Arr
     return [np.asarray(output) for output in session.run(None, dict(inputs))]
 
 
+def random_inputs(model: bytes, seed: int = 1) -> dict[str, Array]:
+    """Standard normal float inputs of a model."""
+    rng = np.random.default_rng(seed)
+    shapes = {
+        item.name: [size.dim_value for size in item.type.tensor_type.shape.dim]
+        for item in onnx.load_from_string(model).graph.input
+    }
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def worst_error(found: Sequence[Array], expected: Sequence[Array]) -> float:
+    """The largest difference, relative to the largest value of its tensor or to 1; shapes must agree."""
+    assert [value.shape for value in found] == [value.shape for value in expected]
+    pairs = [(np.asarray(a, float), np.asarray(b, float)) for a, b in zip(found, expected, strict=True)]
+    return max(float(np.abs(a - b).max(initial=0.0)) / max(1.0, float(np.abs(b).max(initial=0.0))) for a, b in pairs)
+
+
 def model_of(
     nodes: Sequence[Node], tensors: Mapping[str, Array], *, inputs: Mapping[str, Sequence[int]], output: str
 ) -> onnx.ModelProto:
