@@ -56,5 +56,5 @@ def _images(data: Data, batch: int, seed: int) -> list[Tensor]:
     """Normalised training images in batches, as many as calibration takes."""
     count = max(CALIBRATION_IMAGES // batch, 1)
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
-    chosen = order.repeat(-(-count * batch // len(order)))[: count * batch].split(batch)
+    chosen = order.repeat(-(-count * batch // len(order)))[: count * batch].view(count, batch)
     return [data.batch("train", indices)[0].contiguous() for indices in chosen]

@@ -113,7 +113,7 @@ class _Halving:
     def _is_float(self, name: str) -> bool:
         if name not in self.network.types:  # made by a rewrite
             return bool(self.tensors[name].dtype == np.float32)
-        return self.network.types[name] == FLOAT
+        return bool(self.network.types[name] == FLOAT)
 
     def _as(self, name: str, kind: int, node: onnx.NodeProto) -> str:
         """The name under which `node` reads a float value in a type."""
