@@ -95,7 +95,7 @@ class WorkerProcess:
         """Pass on what it prints, and keep the end of it for the obituary."""
         pipe = self._process.stderr
         assert pipe is not None
-        for block in iter(lambda: pipe.read1(1 << 16), b""):  # type: ignore[attr-defined]  # a buffered reader
+        for block in iter(lambda: os.read(pipe.fileno(), 1 << 16), b""):
             self._tail = (self._tail + block)[-TAIL_BYTES:]
             try:
                 os.write(2, block)

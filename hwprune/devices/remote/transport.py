@@ -161,5 +161,6 @@ class CommandChannel(AbstractChannel):
 
     def _read_errors(self) -> None:
         assert self._process.stderr is not None
-        for block in iter(lambda: self._process.stderr.read1(1 << 16), b""):  # type: ignore[union-attr]
+        source = self._process.stderr.fileno()
+        for block in iter(lambda: os.read(source, 1 << 16), b""):
             self._said = (self._said + block)[-TAIL_BYTES:]
