@@ -77,6 +77,7 @@ class TensorRt(AbstractRuntime):
         named = dict(state)
         level = hasattr(place.trt.IBuilderConfig, "builder_optimization_level")
         flags = (
+            ("package", self.package),
             ("typing", "strong" if api.is_strongly_typed(place.trt, self.typing) else "weak"),
             ("optimisation_level", str(self.optimisation_level) if level else "not settable"),
             ("workspace_mib", str(self.workspace_mib)),
@@ -136,7 +137,7 @@ class TensorRt(AbstractRuntime):
         folder = Path(self.cache) if self.cache else default_folder()
         timings = place.timing_cache(folder, target, lambda: self.fingerprint(target))
         plan = place.builder(self._build_options()).plan(model, target, timings)
-        session = TrtSession(place.trt, place.runtime, place.cuda, plan, graph=self.graph)
+        session = TrtSession(place.trt, place.runtime, place.cuda, place.log, plan, graph=self.graph)
         if timings.refused:
             session.note(f"timing_cache_refused: {timings.refused}")
         return session

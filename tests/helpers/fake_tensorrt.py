@@ -10,6 +10,7 @@ import ctypes
 import enum
 import json
 import types
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,6 +148,7 @@ class Builder(_Fake):
 
     def build_serialized_network(self, network: Any, config: Any) -> Any:
         script = self._module.script
+        assert network._parser() is not None, "the parser, and with it the weights, is gone before the build"
         creation = self._module.names.enums["NetworkDefinitionCreationFlag"]
         asked = {name for name, number in creation.items() if network._flags >> number & 1}
         if "EXPLICIT_BATCH" in creation and self._module.names.version < "9" and "EXPLICIT_BATCH" not in asked:
@@ -254,6 +256,7 @@ class OnnxParser(_Fake):
 
     def __init__(self, network: Any, logger: Any) -> None:
         self._network = network
+        network._parser = weakref.ref(self)
         self._logger = logger
         self._errors: tuple[str, ...] = ()
 

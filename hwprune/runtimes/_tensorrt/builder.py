@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING
 from hwprune.core.errors import UsageError
 from hwprune.runtimes._tensorrt.api import Builder, Config, Module, Network, Parser, is_strongly_typed
 from hwprune.runtimes._tensorrt.errors import BuildFailed, ParseFailed
-from hwprune.runtimes._tensorrt.log import Log
+from hwprune.runtimes._tensorrt.log import Log, shown
 from hwprune.runtimes._tensorrt.timing_cache import TimingCache
 
 if TYPE_CHECKING:
     from hwprune.core.measurement import Target
 
 MIB = 1 << 20
-PLANS_BYTES = 512 * MIB  # so many bytes of plans are remembered
-SHOWN = 3  # messages of TensorRT in an error
+PLANS_BYTES = 128 * MIB  # so many bytes of plans are remembered; on a board that is the GPU's memory too
 
 
 @dataclass(frozen=True)
@@ -78,16 +77,17 @@ class PlanBuilder:
 
     def _build(self, model: bytes, target: Target, timings: TimingCache | None) -> bytes:
         self._log.take()
-        network = self._parse(model)
+        network = self._network()
+        parser = self._parsed(network, model)
         _fix_batch(network, target.batch)
         config = self._config(target)
         if timings is not None:
             timings.attach(config)
         plan = self._builder.build_serialized_network(network, config)
-        said = self._log.take()
+        del parser  # not before: the memory of the weights is the parser's
         if plan is None:
             raise BuildFailed(
-                f"TensorRT built no engine for the model ({len(model)} bytes): {_shown(said, 'it does not say why')}",
+                f"TensorRT built no engine for the model ({len(model)} bytes): {self._log.take_text()}",
                 hint="raise the option workspace_mib if memory ran out; else leave this network out",
             )
         self.builds += 1
@@ -95,21 +95,24 @@ class PlanBuilder:
             timings.built()
         return bytes(memoryview(plan))  # type: ignore[arg-type]
 
-    def _parse(self, model: bytes) -> Network:
-        trt, builder = self._trt, self._builder
-        network = builder.create_network(network_flags(trt, self._options.typing))
-        parser: Parser = self._log.make("ONNX parser", trt.OnnxParser, network)
+    def _network(self) -> Network:
+        builder = self._builder
+        return builder.create_network(network_flags(self._trt, self._options.typing))
+
+    def _parsed(self, network: Network, model: bytes) -> Parser:
+        """A parser that has filled the network."""
+        parser: Parser = self._log.make("ONNX parser", self._trt.OnnxParser, network)
         parsed = bool(model) and parser.parse(model)
         if not parsed:
             found = tuple(_complaint(parser, index) for index in range(parser.num_errors))
-            said = found or self._log.take()
             raise ParseFailed(
-                f"TensorRT cannot load the model ({len(model)} bytes): {_shown(said, 'it is no ONNX model')}",
+                f"TensorRT cannot load the model ({len(model)} bytes): "
+                f"{shown(found) or self._log.take_text('it is no ONNX model')}",
                 hint="check the file with onnx.checker, or export it again",
             )
         if network.num_outputs == 0 or network.num_layers == 0:
             raise ParseFailed(f"TensorRT cannot load the model ({len(model)} bytes): it has no operators")
-        return network
+        return parser
 
     def _config(self, target: Target) -> Config:
         trt, options = self._trt, self._options
@@ -172,10 +175,3 @@ def _complaint(parser: Parser, index: int) -> str:
     if hasattr(problem, "node_name"):  # from TensorRT 10 on
         return f"node {problem.node_name()}: {text}"
     return f"node {problem.node()}: {text}"
-
-
-def _shown(said: tuple[str, ...], otherwise: str) -> str:
-    if not said:
-        return otherwise
-    rest = f" (and {len(said) - SHOWN} more)" if len(said) > SHOWN else ""
-    return "; ".join(text.replace("\n", " ") for text in said[:SHOWN]) + rest

@@ -70,10 +70,14 @@ class Cuda:
         self._release("cudaFree", address)
 
     def write(self, address: int, data: bytes) -> None:
-        """Copy bytes to the device and wait."""
+        """Copy bytes to the device and wait.
+
+        A copy from pageable memory may return before it has arrived, and the stream does not wait for it by itself.
+        """
+        self.synchronise()
         host = ctypes.create_string_buffer(data, len(data))
         self._call("cudaMemcpy", address, ctypes.addressof(host), len(data), TO_DEVICE)
-        self.synchronise()
+        self._call("cudaDeviceSynchronize")
 
     def read(self, address: int, size_bytes: int) -> bytes:
         """Wait for the stream, then copy bytes from the device."""

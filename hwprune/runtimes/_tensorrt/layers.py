@@ -15,7 +15,7 @@ from hwprune.core.statistics import mean, median
 from hwprune.runtimes._tensorrt.api import Module
 from hwprune.runtimes._tensorrt.cuda import Cuda, timed_region
 from hwprune.runtimes._tensorrt.errors import RunFailed
-from hwprune.runtimes._tensorrt.session import TrtSession, new_context
+from hwprune.runtimes._tensorrt.session import TrtSession
 
 CHAIN_MS, CHAIN_MAX = 0.5, 16  # the short chain lasts about so long, in at most so many runs
 LONG = 4  # the long chain has so many times as many runs
@@ -57,8 +57,7 @@ def in_network_times(trt: Module, cuda: Cuda, session: TrtSession, runs: int) ->
 def profile(trt: Module, cuda: Cuda, session: TrtSession, runs: int) -> list[tuple[str, float]]:
     """(layer, share of the whole) of `runs` runs in a context of their own."""
     shares = Shares()
-    context = new_context(session.engine, trt)
-    session.bind(context)
+    context = session.new_context()
     context.enqueue_emits_profile = False
     context.profiler = profiler = make_profiler(trt, shares)
     for number in range(runs + WARM_RUNS):

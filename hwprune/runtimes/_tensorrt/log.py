@@ -10,6 +10,7 @@ from hwprune.runtimes._tensorrt.api import Module
 from hwprune.runtimes._tensorrt.errors import EngineRefused
 
 KEPT = 50
+SHOWN = 3  # messages in an error
 
 
 class Log:
@@ -26,6 +27,10 @@ class Log:
         self._said.clear()
         return tuple(dict.fromkeys(errors + others))
 
+    def take_text(self, otherwise: str = "it does not say why") -> str:
+        """`take` as one line for an error message: the first few, and how many more there are."""
+        return shown(self.take()) or otherwise
+
     def make(self, what: str, kind: Callable[..., Any], *arguments: Any) -> Any:
         """One of TensorRT's objects that write into this log. Raises `EngineRefused` when it cannot be made.
 
@@ -34,11 +39,16 @@ class Log:
         try:
             return kind(*arguments, self.logger)
         except TypeError as error:
-            said = "; ".join(self.take()[:3]) or str(error)
             raise EngineRefused(
-                f"TensorRT could not make its {what}: {said}",
+                f"TensorRT could not make its {what}: {self.take_text(str(error))}",
                 hint="check nvidia-smi: TensorRT needs a GPU and a driver that serves its CUDA version",
             ) from error
+
+
+def shown(said: tuple[str, ...]) -> str:
+    """The first messages on one line."""
+    rest = f" (and {len(said) - SHOWN} more)" if len(said) > SHOWN else ""
+    return "; ".join(text.replace("\n", " ") for text in said[:SHOWN]) + rest
 
 
 def _collector(trt: Module, said: deque[tuple[bool, str]]) -> Any:

@@ -6,9 +6,11 @@ run for whatever is initialised lazily, and only then the capture, which freezes
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,8 @@ from hwprune.core.tensors import ITEM_BYTES, RawTensor, volume
 from hwprune.runtimes._base import AbstractSession
 from hwprune.runtimes._tensorrt.api import Context, Engine, Module
 from hwprune.runtimes._tensorrt.cuda import Cuda, Graph, timed_region
-from hwprune.runtimes._tensorrt.errors import EngineRefused, RunFailed
+from hwprune.runtimes._tensorrt.errors import CudaError, EngineRefused, RunFailed
+from hwprune.runtimes._tensorrt.log import Log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +38,7 @@ TYPES = {
     "BOOL": "bool",
 }
 BLOCK = 4099  # so many input values, repeated; a prime, so that no two channels of a network are alike
-PROBE_RUNS = 9  # runs in which it is found out whether the host keeps up
+PROBE_RUNS, PROBE_MS = 9, 20.0  # runs in which it is found out whether the host keeps up; fewer when they are long
 HOST_BOUND = 0.8  # trtexec's rule: enqueueing takes longer than this share of the GPU's time
 
 
@@ -58,15 +61,16 @@ class Binding:
 class TrtSession(AbstractSession):
     """Runs a plan on the stream of a GPU. `graph` asks for a CUDA graph; `kernels` are its nodes, 0 without one."""
 
-    def __init__(self, trt: Module, runtime: Runtime, cuda: Cuda, plan: bytes, *, graph: bool = True) -> None:
+    def __init__(self, trt: Module, runtime: Runtime, cuda: Cuda, log: Log, plan: bytes, *, graph: bool = True) -> None:
         self._trt = trt
         self._cuda = cuda
+        self._log = log
         self._bindings: tuple[Binding, ...] = ()
         self._graph: Graph | None = None
         self._notes: list[str] = []
         self.kernels = 0
-        self.engine = _engine(runtime, plan)
-        self.context = new_context(self.engine, trt)
+        self.engine = _engine(runtime, plan, log)
+        self.context = self.new_context()
         try:
             self._bindings = tuple(self._bind(index) for index in range(self.engine.num_io_tensors))
             self._fill()
@@ -99,7 +103,9 @@ class TrtSession(AbstractSession):
         self._cuda.ensure_alive()
         if not self.context.execute_async_v3(self._cuda.stream):
             self._cuda.raise_pending()  # an error of CUDA says more
-            raise RunFailed("TensorRT refused to enqueue the inference", hint="see what TensorRT printed before")
+            raise RunFailed(
+                f"TensorRT refused to enqueue the inference: {self._log.take_text()}", hint="leave this network out"
+            )
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         found = self.infer_raw({name: RawTensor.of(array) for name, array in inputs.items()})
@@ -120,6 +126,8 @@ class TrtSession(AbstractSession):
                 self._fill()  # what is timed later are the standard inputs again
 
     def close(self) -> None:
+        with suppress(CudaError):  # one that came meanwhile; it comes again if the GPU is lost
+            self._cuda.synchronise()
         if self._graph is not None:
             self._graph.close()
             self._graph = None
@@ -139,10 +147,17 @@ class TrtSession(AbstractSession):
 
         return self._cuda.capture(enqueue)
 
-    def bind(self, context: Context) -> None:
-        """Give another context of the same engine these buffers."""
+    def new_context(self) -> Context:
+        """An execution context with these buffers, without NVTX ranges, which would slow the enqueueing."""
+        context = self.engine.create_execution_context()
+        if context is None:
+            raise EngineRefused(
+                f"TensorRT made no execution context: {self._log.take_text()}", hint="free device memory"
+            )
+        context.nvtx_verbosity = self._trt.ProfilingVerbosity.NONE
         for item in self._bindings:
             context.set_tensor_address(item.name, item.address)
+        return context
 
     def _bind(self, index: int) -> Binding:
         trt, engine = self._trt, self.engine
@@ -160,7 +175,7 @@ class TrtSession(AbstractSession):
         is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
         if not self.context.set_tensor_address(name, address):
             self._cuda.free(address)
-            raise EngineRefused(f"TensorRT does not take the memory for tensor '{name}'")
+            raise EngineRefused(f"TensorRT does not take the memory for tensor '{name}': {self._log.take_text()}")
         return Binding(name, dtype, shape, address, is_input)
 
     def _inputs(self) -> tuple[Binding, ...]:
@@ -190,6 +205,8 @@ class TrtSession(AbstractSession):
                 host.append(1e3 * (self._cuda.now_s() - begin))
                 mark()
                 device.append(elapsed_ms())
+            if math.fsum(device) > PROBE_MS:
+                break
         if median(host) > HOST_BOUND * median(device):
             self._notes.append("host_bound")
 
@@ -208,15 +225,6 @@ class TrtSession(AbstractSession):
         raise RunFailed("the session is closed")
 
 
-def new_context(engine: Engine, trt: Module) -> Context:
-    """An execution context without NVTX ranges, which would slow the enqueueing. Raises `EngineRefused`."""
-    context = engine.create_execution_context()
-    if context is None:
-        raise EngineRefused("TensorRT made no execution context", hint="free device memory, and look at its messages")
-    context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
-    return context
-
-
 def example_bytes(dtype: str, count: int) -> bytes:
     """Values to time with, in C order: finite and away from zero, since zeros draw less power and run faster.
 
@@ -232,11 +240,11 @@ def example_bytes(dtype: str, count: int) -> bytes:
     return whole[: count * ITEM_BYTES[dtype]]
 
 
-def _engine(runtime: Runtime, plan: bytes) -> Engine:
+def _engine(runtime: Runtime, plan: bytes, log: Log) -> Engine:
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineRefused(
-            f"TensorRT does not load the plan it built ({len(plan)} bytes)",
+            f"TensorRT does not load the plan it built ({len(plan)} bytes): {log.take_text()}",
             hint="free device memory; a plan is only good for the GPU and version that built it",
         )
     return engine
