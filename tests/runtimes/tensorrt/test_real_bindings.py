@@ -36,7 +36,8 @@ LIBRARIES = ("libnvinfer", "libnvonnxparser", "libnvinfer_plugin", "libnvparsers
 
 
 def downloaded(package: str, version: str, folder: Path) -> Path:
-    """A wheel, unpacked. Skips where this Python or machine has none."""
+    """A wheel, unpacked into `folder`. Skips where this Python or machine has none."""
+    folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     done = subprocess.run([*command, "-d", str(folder), f"{package}=={version}"], capture_output=True, text=True)
     if "No matching distribution" in done.stderr:
@@ -97,14 +98,33 @@ def test_our_code_runs_on_the_real_bindings(version: str, tmp_path: Path) -> Non
     assert found["refused"].startswith("EngineRefused: TensorRT could not make its builder")
 
 
+def without_driver() -> None:
+    if Path("/proc/driver/nvidia/version").exists():
+        pytest.skip("this machine has a driver")
+
+
+def test_the_real_cuda_python_takes_our_calls(tmp_path: Path) -> None:
+    without_driver()
+    wheels = [
+        downloaded(package, version, tmp_path / package)
+        for package, version in (("cuda-bindings", "13.5.0"), ("cuda-pathfinder", "1.9.0"))
+    ]
+    path = os.pathsep.join(map(str, (*wheels, REPOSITORY)))
+    command = [sys.executable, str(HELPERS / "real_cuda_python.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["wrong"] == []
+    assert "cudaErrorInsufficientDriver (35)" in found["refused"]
+
+
 def test_a_real_cuda_runtime_says_that_there_is_no_driver(tmp_path: Path) -> None:
     """On a machine without an NVIDIA driver; where there is one, its GPU is counted."""
     from hwprune.core.errors import DeviceError
     from hwprune.runtimes._tensorrt.cuda import Cuda
     from hwprune.runtimes._tensorrt.cudart import SIGNATURES, load_calls
 
-    if Path("/proc/driver/nvidia/version").exists():
-        pytest.skip("this machine has a driver")
+    without_driver()
     wheel = downloaded("nvidia-cuda-runtime-cu12", "12.9.79", tmp_path)
     (library,) = wheel.rglob("libcudart.so.12")
     calls = load_calls("ctypes", str(library))
