@@ -163,7 +163,7 @@ class OpenVino(AbstractRuntime):
         records: list[list[Any]] = []
         for _ in range(runs):
             session.run()
-            records.append([item for item in session.profile() if item.status.name == "EXECUTED"])
+            records.append(session.profile())
         executed = session.compiled.get_runtime_model().get_ordered_ops()
         session.close()
         return _layers(records, executed)
@@ -280,13 +280,16 @@ def _fact(node: Any, name: str) -> str:
 def _layers(records: list[list[Any]], executed: list[Any]) -> tuple[LayerTime, ...]:
     """The mean time of every executed node over the faster half of the runs; disturbances only lengthen.
 
-    The mean, since OpenVINO counts whole microseconds.
+    The mean, since OpenVINO counts whole microseconds; a node below one is now executed and now not in its records.
     """
     table = np.array([[item.real_time.total_seconds() * 1e3 for item in run] for run in records])
     fastest = np.argsort(table.sum(axis=1))[: (len(records) + 1) // 2]
     means = table[fastest].mean(axis=0)
+    ran = [any(run[place].status.name == "EXECUTED" for run in records) for place in range(len(records[0]))]
     nodes = {node.friendly_name: node for node in executed}
-    return tuple(_layer(item, nodes.get(item.node_name), float(mean)) for item, mean in zip(records[0], means))
+    return tuple(
+        _layer(item, nodes.get(item.node_name), float(mean)) for item, mean, real in zip(records[0], means, ran) if real
+    )
 
 
 def _layer(item: Any, node: Any, latency_ms: float) -> LayerTime:

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import threading
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -184,6 +186,24 @@ class TestLayerTimes:
         assert all("fused: conv" in layer.note and ".relu" in layer.note for layer in convolutions)
         assert all("f32" in layer.note for layer in convolutions)
         assert not [layer for layer in layers if layer.kind == "Relu"]
+
+    def test_a_node_that_is_not_in_every_record_counts_with_its_mean(self) -> None:
+        """OpenVINO calls a node that took less than a microsecond not run."""
+
+        def record(*times_us: int) -> list[SimpleNamespace]:
+            return [
+                SimpleNamespace(
+                    node_name=f"n{place}",
+                    node_type="Relu",
+                    exec_type="jit",
+                    status=SimpleNamespace(name="EXECUTED" if us else "NOT_RUN"),
+                    real_time=timedelta(microseconds=us),
+                )
+                for place, us in enumerate(times_us)
+            ]
+
+        layers = plugin._layers([record(10, 1, 0), record(10, 0, 0), record(90, 9, 0)], [])
+        assert [(layer.name, layer.latency_ms) for layer in layers] == [("n0", 0.01), ("n1", 0.0005)]
 
     def test_layers_add_up_to_the_network(self) -> None:
         model = conv_net(128, size=28)
