@@ -105,6 +105,7 @@ def measurement_document(name: str, item: Measurement) -> dict[str, object]:
         "p90_ms": item.p90_ms,
         "p99_ms": item.p99_ms,
         "mad_ms": item.mad_ms,
+        "wall_ms": item.wall_ms,
         "laps": item.lap_count,
         "rounds": item.round_count,
         "void_rounds": item.void_rounds,

@@ -175,6 +175,11 @@ def bench_text(
         lines.append(f"{short[name]}: {'FAIL: not' if over else 'pass:'} under {format_ms(limit_ms or 0)}")
     for name, timed in measurements.items():
         lines += [f"warning: {short[name]}: {explain(warning)}" for warning in timed.warnings]
+    lines += [
+        f"note: {short[name]}: the latency is the device's; one request alone takes {format_ms(timed.wall_ms)}"
+        for name, timed in measurements.items()
+        if timed.clock == "device"
+    ]
     if any(timed.p99_ms is None for timed in measurements.values()):
         lines.append("note: p99 takes 473 laps or more")
     return "\n".join(lines)

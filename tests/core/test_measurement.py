@@ -22,6 +22,7 @@ from hwprune.core.measurement import (
     Round,
     Target,
     compare,
+    explain,
 )
 
 FINGERPRINT = Fingerprint("cpu", "x", 1, "onnxruntime", "1.31.1", "fp32", 1, 1, "Linux", (("spinning", "off"),))
@@ -115,6 +116,16 @@ class TestMeasurement:
         assert set(measured.warnings) <= set(WARNINGS)
         assert "wide_interval" in measured.warnings
         assert all(sentence and advice for sentence, advice in WARNINGS.values())
+
+    def test_an_engines_notes_and_facts_stand_with_the_warnings_and_survive_json(self) -> None:
+        noted = replace(make([2.0, 2.01, 2.02]), notes=("mixed_precision: conv1",), facts=(("kernels", "4"),))
+        assert noted.warnings[-1] == "mixed_precision: conv1"
+        assert explain(noted.warnings[-1]).startswith("TensorRT kept layers in fp32 (conv1); ")
+        assert explain("bimodal") == "; ".join(WARNINGS["bimodal"])
+        document = noted.to_json()
+        assert Measurement.from_json(document) == noted
+        older = {key: value for key, value in document.items() if key not in ("notes", "facts")}
+        assert Measurement.from_json(older).notes == ()
 
     def test_outliers_are_counted_not_dropped(self) -> None:
         good = make([2.0] * 3, laps=9, noise=0.001)

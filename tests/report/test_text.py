@@ -43,6 +43,17 @@ def test_bench_text_is_golden() -> None:
     assert bench_text(timed, (compare(first, second),), 2.0) + "\n" == (GOLDEN / "bench.txt").read_text()
 
 
+def test_bench_text_of_a_gpu_tells_both_times_and_what_its_engine_warns_of() -> None:
+    timed = measurement("model.onnx", 1.84, seed=4, simulated=False)
+    rounds = tuple(replace(item, wall_ms=2.1) for item in timed.rounds)
+    on_gpu = replace(timed, rounds=rounds, clock="device", notes=("mixed_precision: conv1, conv2", "no_cuda_graph"))
+    text = bench_text({"model.onnx": on_gpu}, ())
+    assert "note: model.onnx: the latency is the device's; one request alone takes 2.10 ms" in text
+    assert "warning: model.onnx: TensorRT kept layers in fp32 (conv1, conv2); set typing = strong" in text
+    assert "could not be captured as a CUDA graph" in text
+    assert "one request alone" not in bench_text({"model.onnx": timed}, ())
+
+
 def test_scores_text_is_golden() -> None:
     figures = {"mape": 0.0132, "within_5": 0.98, "within_10": 1.0, "spearman": 0.998, "kendall": 0.96, "cosine": None}
     rows = [("lpnet", figures, ""), ("forest", {}, "too few networks")]
