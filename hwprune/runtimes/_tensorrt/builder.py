@@ -56,7 +56,6 @@ class PlanBuilder:
         self._options = options
         self._builder: Builder = log.make("builder", trt.Builder)
         self._plans: OrderedDict[str, bytes] = OrderedDict()
-        self.builds = 0
 
     def plan(self, model: bytes, target: Target, timings: TimingCache | None = None) -> bytes:
         """The serialised engine of an ONNX model, built once for the same bytes, precision and batch.
@@ -90,7 +89,6 @@ class PlanBuilder:
                 f"TensorRT built no engine for the model ({len(model)} bytes): {self._log.take_text()}",
                 hint="raise the option workspace_mib if memory ran out; else leave this network out",
             )
-        self.builds += 1
         if timings is not None:
             timings.built()
         return bytes(memoryview(plan))  # type: ignore[arg-type]

@@ -72,7 +72,8 @@ class TrtSession(AbstractSession):
         self.engine = _engine(runtime, plan, log)
         self.context = self.new_context()
         try:
-            self._bindings = tuple(self._bind(index) for index in range(self.engine.num_io_tensors))
+            for index in range(self.engine.num_io_tensors):
+                self._bindings += (self._bind(index),)
             self._fill()
             self.enqueue()
             cuda.synchronise()

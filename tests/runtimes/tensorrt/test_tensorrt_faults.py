@@ -154,10 +154,12 @@ def test_a_sticky_error_at_any_point_of_opening_is_that_error(after: int, gpu: G
 
 def test_memory_that_runs_out_is_not_sticky(gpu: Gpu) -> None:
     runtime = gpu.runtime()
-    gpu.set(memory_left=1000)
+    before = gpu.live()
+    gpu.set(memory_left=10_000)  # enough for the input, not for the output
     with pytest.raises(CudaError, match="cudaErrorMemoryAllocation") as caught:
         runtime.open(conv_net(16), TARGET)
     assert type(caught.value) is CudaError
+    assert gpu.live() == before
     gpu.set(memory_left=-1)
     runtime.open(conv_net(16), TARGET).close()
 
