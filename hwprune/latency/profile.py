@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from hwprune.core.errors import Interrupted, TableError
+from hwprune.core.errors import DeviceError, Interrupted, TableError
 from hwprune.core.events import Caution, OnEvent, Progress, ignore
 from hwprune.core.files import lock
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.devices.board import WorkerDied
+from hwprune.devices.prepare import WrongOutputs
 from hwprune.latency.crew import share_out
 from hwprune.latency.features import restrict
 from hwprune.latency.light import light
@@ -33,6 +34,7 @@ BATCH = 5
 LAYER_SAMPLES = 10
 LAYER_RUNS = 30
 REPEATS = 8
+UNFIT = (WorkerDied, WrongOutputs)  # of one network: others can be measured
 
 Planned = tuple[Widths, Kind]
 
@@ -56,8 +58,8 @@ def profile(
     session, which is what the label noise is known from. `stop` is asked between batches; when it says True, the
     table is complete up to there and `Interrupted` is raised. `others` are more devices of the same fingerprint: all
     take batches from one queue, and what a lost one had in hand goes to the next. A network that ends the process
-    which measures it is left out, with a `Caution`. Raises `TableError` for a table of another network, space or
-    fingerprint.
+    which measures it, or is not computed right, is left out, with a `Caution`. Raises `TableError` for a table of
+    another network, space or fingerprint, and `WrongOutputs` when the first network is not computed right either.
     """
     for device in (board, *others):
         table.check(device.fingerprint)
@@ -126,8 +128,8 @@ class _Profile:
         model = self._model(board, widths)
         try:
             times = board.layers(model, runs=LAYER_RUNS)
-        except WorkerDied as died:
-            self._leave_out(died)
+        except UNFIT as error:
+            self._leave_out(error)
             return
         with self.lock:
             sample = LayerSample(widths.values_tuple(), times)
@@ -140,9 +142,9 @@ class _Profile:
         def work(board: AbstractBoard, batch: Sequence[Planned]) -> None:
             try:
                 self._measure_batch(board, batch, session)
-            except WorkerDied as died:
+            except UNFIT as error:
                 if len(batch) == 1:
-                    self._leave_out(died)
+                    self._leave_out(error)
                     return
                 for item in batch:
                     work(board, [item])
@@ -167,9 +169,12 @@ class _Profile:
             model = self.template.at_widths(widths)
         return light(model) if board.distant else model
 
-    def _leave_out(self, died: WorkerDied) -> None:
+    def _leave_out(self, error: DeviceError) -> None:
+        """Go on without one network; but where not even the dense one is computed right, none will be."""
+        if isinstance(error, WrongOutputs) and not self.table.rows:
+            raise error
         with self.lock:
-            self.on_event(Caution(f"a network is left out of the table: {died.message}"))
+            self.on_event(Caution(f"a network is left out of the table: {error.message}"))
             self._progress(1, "left out")
 
     def _check_stop(self) -> None:

@@ -99,7 +99,8 @@ def _of_gpu(card: Nvml) -> Iterator[Finding]:
     others = card.other_processes()
     if others:
         numbers = ", ".join(map(str, others))
-        yield Finding("other programs", "fail", f"processes {numbers} compute on this GPU", "stop them, then measure")
+        detail = f"processes {numbers} compute on this GPU; in a container one of them may be this one"
+        yield Finding("other programs", "warn", detail, "stop them, then measure")
     else:
         yield Finding("other programs", "pass", "none computes on this GPU")
 
