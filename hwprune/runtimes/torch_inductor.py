@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -130,11 +131,11 @@ def _layers(events: list[Any]) -> tuple[LayerTime, ...]:
     """The mean time of every kernel over the faster half of the runs; disturbances only lengthen."""
     import numpy as np
 
-    runs = [
-        [child for child in region.cpu_children if not child.name.startswith("aten::empty")]
-        for region in events
-        if region.name.startswith(_REGION)
-    ]
+    regions = [region for region in events if region.name.startswith(_REGION)]
+    found = [[child for child in region.cpu_children if child.name != "aten::empty"] for region in regions]
+    # Should the profiler lose an event, that run is left out.
+    usual = Counter(tuple(event.name for event in run) for run in found).most_common(1)[0][0]
+    runs = [run for run in found if tuple(event.name for event in run) == usual]
     table = np.array([[event.cpu_time / 1e3 for event in run] for run in runs])
     fastest = np.argsort(table.sum(axis=1))[: (len(runs) + 1) // 2]
     means = table[fastest].mean(axis=0)
