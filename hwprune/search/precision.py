@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor
 
 from hwprune.core.errors import UsageError
-from hwprune.graph.onnx.precision import to_precision
+from hwprune.graph.onnx.precision import parse_model, to_precision
 from hwprune.graph.onnx.quantize import activation_ranges
 from hwprune.training import Data
 
@@ -46,7 +45,7 @@ def in_precision(model: bytes, precision: str, example: Tensor, data: Data | Non
             f"the network takes inputs of {tuple(example.shape[1:])}, the images of {data.name} are {data.input_shape}",
             hint="calibrate with the data the network is for",
         )
-    name = onnx.load_model_from_string(model).graph.input[0].name
+    name = parse_model(model).graph.input[0].name
     batches = _images(data, len(example), seed)
     ranges = activation_ranges(model, [{name: images.numpy()} for images in batches], infer)
     return Shipped(to_precision(model, "int8", ranges=ranges), batches[0], TOLERANCES["int8"])

@@ -53,7 +53,7 @@ def test_a_wrong_network_is_left_out(tmp_path: Path) -> None:
     measured = {row.widths[place] for row in table.rows}
     assert stems[0] not in measured
     assert len(table.rows) >= 10
-    assert any(isinstance(event, Caution) and "left out of the table: the outputs" in event.message for event in events)
+    assert any(isinstance(event, Caution) and "left out of the table: the outputs" in event.text for event in events)
 
 
 def test_where_the_first_network_is_wrong_nothing_is_measured(tmp_path: Path) -> None:
