@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hwprune.devices.agent import framing
 from hwprune.devices.agent.framing import FrameError, decode_line, encode_frame, encode_line, pack, read_frame, unpack
 
-VALUES = st.none() | st.integers() | st.floats(allow_nan=False) | st.text() | st.booleans()
+VALUES = st.none() | st.integers() | st.floats(allow_nan=False, allow_subnormal=False) | st.text() | st.booleans()
 MESSAGES = st.dictionaries(st.text(), VALUES)
 
 

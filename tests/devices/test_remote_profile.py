@@ -25,7 +25,7 @@ from hwprune.search import fleet
 from hwprune.testing.staircase import StaircaseBoard, StaircaseGraph, StaircaseTemplate, staircase_space
 
 NETWORK, SHAPE = "digits_resnet", (1, 1, 8, 8)
-SAMPLES = 12
+SAMPLES = 10
 
 
 @pytest.fixture(autouse=True)
@@ -84,10 +84,16 @@ class TestSeveral:
         Path("devices/two.toml").write_text('schema = 1\nname = "two"\n[runtimes.simulated]\noptions = {tile = 8}\n')
         events: list[Event] = []
         tables = api.profile_devices(
-            NETWORK, SHAPE, devices=("one", "two"), samples=SAMPLES, tables=tmp_path / "t", on_event=events.append
+            NETWORK,
+            SHAPE,
+            devices=("one", "two"),
+            samples=SAMPLES,
+            tables=tmp_path / "t",
+            tile=16,
+            on_event=events.append,
         )
         assert [table.fingerprint.device for table in tables] == ["one", "two"]
-        assert [table.tile for table in tables] == [16, 8]
+        assert [dict(table.fingerprint.flags)["tile"] for table in tables] == ["16", "8"]
         assert all(len(table.measured()) == SAMPLES for table in tables)
         assert sum("fill" in event.text for event in events if isinstance(event, Note)) == 2
 
