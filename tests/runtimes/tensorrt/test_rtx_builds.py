@@ -32,7 +32,7 @@ from hwprune.testing.networks import FAMILIES
 from hwprune.testing.runtimes import conv_net
 
 pytest.importorskip("tensorrt_rtx")
-pytestmark = pytest.mark.tensorrt_rtx
+pytestmark = [pytest.mark.tensorrt_rtx, pytest.mark.timeout(900)]
 
 SIZE = 96
 PRECISIONS = ("fp32", "fp16", "int8")

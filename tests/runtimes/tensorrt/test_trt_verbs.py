@@ -12,7 +12,7 @@ from fake_gpu import Gpu
 from fake_jetson import MODEL, FakeJetson
 
 from hwprune import api
-from hwprune.core.measurement import Target
+from hwprune.core.measurement import Protocol, Target
 from hwprune.devices import connect
 from hwprune.devices.prepare import CheckedBoard, WrongOutputs
 from hwprune.runtimes import _nvidia, tensorrt
@@ -93,3 +93,15 @@ def test_profile(desk: Gpu) -> None:
     assert dict(print_.flags)["typing"] == "strong"
     assert all(row.latency_ms > 0 and not row.disturbed for row in table.rows)
     assert "fp16" in str(table.folder)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "int8"])
+def test_a_real_gpu_computes_our_files(precision: str) -> None:
+    """Needs an NVIDIA GPU, its driver, and the package tensorrt: outputs are checked before anything is timed."""
+    with connect(Target("cuda", f"tensorrt:{precision}")) as board:
+        found = board.measure({"net": conv_net(64)}, protocol=Protocol.quick())["net"]
+        rows = board.layers(conv_net(64), runs=5)
+    assert found.fingerprint.precision == precision
+    assert found.latency_ms > 0
+    assert {"conv0", "conv1", "conv2"} <= {row.name for row in rows}
