@@ -54,6 +54,10 @@ class DeviceError(HwpruneError):
     ends_process: ClassVar[bool] = False
 
 
+class NetworkUnfit(DeviceError):
+    """One network cannot be measured on the device, such as one for which no engine is found; others can."""
+
+
 class BudgetInfeasible(HwpruneError):
     """No network of the space meets the budget; `smallest_ms` is the least that was found reachable."""
 
@@ -74,6 +78,11 @@ class Interrupted(HwpruneError):
     """The user asked to stop; everything up to the last finished step is saved."""
 
     exit_code = 130
+
+
+def public_class(error: HwpruneError) -> str:
+    """The name of the class in this file that an error is one of: what another process knows it by."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Callable
 
 from hwprune.core import plugins
-from hwprune.core.errors import DeviceError, HwpruneError
+from hwprune.core.errors import DeviceError, HwpruneError, public_class
 from hwprune.core.events import Event, Progress
 from hwprune.core.measurement import Fingerprint, LayerTime, Protocol, Target
 from hwprune.core.tensors import RawTensor
@@ -104,7 +104,7 @@ class Worker:
         except HwpruneError as error:
             if isinstance(error, DeviceError) and error.ends_process:
                 raise  # the supervisor starts another process, and leaves a network out that ends two of them
-            failed = {"class": type(error).__name__, "message": error.message, "hint": error.hint}
+            failed = {"class": public_class(error), "message": error.message, "hint": error.hint}
             self._say({"type": "error", **failed})
         else:
             self._say({"type": "result", "value": value})

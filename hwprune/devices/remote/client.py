@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hwprune.core.errors import DeviceError, HwpruneError, TableError, UsageError
+from hwprune.core.errors import DeviceError, HwpruneError, NetworkUnfit, TableError, UsageError
 from hwprune.core.target import Fingerprint
 from hwprune.devices.board import WorkerDied
 from hwprune.devices.remote.bundle import Bundle
@@ -23,7 +23,9 @@ from hwprune.devices.remote.connection import Connection, Hello, lasting
 from hwprune.devices.remote.transport import AbstractTransport, ConnectionLost
 
 OnMessage = Callable[[Mapping[str, Any]], None]
-ERRORS: dict[str, type[HwpruneError]] = {"UsageError": UsageError, "TableError": TableError, "WorkerDied": WorkerDied}
+ERRORS: dict[str, type[HwpruneError]] = {
+    kind.__name__: kind for kind in (UsageError, TableError, NetworkUnfit, WorkerDied)
+}
 RESENDS = 3
 
 

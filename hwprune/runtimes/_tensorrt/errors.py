@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hwprune.core.errors import DeviceError, UsageError
+from hwprune.core.errors import DeviceError, NetworkUnfit, UsageError
 
 
 class ParseFailed(UsageError):
     """TensorRT's ONNX parser refused the model."""
 
 
-class BuildFailed(DeviceError):
+class BuildFailed(NetworkUnfit):
     """The builder found no engine for the model; the message holds what it logged."""
 
 
@@ -19,11 +19,11 @@ class EngineRefused(DeviceError):
     """TensorRT could not make one of its objects: an engine out of a plan, a context, the builder itself."""
 
 
-class RunFailed(DeviceError):
+class RunFailed(NetworkUnfit):
     """TensorRT refused to enqueue an inference."""
 
 
-class MixedPrecision(DeviceError):
+class MixedPrecision(NetworkUnfit):
     """Weak typing left layers in fp32, and the option `mixed` says to refuse such an engine."""
 
 

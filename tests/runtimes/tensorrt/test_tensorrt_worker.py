@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from hwprune.core.errors import DeviceError
+from hwprune.core.errors import DeviceError, HwpruneError, NetworkUnfit, UsageError
 from hwprune.devices.agent.worker import Worker
-from hwprune.runtimes._tensorrt.errors import BuildFailed, CudaError, DeviceLost
+from hwprune.devices.remote.client import ERRORS
+from hwprune.runtimes._tensorrt.errors import BuildFailed, CudaError, DeviceLost, MixedPrecision, ParseFailed
 
 
-def answered(error: DeviceError) -> list[dict[str, Any]]:
+def answered(error: HwpruneError) -> list[dict[str, Any]]:
     """What a worker says when its job ends with this error."""
     source, out = os.pipe()
     worker = Worker(io.BytesIO(), out)
@@ -32,15 +33,17 @@ def answered(error: DeviceError) -> list[dict[str, Any]]:
     return [json.loads(line[line.index(b"{") :]) for line in said]
 
 
-@pytest.mark.parametrize("kind", [BuildFailed, CudaError])
-def test_an_ordinary_error_is_reported(kind: type[DeviceError]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [(BuildFailed, NetworkUnfit), (MixedPrecision, NetworkUnfit), (ParseFailed, UsageError), (CudaError, DeviceError)],
+)
+def test_an_ordinary_error_is_reported_by_a_class_that_the_host_knows(
+    kind: type[HwpruneError], known: type[HwpruneError]
+) -> None:
     (said,) = answered(kind("no engine", hint="try another"))
-    assert (said["type"], said["class"], said["message"], said["hint"]) == (
-        "error",
-        kind.__name__,
-        "no engine",
-        "try another",
-    )
+    assert (said["type"], said["message"], said["hint"]) == ("error", "no engine", "try another")
+    assert ERRORS.get(said["class"], DeviceError) is known
+    assert issubclass(kind, known)
 
 
 def test_a_lost_gpu_ends_the_process() -> None:
