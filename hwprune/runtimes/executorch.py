@@ -32,6 +32,7 @@ from hwprune.runtimes._torch import settings, torch_package
 
 _WEIGHTED = {"Conv": r"Convolution|Fully Connected", "ConvTranspose": "Deconvolution", "Gemm": "Fully Connected"}
 _WARMUP_RUNS = 3
+_ROUNDED_MS = 0.0005  # XNNPACK drops the fractions of its microseconds: half of one, on average
 _WHOLE = ("DELEGATE_CALL", "Method::execute")  # events that contain others
 
 
@@ -151,14 +152,14 @@ def _events(path: Path, runs: int) -> list[tuple[str, list[float]]]:
 
 
 def _layers(events: Sequence[tuple[str, Sequence[float]]], graph: Graph) -> tuple[LayerTime, ...]:
-    """Layer times, the mean over the faster half of the runs since ExecuTorch counts in microseconds.
+    """Layer times, the mean over the faster half of the runs, since XNNPACK counts whole microseconds.
 
     XNNPACK names no layers. It runs them in the order of the graph, so the i-th convolution or linear layer of the
     profile is the i-th of the graph, when there are as many; otherwise all keep XNNPACK's names.
     """
     table = np.array([times for _, times in events])
     faster = np.argsort(table.sum(axis=0))[: (table.shape[1] + 1) // 2]
-    means = table[:, faster].mean(axis=1)
+    means = table[:, faster].mean(axis=1) + _ROUNDED_MS
     weighted = [node for node in graph.nodes if node.kind in _WEIGHTED]
     kernels = [place for place, (name, _) in enumerate(events) if re.match("|".join(_WEIGHTED.values()), name)]
     named = dict(zip(kernels, weighted)) if len(kernels) == len(weighted) else {}

@@ -1,9 +1,9 @@
 """LiteRT (TensorFlow Lite) on the CPU with its XNNPACK kernels, fp32: the runtime of most Android applications.
 
 The network is written as a LiteRT file directly from the ONNX graph (`_litert_rules.py`), in milliseconds. LiteRT
-hands all operators that XNNPACK knows to it; how many it keeps for itself is a fact of each session. Images are held
-channels last and given so; bringing them there is the caller's work and is not timed. The Python package offers no
-profile of what XNNPACK does inside, so there are no layer times.
+hands to XNNPACK what XNNPACK knows, in one part or, where LiteRT's own kernels have to run between, in several: their
+number is a fact of each session. Images are held channels last and given so; bringing them there is the caller's work
+and is not timed. The Python package offers no profile of what XNNPACK does inside, so there are no layer times.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ class LitertSession(AbstractSession):
         self._example = example_inputs(self._graph.inputs)
         self._set(self._example)
         self._invoke = self._interpreter.invoke
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        parts = sum(item["op_name"] == "DELEGATE" for item in self._interpreter._get_ops_details())
+        return {"parts in XNNPACK": str(parts)}
 
     def run(self) -> None:
         self._invoke()

@@ -107,9 +107,20 @@ class TestFile:
         assert kinds(CASES["global average flat"]) == ["MEAN", "RESHAPE", "RESHAPE"]
         assert "TRANSPOSE" in kinds(CASES["flatten"])
 
-    def test_almost_everything_runs_in_xnnpack(self) -> None:
-        session = LitertRuntime().open(conv_net(16), TARGET)
-        assert [item["op_name"] for item in session._interpreter._get_ops_details()][-1:] == ["DELEGATE"]
+    @pytest.mark.parametrize(("case", "parts"), [("conv relu", "1"), ("layer norm", "1"), ("concat rows", "1")])
+    def test_a_network_that_xnnpack_knows_is_one_part(self, case: str, parts: str) -> None:
+        session = LitertRuntime().open(CASES[case], TARGET)
+        assert session.facts == {"parts in XNNPACK": parts}
+
+    def test_kernels_of_litert_between_make_it_several(self) -> None:
+        """XNNPACK does not know padding by another value than 0, which a padded maximum needs."""
+        nodes = [
+            helper.make_node("Conv", ["input", "w"], ["a"], "first"),
+            helper.make_node("MaxPool", ["a"], ["b"], "most", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4),
+            helper.make_node("Conv", ["b", "v"], ["output"], "last"),
+        ]
+        model = several(nodes, IMAGE, {"w": normal(4, 6, 1, 1), "v": normal(3, 4, 1, 1)})
+        assert LitertRuntime().open(model, TARGET).facts == {"parts in XNNPACK": "2"}
 
 
 class TestErrors:
