@@ -1,8 +1,9 @@
 """OpenVINO on the CPU: reads ONNX directly, tells the time and the precision of every layer it executed.
 
 Settings and why: the precision is always asked for, since OpenVINO computes in bfloat16 by itself where the processor
-can; one stream; denormals flushed. One thread computes in the thread that calls, so its CPU time is the right clock;
-this is checked once a process, and where it does not hold the wall clock is used.
+can (int8 comes with the model, quantised); one stream; denormals flushed. One thread computes in the thread that
+calls, so its CPU time is the right clock; this is checked once a process, and where it does not hold the wall clock
+is used.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -29,9 +31,10 @@ if TYPE_CHECKING:
     import onnx
 
 TELEMETRY = "openvino_telemetry"
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # int8 is in the model, what is left of it is in fp32
 NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
-CAPABILITIES = {"bf16": "BF16"}
+CAPABILITIES = {"bf16": "BF16", "int8": "INT8"}
+WEIGHTED = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")  # layers whose precision counts
 KINDS = {"Convolution": "Conv", "GroupConvolution": "Conv", "FullyConnected": "Gemm", "Reduce": "ReduceMean"}
 _SPLIT_OFF = "/WithoutBiases"  # OpenVINO's name for a convolution whose bias it has taken apart and fused again
 _PROBE_CHANNELS, _PROBE_SIZE, _PROBE_S = 64, 14, 0.02
@@ -79,9 +82,14 @@ class OpenVinoSession(AbstractSession):
         self._inputs = fixed_inputs([_input(port) for port in network.inputs], target.batch)
         network.reshape({name: list(shape) for name, (_, shape) in self._inputs.items()})
         self.compiled = _compile(network, model, target, profiled=profiled)
+        self._precisions = _precisions(self.compiled) if target.precision != "fp32" else ""
         self._request = self.compiled.create_infer_request()
         self._outputs = list(self.compiled.outputs)
         self._set(example_inputs(self._inputs))
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        return {"layers": self._precisions} if self._precisions else {}
 
     def run(self) -> None:
         self._request.infer()
@@ -110,7 +118,7 @@ class OpenVinoSession(AbstractSession):
 
 @dataclass(frozen=True)
 class OpenVino(AbstractRuntime):
-    """OpenVINO's CPU device, in fp32, or in bf16 where the processor has it."""
+    """OpenVINO's CPU device, in fp32, in bf16 where the processor has it, or in int8 as the model says."""
 
     precisions: ClassVar[tuple[str, ...]] = tuple(HINTS)
 
@@ -129,7 +137,7 @@ class OpenVino(AbstractRuntime):
             raise UsageError(f"{target.threads} threads on {cores} usable cores", hint=f"use at most {cores} threads")
 
     def fingerprint(self, target: Target) -> Fingerprint:
-        hint, computed = _computed_in(HINTS[target.precision])
+        hint, computed = _computed_in(target.precision)
         flags = (
             ("precision_hint", hint),
             ("streams", "1"),
@@ -237,28 +245,46 @@ def _input(port: Any) -> Input:
     return Input(port.any_name, kind, shape)
 
 
-def _probe() -> Any:
+def _probe(*, quantised: bool = False) -> Any:
     """A convolution that takes some hundred microseconds, to ask what OpenVINO does with it."""
     openvino = _openvino()
     ops = openvino.opset13
     channels, size = _PROBE_CHANNELS, _PROBE_SIZE
     source = ops.parameter([1, channels, size, size], np.float32)
     weight = ops.constant(np.full((channels, channels, 3, 3), 0.01, np.float32))
-    convolved = ops.convolution(source, weight, [1, 1], [1, 1], [1, 1], [1, 1])
+    inputs = [_eight_bits(source), _eight_bits(weight)] if quantised else [source, weight]
+    convolved = ops.convolution(*inputs, [1, 1], [1, 1], [1, 1], [1, 1])
     return openvino.Model([ops.relu(convolved)], [source], "probe")
 
 
+def _eight_bits(value: Any) -> Any:
+    ops = _openvino().opset13
+    low, high = ops.constant(np.float32(-1.28)), ops.constant(np.float32(1.27))
+    return ops.fake_quantize(value, low, high, low, high, 256)
+
+
 @lru_cache(maxsize=8)
-def _computed_in(hint: str) -> tuple[str, str]:
+def _computed_in(precision: str) -> tuple[str, str]:
     """The precision OpenVINO says it was given, and the one a convolution was really compiled for."""
-    compiled = _core().compile_model(_probe(), "CPU", _settings(hint, 1))
+    probe = _probe(quantised=precision == "int8")
+    compiled = _core().compile_model(probe, "CPU", _settings(HINTS[precision], 1))
     given = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+    return given, next(iter(_weighted(compiled)))
+
+
+def _weighted(compiled: Any) -> Counter[str]:
+    """How many layers with weights were compiled for which precision."""
     used = [
         _fact(node, "runtimePrecision")
         for node in compiled.get_runtime_model().get_ordered_ops()
-        if _fact(node, "layerType") == "Convolution"
+        if _fact(node, "layerType") in WEIGHTED
     ]
-    return given, NAMES.get(used[0], used[0])
+    return Counter(NAMES.get(name, name) for name in used)
+
+
+def _precisions(compiled: Any) -> str:
+    """`12 in int8, 1 in fp32`: the layers with weights."""
+    return ", ".join(f"{count} in {name}" for name, count in _weighted(compiled).most_common())
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ import pytest
 
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Target
+from hwprune.devices.prepare import prepare
 from hwprune.runtimes import openvino as plugin
 from hwprune.runtimes._base import AbstractRuntime
 from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
@@ -28,11 +29,12 @@ pytest.importorskip("openvino")
 
 TARGET = Target(runtime="openvino")
 BF16 = Target(runtime="openvino", precision="bf16")
+INT8 = Target(runtime="openvino", precision="int8")
 IMAGE = np.random.default_rng(3).standard_normal((1, 8, 14, 14)).astype(np.float32)
 
 
-def has_bf16() -> bool:
-    return "BF16" in plugin._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+def has(capability: str) -> bool:
+    return capability in plugin._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def error_of(target: Target) -> float:
@@ -55,11 +57,30 @@ class TestPrecision:
         assert OpenVino().fingerprint(TARGET).precision == "fp32"
         assert error_of(TARGET) < 1e-6
 
-    @pytest.mark.skipif(not has_bf16(), reason="this processor has no bf16")
+    @pytest.mark.skipif(not has("BF16"), reason="this processor has no bf16")
     def test_bf16_is_really_computed_and_the_fingerprint_has_read_it_back(self) -> None:
         OpenVino().check(BF16)
         assert OpenVino().fingerprint(BF16).precision == "bf16"
         assert 1e-4 < error_of(BF16) < 3e-2
+
+    @pytest.mark.skipif(not has("INT8"), reason="this processor has no int8")
+    def test_int8_is_really_computed_where_the_model_is_quantised(self) -> None:
+        OpenVino().check(INT8)
+        assert OpenVino().fingerprint(INT8).precision == "int8"
+        model = prepare(conv_net(64), INT8)
+        session = OpenVino().open(model, INT8)
+        assert session.facts == {"layers": "3 in int8"}
+        found = session.infer({"input": IMAGE})[0]
+        session.close()
+        plain = OpenVino().open(conv_net(64), TARGET)
+        assert plain.facts == {}
+        expected = plain.infer({"input": IMAGE})[0]
+        plain.close()
+        assert 1e-4 < float(np.abs(found - expected).max() / np.abs(expected).max()) < 0.2
+        layers = OpenVino().name_layers(OpenVino().layer_times(model, INT8, runs=2), model)
+        convolutions = [layer for layer in layers if layer.kind == "Conv"]
+        assert [layer.name for layer in convolutions] == ["conv0", "conv1", "conv2"]
+        assert all("I8" in layer.note for layer in convolutions)
 
     def test_the_fingerprint_says_what_is_computed_not_what_was_asked_for(
         self, monkeypatch: pytest.MonkeyPatch
