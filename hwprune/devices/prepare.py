@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from typing import Protocol as Interface
 
 from hwprune.core import plugins
-from hwprune.core.errors import DeviceError, UsageError
+from hwprune.core.errors import NetworkUnfit, UsageError
 from hwprune.core.events import OnEvent, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Target
 from hwprune.devices.board import AbstractBoard
@@ -36,7 +36,7 @@ ROUNDING = {"fp32": 1e-6, "tf32": 1e-3, "fp16": 1e-3, "bf16": 8e-3, "int8": 1e-3
 SMALLEST_HALF = 6e-5  # what is smaller, half precision has few digits for
 
 
-class WrongOutputs(DeviceError):
+class WrongOutputs(NetworkUnfit):
     """The runtime does not compute the network: its outputs are not those of ONNX Runtime. No latency counts."""
 
 
