@@ -18,6 +18,7 @@ from hwprune.core.measurement import compare as compare_latency
 from hwprune.core.units import parse_latency_ms
 from hwprune.devices import Check, DeviceInfo, connect, find_device, resolve
 from hwprune.devices import devices as all_devices
+from hwprune.devices.files import measured_as
 from hwprune.devices.new import new_device
 from hwprune.devices.together import split_runtimes
 from hwprune.graph import OnnxTemplate, trace
@@ -242,7 +243,7 @@ def predict(
 
     Nothing is measured. `x`, `runtime`, `threads` and `batch` say which of several tables is meant.
     """
-    target = resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads))
+    target = measured_as(Target(device, runtime or Target.runtime, batch=batch, threads=threads))
     found = find_table(model_name(model) or DEFAULTS.model, Path(tables), target=target)
     dense = found.space.dense()
     for group in widths or {}:

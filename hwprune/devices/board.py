@@ -14,7 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Callable, TypeVar
 
-from hwprune.core.errors import DeviceError, UsageError
+from hwprune.core.errors import NetworkUnfit, UsageError
 from hwprune.core.events import OnEvent, Progress, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Round, Target
 from hwprune.devices.reference import REFERENCE_NAME, probe_model, reference_model
@@ -31,7 +31,7 @@ Self = TypeVar("Self", bound="AbstractBoard")
 Prepare = Callable[[bytes, Target], bytes]
 
 
-class WorkerDied(DeviceError):
+class WorkerDied(NetworkUnfit):
     """A network ends the process that is to measure it, every time; other networks can still be measured."""
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from hwprune.core import plugins
 from hwprune.core.config import from_mapping
 from hwprune.core.measurement import Target
 from hwprune.devices.board import AbstractBoard, Board
-from hwprune.devices.files import DeviceInfo, find_device, resolve
+from hwprune.devices.files import DeviceInfo, find_device, measured_as, resolve
 from hwprune.devices.prepare import UNCHECKED, CheckedBoard, prepare
 from hwprune.runtimes._base import AbstractRuntime
 
@@ -25,7 +24,7 @@ def connect(target: Target, *, reference_ms: float | None = None) -> AbstractBoa
     known = resolve(target)
     info = find_device(known.device)
     runtime = _runtime(info, known, info.runtimes[known.runtime].options)
-    known = replace(known, device=info.pool or info.name)
+    known = measured_as(known)
     board: AbstractBoard
     if info.connection.kind == "local":
         runtime.check(known)

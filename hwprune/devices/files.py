@@ -160,6 +160,13 @@ def find_device(name: str) -> DeviceInfo:
     raise unknown_name("device", name, [label for info in known for label in (info.name, *info.aliases)])
 
 
+def measured_as(target: Target) -> Target:
+    """The target as it stands in fingerprints and tables: resolved, and under the name of its device's pool."""
+    known = resolve(target)
+    info = find_device(known.device)
+    return replace(known, device=info.pool or info.name)
+
+
 def resolve(target: Target) -> Target:
     """The target under the device's own name; a runtime left at the default becomes what the device offers first.
 

@@ -39,7 +39,7 @@ from hwprune.devices.remote import board as remote_board
 from hwprune.devices.remote import transport
 from hwprune.devices.remote.board import RemoteBoard
 from hwprune.devices.remote.client import AgentClient
-from hwprune.devices.remote.connection import Connection
+from hwprune.devices.remote.connection import AgentConnection
 from hwprune.devices.remote.transport import CommandTransport, ConnectionLost
 
 SAMPLE = Protocol.sample()
@@ -433,7 +433,7 @@ class TestProtocol:
     @pytest.mark.parametrize("start", [b"HWP1 0 0 ", b"HWP1 9223372036854775808 0 ", b"GET / HTTP/1.1 "])
     def test_lengths_that_lie_end_the_connection(self, tmp_path: Path, start: bytes) -> None:
         channel = local_transport(tmp_path).open()
-        connection = Connection(channel, 120)
+        connection = AgentConnection(channel, 120)
         connection.start(scripted_bundle(), "")
         channel.send(start + b"0" * 64 + b"\n")
         message = connection.receive()
@@ -453,14 +453,14 @@ class TestProtocol:
         ],
     )
     def test_a_message_that_is_none(self, tmp_path: Path, message: dict[str, object]) -> None:
-        connection = Connection(local_transport(tmp_path).open(), 120)
+        connection = AgentConnection(local_transport(tmp_path).open(), 120)
         connection.start(scripted_bundle(), "")
         connection.send(message)
         assert connection.receive()["type"] == "refused"
         connection.close()
 
     def test_an_unknown_type_is_passed_over(self, tmp_path: Path) -> None:
-        connection = Connection(local_transport(tmp_path).open(), 120)
+        connection = AgentConnection(local_transport(tmp_path).open(), 120)
         connection.start(scripted_bundle(), "")
         connection.send({"type": "of the future"})
         assert connection.greet("0" * 32, 0, 0).kept == ()

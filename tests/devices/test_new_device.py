@@ -9,7 +9,7 @@ import pytest
 from hwprune.core.errors import UsageError
 from hwprune.core.measurement import Target
 from hwprune.devices import connect, find_device, resolve
-from hwprune.devices.files import Connection, devices, read_device
+from hwprune.devices.files import Connection, devices, measured_as, read_device
 from hwprune.devices.new import new_device
 
 ORIN = Connection("ssh", "nvidia@10.0.0.7", port=2222, identity_file="~/.ssh/orin", python="/usr/bin/python3")
@@ -107,3 +107,4 @@ def test_devices_of_a_pool_are_called_by_its_name(tmp_path: Path) -> None:
     with connect(Target("left")) as left, connect(Target("right")) as right:
         assert left.fingerprint == right.fingerprint
         assert left.fingerprint.device == "desk"
+    assert measured_as(Target("right")) == left.fingerprint.target()

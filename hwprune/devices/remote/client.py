@@ -19,7 +19,7 @@ from hwprune.core.errors import DeviceError, HwpruneError, NetworkUnfit, TableEr
 from hwprune.core.target import Fingerprint
 from hwprune.devices.board import WorkerDied
 from hwprune.devices.remote.bundle import Bundle
-from hwprune.devices.remote.connection import Connection, Hello, lasting
+from hwprune.devices.remote.connection import AgentConnection, Hello, lasting
 from hwprune.devices.remote.transport import AbstractTransport, ConnectionLost
 
 OnMessage = Callable[[Mapping[str, Any]], None]
@@ -77,7 +77,7 @@ class AgentClient:
         self._last_seq = 0
         self._answered_seq = 0
         self._kept: dict[str, Mapping[str, Any]] = {}
-        self._connection: Connection | None = None
+        self._connection: AgentConnection | None = None
         self._pending: Order | None = None
         self._opening: Order | None = None
         self._opened: Mapping[str, Any] | None = None
@@ -147,7 +147,7 @@ class AgentClient:
         content = _digest(kind, sorted(blobs))
         return Order(_digest(self._session, self._count, content), content, kind, arguments, blobs, limits)
 
-    def _connected(self) -> Connection:
+    def _connected(self) -> AgentConnection:
         """The open connection, made at the first use."""
         if self._connection is None:
             try:
@@ -158,8 +158,8 @@ class AgentClient:
                 ) from lost
         return self._connection
 
-    def _connect(self) -> Connection:
-        connection = Connection(self._transport.open(), self._patience.silence_s)
+    def _connect(self) -> AgentConnection:
+        connection = AgentConnection(self._transport.open(), self._patience.silence_s)
         with contextlib.ExitStack() as undo:
             undo.callback(connection.close)
             sent_bytes = connection.start(self._bundle, self._python)
@@ -171,7 +171,7 @@ class AgentClient:
         self._fresh = True
         return connection
 
-    def _exchange(self, connection: Connection, order: Order, on_message: OnMessage) -> Any:
+    def _exchange(self, connection: AgentConnection, order: Order, on_message: OnMessage) -> Any:
         """Have one job done over a connection."""
         try:
             known = self._kept.pop(order.name, None)
@@ -186,7 +186,7 @@ class AgentClient:
         finally:
             self._last_seq = connection.last_seq
 
-    def _open_again(self, connection: Connection, opening: Order, on_message: OnMessage) -> None:
+    def _open_again(self, connection: AgentConnection, opening: Order, on_message: OnMessage) -> None:
         """The board of before on a new connection. Raises `DeviceError` when the device is not the same any more."""
         value = self._ask(connection, opening, on_message)
         self._fresh = False
@@ -201,7 +201,7 @@ class AgentClient:
             )
         on_message({"type": "reopened", **value})
 
-    def _ask(self, connection: Connection, order: Order, on_message: OnMessage) -> Any:
+    def _ask(self, connection: AgentConnection, order: Order, on_message: OnMessage) -> Any:
         self._submit(connection, order)
         while True:
             message = connection.receive()
@@ -215,7 +215,7 @@ class AgentClient:
             elif message.get("job") == order.name:
                 on_message(message)
 
-    def _submit(self, connection: Connection, order: Order, *, again: bool = False) -> None:
+    def _submit(self, connection: AgentConnection, order: Order, *, again: bool = False) -> None:
         connection.send_blobs(order.blobs, again=again)
         connection.send(
             {

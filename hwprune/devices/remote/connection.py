@@ -32,7 +32,7 @@ class Hello:
     process: int
 
 
-class Connection:
+class AgentConnection:
     """The agent at the other end of a channel. `silence_s`: how long it may say nothing at all."""
 
     def __init__(self, channel: AbstractChannel, silence_s: int) -> None:
