@@ -95,6 +95,31 @@ def test_profile(desk: Gpu) -> None:
     assert "fp16" in str(table.folder)
 
 
+@pytest.mark.slow
+def test_search_export_bench_and_explain(desk: Gpu) -> None:
+    run = api.search(
+        "digits_resnet",
+        "digits",
+        latency="60%",
+        device="desk-gpu",
+        runtime="tensorrt:fp16",
+        method="greedy",
+        samples=16,
+        tile=8,
+        dense_epochs=1,
+        finetune_epochs=0.5,
+    )
+    assert run.verdict == "pass"
+    assert run.measured.fingerprint.precision == "fp16"
+    for precision in ("fp16", "int8"):
+        exported = api.export(run.folder, path=f"{precision}.onnx", precision=precision)
+        assert 0 < exported.max_difference <= exported.tolerance
+    dense = run.folder / "dense.onnx"
+    timed = api.bench(dense, "fp16.onnx", device="desk-gpu", runtime="tensorrt:fp16", protocol="quick")
+    assert timed.comparisons[0].ratio == pytest.approx(run.result.measured_ms / run.result.dense_ms, rel=0.01)
+    assert {"conv1", "layer1.0.conv1"} <= {row.name for row in api.explain(run.folder).rows}
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "int8"])
 def test_a_real_gpu_computes_our_files(precision: str) -> None:
