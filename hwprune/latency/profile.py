@@ -10,15 +10,14 @@ from __future__ import annotations
 import datetime
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from hwprune.core.errors import DeviceError, Interrupted, TableError
+from hwprune.core.errors import Interrupted, NetworkUnfit, TableError
 from hwprune.core.events import Caution, OnEvent, Progress, ignore
 from hwprune.core.files import lock
+from hwprune.core.measurement import explain
 from hwprune.core.widths import SearchSpace, Widths
-from hwprune.devices.board import WorkerDied
-from hwprune.devices.prepare import WrongOutputs
 from hwprune.latency.crew import share_out
 from hwprune.latency.features import restrict
 from hwprune.latency.light import light
@@ -34,7 +33,6 @@ BATCH = 5
 LAYER_SAMPLES = 10
 LAYER_RUNS = 30
 REPEATS = 8
-UNFIT = (WorkerDied, WrongOutputs)  # of one network: others can be measured
 
 Planned = tuple[Widths, Kind]
 
@@ -58,8 +56,9 @@ def profile(
     session, which is what the label noise is known from. `stop` is asked between batches; when it says True, the
     table is complete up to there and `Interrupted` is raised. `others` are more devices of the same fingerprint: all
     take batches from one queue, and what a lost one had in hand goes to the next. A network that ends the process
-    which measures it, or is not computed right, is left out, with a `Caution`. Raises `TableError` for a table of
-    another network, space or fingerprint, and `WrongOutputs` when the first network is not computed right either.
+    which measures it, cannot be built or is not computed right is left out, with a `Caution`; so is told what an
+    engine warns of, each kind once. Raises `TableError` for a table of another network, space or fingerprint, and
+    `NetworkUnfit` when the first network cannot be measured either.
     """
     for device in (board, *others):
         table.check(device.fingerprint)
@@ -92,6 +91,7 @@ class _Profile:
         self.on_event = on_event
         self.stop = stop
         self.lock = threading.RLock()  # held for everything but the measuring itself
+        self.told: set[str] = set()
         self.begin_s = time.monotonic()
         self.done = self.fresh = self.total = 0
 
@@ -128,7 +128,7 @@ class _Profile:
         model = self._model(board, widths)
         try:
             times = board.layers(model, runs=LAYER_RUNS)
-        except UNFIT as error:
+        except NetworkUnfit as error:
             self._leave_out(error)
             return
         with self.lock:
@@ -142,7 +142,7 @@ class _Profile:
         def work(board: AbstractBoard, batch: Sequence[Planned]) -> None:
             try:
                 self._measure_batch(board, batch, session)
-            except UNFIT as error:
+            except NetworkUnfit as error:
                 if len(batch) == 1:
                     self._leave_out(error)
                     return
@@ -155,12 +155,22 @@ class _Profile:
         models = {str(place): self._model(board, widths) for place, (widths, _) in enumerate(batch)}
         protocol = self.table.provenance.protocol
         measured = board.measure(models, protocol=protocol, seed=self.seed + self.done)
-        label = session if len(self.boards) == 1 else f"{session} {self.boards.index(board)}"
+        place = [id(item) for item in self.boards].index(id(board))
+        label = session if len(self.boards) == 1 else f"{session} {place}"
         with self.lock:
-            for place, (widths, kind) in enumerate(batch):
-                row = TableRow.of(widths.values_tuple(), measured[str(place)], kind=kind, session=label)
-                self.table.append(row, fingerprint=measured[str(place)].fingerprint)
+            for number, (widths, kind) in enumerate(batch):
+                row = TableRow.of(widths.values_tuple(), measured[str(number)], kind=kind, session=label)
+                self.table.append(row, fingerprint=measured[str(number)].fingerprint)
+            self._tell(note for item in measured.values() for note in item.notes)
             self._progress(len(batch), f"{measured[str(len(batch) - 1)].latency_ms:.3g} ms")
+
+    def _tell(self, notes: Iterable[str]) -> None:
+        """Pass on what engines warn of, once a kind: most networks of a table have it in common."""
+        for note in notes:
+            name = note.partition(": ")[0]
+            if name not in self.told:
+                self.told.add(name)
+                self.on_event(Caution(explain(note)))
 
     def _model(self, board: AbstractBoard, widths: Widths) -> bytes:
         """The network at these widths; small where it travels, since for a latency the weights do not matter."""
@@ -169,9 +179,9 @@ class _Profile:
             model = self.template.at_widths(widths)
         return light(model) if board.distant else model
 
-    def _leave_out(self, error: DeviceError) -> None:
-        """Go on without one network; but where not even the dense one is computed right, none will be."""
-        if isinstance(error, WrongOutputs) and not self.table.rows:
+    def _leave_out(self, error: NetworkUnfit) -> None:
+        """Go on without one network; but where not even the dense one can be measured, none can."""
+        if not self.table.rows:
             raise error
         with self.lock:
             self.on_event(Caution(f"a network is left out of the table: {error.message}"))

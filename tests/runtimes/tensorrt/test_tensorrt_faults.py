@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_gpu import Gpu
 
 from hwprune.core.errors import DeviceError, HwpruneError, TableError
+from hwprune.core.events import Caution, Event, OnEvent, ignore
 from hwprune.core.measurement import Measurement, Protocol, Target, explain
 from hwprune.core.widths import Widths
 from hwprune.devices import Board
 from hwprune.graph.onnx.precision import to_precision
 from hwprune.latency.profile import profile
 from hwprune.latency.table import LatencyTable
+from hwprune.runtimes._tensorrt.builder import PlanBuilder
 from hwprune.runtimes._tensorrt.errors import (
     BuildFailed,
     CudaError,
@@ -44,11 +47,13 @@ def board_of(gpu: Gpu, target: Target = TARGET, **options: str | bool) -> Board:
     return Board(target, gpu.runtime(**options), prepare=lambda model, to: to_precision(model, to.precision))
 
 
-def profiled(board: Board, folder: Path) -> tuple[LatencyTable, HwpruneError | None]:
+def profiled(
+    board: Board, folder: Path, on_event: OnEvent = ignore, template: Template | None = None
+) -> tuple[LatencyTable, HwpruneError | None]:
     """The table after profiling a few networks, and the error that ended it."""
     table = LatencyTable.obtain(folder, model_name="net", graph=StaircaseGraph(), space=SPACE, board=board, tile=16)
     try:
-        profile(Template(), StaircaseGraph(), SPACE, board, table=table, samples=6)
+        profile(template or Template(), StaircaseGraph(), SPACE, board, table=table, samples=6, on_event=on_event)
     except HwpruneError as error:
         return LatencyTable.open(table.folder), error
     return LatencyTable.open(table.folder), None
@@ -93,6 +98,52 @@ def test_each_fault_has_its_own_error_and_makes_no_row(fault: str, gpu: Gpu, tmp
     assert error.hint
     assert table.rows == table.layer_rows == ()
     assert gpu.live() == before, "a failed session left something on the GPU"
+
+
+class OneWithoutEngine(Template):
+    """The fourth network it is asked for is wider than the builder has kernels for."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[int, ...]] = []
+
+    def at_widths(self, widths: Mapping[str, int] | Widths) -> bytes:
+        values = tuple(widths.values())
+        if values not in self._known:
+            self._known.append(values)
+        return conv_net(48 if self._known.index(values) == 3 else 16)
+
+
+def test_one_network_without_an_engine_is_left_out_of_the_table(
+    gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = board_of(gpu)
+    build = PlanBuilder.plan
+
+    def plan(builder: PlanBuilder, model: bytes, *rest: Any) -> bytes:
+        if model == conv_net(48):
+            raise BuildFailed("no kernel for 48 channels")
+        return build(builder, model, *rest)
+
+    monkeypatch.setattr(PlanBuilder, "plan", plan)
+    events: list[Event] = []
+    table, error = profiled(board, tmp_path, events.append, OneWithoutEngine())
+    assert error is None
+    assert len({row.widths for row in table.rows}) == 5
+    told = [event.text for event in events if isinstance(event, Caution)]
+    assert set(told) == {"a network is left out of the table: no kernel for 48 channels"}
+
+
+def test_profiling_tells_what_engines_warn_of_once(gpu: Gpu, tmp_path: Path) -> None:
+    gpu.install("8.6.1")
+    board = board_of(gpu, HALF)
+    gpu.script.fp32_layers = ("conv1",)
+    board.runtime._platform().builder(board.runtime._build_options())._plans.clear()
+    events: list[Event] = []
+    table, error = profiled(board, tmp_path, events.append)
+    assert error is None
+    assert len(table.rows) >= 6
+    (told,) = [event.text for event in events if isinstance(event, Caution)]
+    assert told.startswith("TensorRT kept layers in fp32 (conv1")
 
 
 def test_parser_errors_name_the_node_in_both_generations(gpu: Gpu) -> None:
