@@ -11,6 +11,7 @@ from statistics import median
 import numpy as np
 import pytest
 from remote_devices import SshServer
+from torch import nn
 
 from hwprune import api
 from hwprune.core.errors import DeviceError, UsageError
@@ -24,7 +25,10 @@ from hwprune.latency.table import LatencyTable
 from hwprune.search import fleet
 from hwprune.testing.staircase import StaircaseBoard, StaircaseGraph, StaircaseTemplate, staircase_space
 
-NETWORK, SHAPE = "digits_resnet", (1, 1, 8, 8)
+SHAPE = (1, 3, 12, 12)
+NETWORK = nn.Sequential(
+    nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6400, 10)
+).eval()
 SAMPLES = 10
 
 
@@ -214,7 +218,8 @@ class TestQueue:
     def test_a_deadly_network_is_left_out_and_its_neighbours_are_not(self, tmp_path: Path) -> None:
         events: list[Event] = []
         board = FlakyBoard()
-        board.deadly = staircase_space().dense()["stem"]
+        space = staircase_space()
+        board.deadly = space.widths[space.names.index("stem")][-2]
         table = run(obtain(tmp_path, board), board, events=events)
         place = table.space.names.index("stem")
         assert all(row.widths[place] != board.deadly for row in table.rows)
