@@ -132,8 +132,8 @@ class _Profile:
             self._leave_out(error)
             return
         with self.lock:
-            sample = LayerSample(widths.values_tuple(), times)
-            self.table.append_layers(sample, fingerprint=board.fingerprint)
+            if times:  # a runtime may have none
+                self.table.append_layers(LayerSample(widths.values_tuple(), times), fingerprint=board.fingerprint)
             self._progress(1, "layers")
 
     def _measure(self, planned: Sequence[Planned], session: str) -> None:

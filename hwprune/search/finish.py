@@ -162,6 +162,9 @@ def layer_profile(shop: Workshop, shipped: bytes, answer: Answer, *, runs: int =
     except DeviceError as error:
         shop.folder.emit(Note(f"no layer times: {error.message}"))
         return None
+    if not dense or not pruned:
+        shop.folder.emit(Note(f"no layer times: {shop.board.target.runtime} gives none"))
+        return None
     return LayerProfile(
         shop.table.tile,
         dense,

@@ -8,16 +8,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from hwprune.core.errors import Interrupted, RunError, TableError
 from hwprune.core.events import Event, Progress
 from hwprune.core.files import lock
-from hwprune.core.measurement import Measurement, Protocol
+from hwprune.core.measurement import LayerTime, Measurement, Protocol
 from hwprune.latency.plan import plan_widths
 from hwprune.latency.profile import BATCH, LAYER_SAMPLES, REPEATS, profile
 from hwprune.latency.scores import label_noise
@@ -44,6 +46,22 @@ def _table(root: Path) -> LatencyTable:
 def _profile(table: LatencyTable, board: StaircaseBoard | None = None, **options: object) -> LatencyTable:
     board = board or StaircaseBoard()
     return profile(StaircaseTemplate(), StaircaseGraph(), SPACE, board, table=table, **options)
+
+
+class _NoLayers(StaircaseBoard):
+    """A board whose runtime has no layer times."""
+
+    def layers(self, model: bytes, *, runs: int = 30) -> tuple[LayerTime, ...]:
+        return ()
+
+    def measure(self, models: Mapping[str, bytes], **options: Any) -> dict[str, Measurement]:
+        return StaircaseBoard().measure(models, **options)
+
+
+def test_a_runtime_without_layer_times_fills_a_table_without_them(tmp_path: Path) -> None:
+    table = _profile(_table(tmp_path), _NoLayers(), samples=10)
+    assert len(table.measured()) == 10
+    assert table.layer_rows == ()
 
 
 def test_measures_the_plan_layers_and_repeats(tmp_path: Path) -> None:
