@@ -50,15 +50,19 @@ class TorchSession(AbstractSession):
         self.threads = target.threads
         self.function: Any = self.module
 
-    def run(self) -> None:
+    def compute(self, inputs: tuple[Tensor, ...]) -> Any:
+        """The outputs, as the network gives them."""
         with torch_package().no_grad():
-            self.function(*self.examples)
+            return self.function(*inputs)
+
+    def run(self) -> None:
+        self.compute(self.examples)
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         check_inputs(inputs, self.inputs)
         given = tuple(as_tensor(inputs[name]) for name in self.inputs)
-        with settings(self.threads), torch_package().no_grad():
-            found = self.function(*given)
+        with settings(self.threads):
+            found = self.compute(given)
         return [value.contiguous().numpy() for value in (found if isinstance(found, (tuple, list)) else (found,))]
 
     def close(self) -> None:

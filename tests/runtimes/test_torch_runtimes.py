@@ -119,6 +119,22 @@ class TestInductorAlone:
                 session.run()
         session.close()
 
+    def test_what_torch_forgets_is_compiled_again_in_the_same_way(self) -> None:
+        """`torch.export`, which other runtimes convert with, resets what `torch.compile` knows."""
+        runtime = TorchInductor()
+        session = runtime.open(conv_net(16), INDUCTOR)
+        image = np.ones((1, 8, 14, 14), np.float32)
+        expected = session.infer({"input": image})[0]
+        torch._dynamo.reset()
+        with runtime.measuring(INDUCTOR):
+            session.run()
+        torch._dynamo.reset()
+        np.testing.assert_array_equal(session.infer({"input": image})[0], expected)
+        with torch.profiler.profile() as profiler:
+            session.infer({"input": image})
+        session.close()
+        assert any("mkldnn::_convolution_pointwise" in event.name for event in profiler.events())
+
     def test_a_missing_compiler_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", "")
         monkeypatch.delenv("CXX", raising=False)
