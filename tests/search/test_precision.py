@@ -79,12 +79,10 @@ class Small(nn.Module):
         return self.head(torch.relu(self.conv(images)).mean((2, 3)))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("precision", "limit"), [("fp16", 0.02), ("int8", 0.3)])
-def test_export_compares_with_torch(tmp_path: Path, precision: str, limit: float) -> None:
+def test_export_compares_with_torch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     example = torch.randn(1, 1, 8, 8)
-    data = "digits" if precision == "int8" else None
-    exported = api.export(Small(), example, tmp_path / "m.onnx", precision=precision, data=data)
-    assert 0 < exported.max_difference <= exported.tolerance == limit
+    exported = api.export(Small(), example, tmp_path / "m.onnx", precision="int8", data="digits")
+    assert 0 < exported.max_difference <= exported.tolerance == 0.3
     assert exported.size_bytes == len((tmp_path / "m.onnx").read_bytes())
     onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
