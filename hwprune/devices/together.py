@@ -1,7 +1,8 @@
 """Several runtimes of this machine in one interleaved run: one clock and one reference kernel for all of them.
 
 Two latencies can be compared only when they were measured in turns, so the networks of all runtimes take turns. The
-reference kernel runs in the first runtime that works. What one runtime cannot do is noted; the others are measured.
+reference kernel runs in ONNX Runtime where that is among them, which is steady, else in the first. What one runtime
+cannot do is noted; the others are measured.
 """
 
 from __future__ import annotations
@@ -214,7 +215,7 @@ class _Run:
         """By pair, in the order of the models and then of the runtimes."""
         pairs = {Pair(name, lane.label): lane for name in models for lane in self.lanes if name in lane.sessions}
         openers = {pair.subject: self._opener(lane, pair.model) for pair, lane in pairs.items()}
-        lane = self.lanes[0]
+        lane = self._gauge
         single = replace(lane.target, batch=1)
         session = lane.runtime.open(prepare(reference_model(), single), single)
         try:
@@ -232,6 +233,11 @@ class _Run:
             session.close()
         return {pair: self._of(timed[pair.subject], lane) for pair, lane in pairs.items()}
 
+    @property
+    def _gauge(self) -> _Lane:
+        """Whose reference kernel it is."""
+        return next((lane for lane in self.lanes if lane.target.runtime == Target.runtime), self.lanes[0])
+
     def _opener(self, lane: _Lane, name: str) -> Callable[[], AbstractSession]:
         return lambda: lane.open(name)
 
@@ -240,6 +246,6 @@ class _Run:
 
     def _fingerprint(self, lane: _Lane) -> Fingerprint:
         """The runtime's own, with the clock and the reference kernel of this run."""
-        common = {"clock": self.clock.name, "reference": f"{REFERENCE_NAME} in {self.lanes[0].label}"}
+        common = {"clock": self.clock.name, "reference": f"{REFERENCE_NAME} in {self._gauge.label}"}
         flags = {**dict(lane.fingerprint.flags), **common}
         return replace(lane.fingerprint, flags=tuple(flags.items()))

@@ -111,6 +111,11 @@ class TestRatios:
         assert all(item.simulated for item in found.measurements.values())
         assert all(seconds >= 0 for seconds in found.build_s.values())
 
+    def test_the_reference_kernel_runs_in_onnxruntime_where_it_can(self, run: Run) -> None:
+        found = run(simulated=sharing(macs_per_ms=2e7), onnxruntime=FAST)
+        flags = [dict(item.fingerprint.flags) for item in found.measurements.values()]
+        assert {item["reference"] for item in flags} == {f"{REFERENCE_NAME} in onnxruntime"}
+
     def test_one_round_builds_again_when_it_has_to(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Protocol, "default", classmethod(lambda cls: Protocol.sample()))
         assert all(item.round_count == 1 for item in run(simulated=FAST).measurements.values())
