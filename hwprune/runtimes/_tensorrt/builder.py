@@ -48,7 +48,7 @@ class BuildOptions:
 
 
 class PlanBuilder:
-    """The one builder of a process."""
+    """The one builder of a process; `builds` counts the engines it has made."""
 
     def __init__(self, trt: Module, log: Log, options: BuildOptions) -> None:
         self._trt = trt
@@ -56,6 +56,7 @@ class PlanBuilder:
         self._options = options
         self._builder: Builder = log.make("builder", trt.Builder)
         self._plans: OrderedDict[str, bytes] = OrderedDict()
+        self.builds = 0
 
     def plan(self, model: bytes, target: Target, timings: TimingCache | None = None) -> bytes:
         """The serialised engine of an ONNX model, built once for the same bytes, precision and batch.
@@ -89,6 +90,7 @@ class PlanBuilder:
                 f"TensorRT built no engine for the model ({len(model)} bytes): {self._log.take_text()}",
                 hint="raise the option workspace_mib if memory ran out; else leave this network out",
             )
+        self.builds += 1
         if timings is not None:
             timings.built()
         return bytes(memoryview(plan))  # type: ignore[arg-type]

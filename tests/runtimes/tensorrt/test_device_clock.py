@@ -41,7 +41,7 @@ class Bench:
         chip.reset()
         self.chip, self.cuda = chip, chip.cuda()
         read = {"throttle": chip.library.fake_throttle_events}
-        self.clock = DeviceClock(
+        self.clock = QuietHostClock(
             self.cuda, (lambda: {name: int(f()) for name, f in read.items()}) if counters else dict
         )
         kernel = KernelSession(chip, self.cuda, REFERENCE_US, flips=False)
@@ -128,8 +128,8 @@ def compared(chip: Gpu, ratio: float, count: int) -> list[Comparison]:
 
 
 def test_equal_engines_are_rarely_called_different(chip: Gpu) -> None:
-    found = [item.verdict for item in compared(chip, 1.0, 100)]
-    assert found.count("no difference shown") >= 92
+    found = [item.verdict for item in compared(chip, 1.0, 60)]
+    assert 1 - found.count("no difference shown") / len(found) <= 0.08
 
 
 def test_two_percent_between_engines_are_found(chip: Gpu) -> None:
