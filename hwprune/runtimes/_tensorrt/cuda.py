@@ -132,6 +132,8 @@ class Cuda:
             self._capturing = False
             code, graph = self._calls.call("cudaStreamEndCapture", self.stream)
         if refused or code or not graph:
+            if graph:
+                self._calls.call("cudaGraphDestroy", graph)
             self._forget(code, "cudaStreamEndCapture")
             return None
         return self._instantiated(graph)

@@ -323,3 +323,16 @@ def test_a_capture_that_the_engine_breaks_leaves_the_stream_usable(chip: Gpu) ->
     cuda.synchronise()
     assert not cuda.lost
     assert math.isclose(DeviceClock(cuda).time(session.run).time_ms, 0.0108, rel_tol=0.05)
+
+
+def test_a_run_that_is_refused_while_it_is_captured_leaves_no_graph(chip: Gpu) -> None:
+    cuda = chip.cuda()
+    network = KernelSession(chip, cuda, (10.0,) * 3, graph=False)
+
+    def enqueue() -> None:
+        network.enqueue()
+        raise RunFailed("refused halfway")
+
+    assert cuda.capture(enqueue) is None
+    assert chip.live()["graphs"] == 0
+    assert network.unrolled(2) is not None
