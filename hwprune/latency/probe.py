@@ -6,7 +6,7 @@ A tile is a step to which a width can be rounded up for free: 17 channels that c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from hwprune.latency.light import light
 if TYPE_CHECKING:
     from hwprune.devices import AbstractBoard
 
+Point = tuple[float, float]  # ms, relative half-width of its interval
+
 TILES = (4, 8, 16, 32, 64)
 WIDEST = 128
 WIDTHS = tuple(sorted(width for step in range(0, WIDEST, 4) for width in (step + 1, step + 4)))
@@ -26,7 +28,7 @@ _FREE = 0.25  # of the mean rise over a step: too large a tile costs half of it,
 _RESOLVED = 1.25  # from 8 channels to 128 the latency rises at least this much, or the probe says nothing
 _TOLERANCE = 0.05  # a width is called slower than a wider one only when their intervals are this far apart
 _UNCERTAIN = 0.05  # a width whose interval is wider than this on either side was disturbed, and is timed again
-_ATTEMPTS = 3
+_ATTEMPTS, _CONFIRMATIONS = 3, 2
 _FALLBACK = 8  # what most SIMD units and tensor cores like, used where the probe shows no step at all
 
 
@@ -82,23 +84,35 @@ class TileProbe:
 def detect_tile(board: AbstractBoard, *, kernel: int = 3, seed: int = 0, protocol: Protocol | None = None) -> TileProbe:
     """Time convolutions with 4k and 4k + 1 output channels on an open device and read the tile off them.
 
-    Widths whose measurement was disturbed are timed again, up to twice.
+    Widths whose measurement was disturbed are timed again, up to twice. So are widths that seem slower than a wider
+    one, in sessions of their own: the faster measurement counts, since what is not the kernel's doing only lengthens.
     """
-    curve: dict[int, tuple[float, float]] = {}
+    plan = protocol or Protocol.sample()
+    curve: dict[int, Point] = {}
     for attempt in range(_ATTEMPTS):
         widths = [width for width in WIDTHS if width not in curve or curve[width][1] > _UNCERTAIN]
-        if not widths:
-            break
-        models = {str(width): probe_model(width, kernel, board.fingerprint.batch) for width in widths}
-        if board.distant:
-            models = {name: light(model) for name, model in models.items()}
-        measured = board.measure(models, protocol=protocol or Protocol.sample(), seed=seed + attempt)
-        for width in widths:
-            low, high = measured[str(width)].ci_ms
-            latency_ms = measured[str(width)].latency_ms
-            found = (latency_ms, (high - low) / 2 / latency_ms)
+        for width, found in _timed(board, widths, kernel, plan, seed + attempt).items():
             curve[width] = min(curve.get(width, found), found, key=lambda point: point[1])
+    for attempt in range(_CONFIRMATIONS):
+        suspects = read_tile(curve).non_monotone
+        for width, found in _timed(board, suspects, kernel, plan, seed + _ATTEMPTS + attempt).items():
+            curve[width] = min(curve[width], found)
     return read_tile(curve)
+
+
+def _timed(board: AbstractBoard, widths: Sequence[int], kernel: int, protocol: Protocol, seed: int) -> dict[int, Point]:
+    """A convolution of each width, timed in turns."""
+    if not widths:
+        return {}
+    models = {str(width): probe_model(width, kernel, board.fingerprint.batch) for width in widths}
+    if board.distant:
+        models = {name: light(model) for name, model in models.items()}
+    measured = board.measure(models, protocol=protocol, seed=seed)
+    found = {}
+    for width in widths:
+        (low, high), latency_ms = measured[str(width)].ci_ms, measured[str(width)].latency_ms
+        found[width] = (latency_ms, (high - low) / 2 / latency_ms)
+    return found
 
 
 def read_tile(curve: Mapping[int, tuple[float, float]]) -> TileProbe:

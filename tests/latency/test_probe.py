@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -84,26 +85,55 @@ def test_channels_count_where_units_have_several() -> None:
     assert worthwhile(space, read_tile(curve)).widths == ((10, 12),)
 
 
-def test_a_disturbed_width_is_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    with connect(Target("simulated", "simulated")) as board:
+def _slowed(found: Measurement, factor: float, *, scatter: float = 0.0) -> Measurement:
+    """The same measurement, every lap longer, with laps that drift apart by `scatter`."""
+    (done,) = found.rounds
+    laps_ms = tuple(lap * (factor + scatter * place) for place, lap in enumerate(done.laps_ms))
+    return replace(found, rounds=(replace(done, laps_ms=laps_ms),))
+
+
+class TestAgain:
+    """What is timed again, on the simulated device with measurements that we tamper with."""
+
+    @staticmethod
+    def probe(monkeypatch: pytest.MonkeyPatch, tamper: Callable[[int, dict[str, Measurement]], None]) -> list[int]:
+        """How many networks were measured in each call; the probe is checked to have a tile of 16."""
         asked: list[int] = []
-        plain = board.measure
+        with connect(Target("simulated", "simulated")) as board:
+            plain = board.measure
 
-        def measure(models: Mapping[str, bytes], **options: object) -> dict[str, Measurement]:
-            asked.append(len(models))
-            found = plain(models, **options)  # type: ignore[arg-type]
-            if len(asked) == 1:
-                low = found["64"]
-                wild = replace(
-                    low.rounds[0], laps_ms=tuple(lap * (1 + place) for place, lap in enumerate(low.samples_ms))
-                )
-                found["64"] = replace(low, rounds=(wild,))
-            return found
+            def measure(models: Mapping[str, bytes], **options: Any) -> dict[str, Measurement]:
+                found = plain(models, **options)
+                tamper(len(asked), found)
+                asked.append(len(models))
+                return found
 
-        monkeypatch.setattr(board, "measure", measure)
-        probe = detect_tile(board)
-    assert asked == [len(WIDTHS), 1]
-    assert max(half for _, _, half in probe.curve) < 0.05
+            monkeypatch.setattr(board, "measure", measure)
+            probe = detect_tile(board)
+        assert probe.tile == 16
+        assert max(half for _, _, half in probe.curve) < 0.05
+        asked.append(len(probe.non_monotone))
+        return asked
+
+    def test_a_disturbed_width(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def tamper(call: int, found: dict[str, Measurement]) -> None:
+            if call == 0:
+                found["64"] = _slowed(found["64"], 1.0, scatter=1.0)
+
+        assert self.probe(monkeypatch, tamper) == [len(WIDTHS), 1, 0]
+
+    def test_a_width_that_was_slow_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def tamper(call: int, found: dict[str, Measurement]) -> None:
+            if call == 0:
+                found["40"] = _slowed(found["40"], 1.3)
+
+        assert self.probe(monkeypatch, tamper) == [len(WIDTHS), 1, 0]
+
+    def test_a_width_that_is_slow_every_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def tamper(call: int, found: dict[str, Measurement]) -> None:
+            found["40"] = _slowed(found["40"], 1.3)
+
+        assert self.probe(monkeypatch, tamper) == [len(WIDTHS), 1, 1, 1]
 
 
 def test_a_flat_curve_is_not_resolved() -> None:
