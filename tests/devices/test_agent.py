@@ -35,12 +35,14 @@ from hwprune.core.tensors import RawTensor
 from hwprune.devices import WorkerDied
 from hwprune.devices.agent import bootstrap, supervisor
 from hwprune.devices.agent.bootstrap import STARTER
+from hwprune.devices.agent.worker import Announcing
 from hwprune.devices.remote import board as remote_board
 from hwprune.devices.remote import transport
 from hwprune.devices.remote.board import RemoteBoard
 from hwprune.devices.remote.client import AgentClient
 from hwprune.devices.remote.connection import AgentConnection
 from hwprune.devices.remote.transport import CommandTransport, ConnectionLost
+from hwprune.runtimes._base import AbstractRuntime
 
 SAMPLE = Protocol.sample()
 MODELS = {"a": model(0.2, name="a"), "b": model(0.4, name="b")}
@@ -139,6 +141,13 @@ class TestMeasuring:
         device.extra = {"hwprune/devices/agent/__init__.py": jumping}
         with device.board() as board:
             assert board.measure(MODELS, protocol=SAMPLE)["b"].latency_ms == pytest.approx(0.4, rel=0.02)
+
+    def test_everything_a_runtime_can_do_reaches_it(self) -> None:
+        known = {name for name, member in vars(AbstractRuntime).items() if callable(member) and name[0] != "_"}
+        assert known - set(vars(Announcing)) == {"name_layers"}, "which is the host's"
+        announcing = Announcing(ScriptedRuntime(), lambda message: None)
+        assert announcing.simulated
+        assert announcing.findings() == ()
 
     def test_no_file_of_the_agent_reads_the_wall_clock(self) -> None:
         folder = Path(supervisor.__file__).parent
