@@ -79,9 +79,12 @@ def _known_probe(board: AbstractBoard, tables: Path, seed: int) -> TileProbe:
     path = folder / DATA
     kept = read_json(path) if path.exists() else {}
     if digest in kept:
-        return TileProbe.from_json(kept[digest])
-    probe = detect_tile(board, seed=seed)
-    write_json(path, {**kept, digest: probe.to_json()})
+        probe = TileProbe.from_json(kept[digest])
+        if (folder / DRAWING).exists():
+            return probe
+    else:
+        probe = detect_tile(board, seed=seed)
+        write_json(path, {**kept, digest: probe.to_json()})
     drawing = staircase_drawing(
         probe.curve,
         tile=probe.tile if probe.resolved else None,

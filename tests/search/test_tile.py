@@ -46,6 +46,17 @@ def test_a_target_is_probed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (data.parent / "tile.svg").exists()
 
 
+def test_a_drawing_that_is_missing_is_made_from_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connect(SIMULATED) as board:
+        known_probe(board, tmp_path, 0)
+        (drawing,) = tmp_path.rglob("tile.svg")
+        first = drawing.read_text()
+        drawing.unlink()
+        monkeypatch.setattr(module, "detect_tile", lambda *a, **k: pytest.fail("probed again"))
+        assert known_probe(board, tmp_path, 1).tile == 16
+    assert drawing.read_text() == first
+
+
 def test_the_document_comes_back() -> None:
     probe = sawtooth()
     assert TileProbe.from_json(json.loads(json.dumps(probe.to_json()))) == probe
