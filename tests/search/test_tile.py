@@ -108,7 +108,7 @@ class TestSpace:
         assert not any("left out" in text for text in heard)
         wide = max(plain.groups, key=lambda group: group.units)
         assert wide.units > 8
-        curve[5] = (0.05 + 0.01 * 9, 0.01)
+        curve[5] = (0.05 + 0.01 * 10, 0.01)
         space, heard = self.space_after(read_tile(curve), tmp_path / "toothed", monkeypatch)
         assert "widths left out, since wider ones are faster: 5" in heard
         before, after = (dict(zip(found.names, found.widths, strict=True))[wide.name] for found in (plain, space))
