@@ -1,4 +1,4 @@
-"""`hwprune bench --runtime a,b` from the command line to two real runtimes and back, and what is said when one fails."""
+"""`hwprune bench --runtime a,b` from the command line to two real runtimes and back, and what a failing one says."""
 
 from __future__ import annotations
 
