@@ -56,9 +56,13 @@ class TileProbe:
         return tuple(width for width, _ in self.slower_than_wider)
 
     def faster_and_wider(self, width: int) -> tuple[int, ...]:
-        """The wider ones of the probed widths that were faster than `width`: by the tolerance, intervals apart."""
+        """The wider ones of the probed widths that were faster than `width`: by the tolerance, intervals apart.
+
+        A width between two probed ones is taken for as slow as the narrower of them.
+        """
         tolerance = max(_TOLERANCE, 2 * median([half for _, _, half in self.curve]))
-        least = max((latency_ms * (1 - half) for other, latency_ms, half in self.curve if other == width), default=0.0)
+        narrower = [latency_ms * (1 - half) for other, latency_ms, half in self.curve if other <= width <= WIDEST]
+        least = narrower[-1] if narrower else 0.0
         return tuple(
             other
             for other, latency_ms, half in self.curve

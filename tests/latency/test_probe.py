@@ -78,6 +78,16 @@ def test_slow_widths_leave_a_space_that_has_the_wider_one() -> None:
     assert worthwhile(space, probe).widths == ((80, 96, 128), (80, 92), (80, 88))
 
 
+def test_widths_between_probed_ones_are_as_slow_as_the_narrower() -> None:
+    curve = _curve(1)
+    curve[13] = (curve[20][0], 0.01)
+    probe = read_tile(curve)
+    space = SearchSpace((ChannelGroup("channels", 32),), ((11, 12, 13, 14, 15, 16, 17, 32),))
+    assert worthwhile(space, probe).widths == ((11, 12, 16, 17, 32),)
+    assert dict(probe.slower_than_wider) == {13: 16}
+    assert probe.faster_and_wider(200) == ()
+
+
 def test_channels_count_where_units_have_several() -> None:
     curve = _curve(8)
     curve[88] = (curve[96][0] * 1.3, 0.01)
