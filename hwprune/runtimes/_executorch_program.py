@@ -20,8 +20,8 @@ from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.files import atomic_write_bytes
 from hwprune.core.specs import cache_folder
 from hwprune.runtimes._inputs import example_inputs, fixed_inputs, onnx_inputs
-from hwprune.runtimes._onnx_to_torch import convert, load_onnx
-from hwprune.runtimes._torch import torch_package
+from hwprune.runtimes._torch.from_onnx import convert, load_onnx
+from hwprune.runtimes._torch.session import torch_package
 
 _DIGEST_BYTES = 32
 

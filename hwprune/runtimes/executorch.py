@@ -26,9 +26,9 @@ from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
 from hwprune.runtimes._executorch_program import bindings, program, quietly, version
 from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
 from hwprune.runtimes._inputs import check_inputs, example_inputs, fixed_inputs, onnx_inputs
-from hwprune.runtimes._onnx_graph import Graph, Node, read_graph
-from hwprune.runtimes._onnx_to_torch import load_onnx
-from hwprune.runtimes._torch import settings, torch_package
+from hwprune.runtimes._onnx.graph import Graph, Node, read_graph
+from hwprune.runtimes._torch.from_onnx import load_onnx
+from hwprune.runtimes._torch.session import settings, torch_package
 
 _WEIGHTED = {"Conv": r"Convolution|Fully Connected", "ConvTranspose": "Deconvolution", "Gemm": "Fully Connected"}
 _WARMUP_RUNS = 3

@@ -1,6 +1,6 @@
 """LiteRT (TensorFlow Lite) on the CPU with its XNNPACK kernels, fp32: the runtime of most Android applications.
 
-The network is written as a LiteRT file directly from the ONNX graph (`_litert_rules.py`), in milliseconds. LiteRT
+The network is written as a LiteRT file directly from the ONNX graph (`_litert/rules.py`), in milliseconds. LiteRT
 hands to XNNPACK what XNNPACK knows, in one part or, where LiteRT's own kernels have to run between, in several: their
 number is a fact of each session. Images are held channels last and given so; bringing them there is the caller's work
 and is not timed. The Python package offers no profile of what XNNPACK does inside, so there are no layer times.
@@ -23,9 +23,9 @@ from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSessi
 from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
 from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
 from hwprune.runtimes._inputs import check_inputs, example_inputs
-from hwprune.runtimes._litert_model import FIRST, LAST
-from hwprune.runtimes._litert_rules import write
-from hwprune.runtimes._onnx_graph import read_graph
+from hwprune.runtimes._litert.model import FIRST, LAST
+from hwprune.runtimes._litert.rules import write
+from hwprune.runtimes._onnx.graph import read_graph
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,6 @@
 """ncnn on the CPU, fp32: the runtime of many phones, with kernels that like multiples of 4, 8 and 16 channels.
 
-The network is written in ncnn's format directly from the ONNX graph (`_ncnn_rules.py`), in milliseconds. Settings and
+The network is written in ncnn's format directly from the ONNX graph (`_ncnn/rules.py`), in milliseconds. Settings and
 why: fp16, bf16 and int8 are switched off, since ncnn would use them where a processor has them; one thread unless the
 target says more (ncnn's OpenMP threads spin, and two of them on busy cores take fifty times as long); light mode,
 which frees a blob when it was read for the last time. Whether denormals are flushed depends on how ncnn was compiled:
@@ -26,9 +26,9 @@ from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSessi
 from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
 from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
 from hwprune.runtimes._inputs import check_inputs, example_inputs
-from hwprune.runtimes._ncnn_model import NcnnModel
-from hwprune.runtimes._ncnn_rules import write
-from hwprune.runtimes._onnx_graph import Graph, read_graph
+from hwprune.runtimes._ncnn.model import NcnnModel
+from hwprune.runtimes._ncnn.rules import write
+from hwprune.runtimes._onnx.graph import Graph, read_graph
 
 _KEEP_PACKED = 1  # extract a blob as it is, without unpacking it
 _WARMUP_RUNS = 3

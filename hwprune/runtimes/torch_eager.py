@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hwprune.core.measurement import LayerTime, Target
-from hwprune.runtimes._onnx_to_torch import ONNX_KIND, ONNX_NAME
-from hwprune.runtimes._torch import TorchRuntime, TorchSession, settings, torch_package
+from hwprune.runtimes._torch.from_onnx import ONNX_KIND, ONNX_NAME
+from hwprune.runtimes._torch.session import TorchRuntime, TorchSession, settings, torch_package
 
 if TYPE_CHECKING:
     from torch import fx

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import LayerTime, Target
-from hwprune.runtimes._onnx_to_torch import Builder, load_onnx
-from hwprune.runtimes._torch import TorchRuntime, TorchSession, settings, torch_package
+from hwprune.runtimes._torch.from_onnx import Builder, load_onnx
+from hwprune.runtimes._torch.session import TorchRuntime, TorchSession, settings, torch_package
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,7 +21,7 @@ from hwprune.core.statistics import median
 from hwprune.runtimes import _executorch_program as programs
 from hwprune.runtimes._base import AbstractRuntime
 from hwprune.runtimes._clocks import WallClock
-from hwprune.runtimes._onnx_graph import read_graph
+from hwprune.runtimes._onnx.graph import read_graph
 from hwprune.runtimes.executorch import ExecutorchRuntime, _layers
 from hwprune.testing.networks import FAMILIES
 from hwprune.testing.runtimes import RuntimeConformance, conv_net

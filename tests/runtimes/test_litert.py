@@ -17,9 +17,9 @@ from hwprune.core.measurement import Target
 from hwprune.runtimes import litert as plugin
 from hwprune.runtimes._base import AbstractRuntime
 from hwprune.runtimes._clocks import WallClock
-from hwprune.runtimes._litert_model import schema
-from hwprune.runtimes._litert_rules import write
-from hwprune.runtimes._onnx_graph import read_graph
+from hwprune.runtimes._litert.model import schema
+from hwprune.runtimes._litert.rules import write
+from hwprune.runtimes._onnx.graph import read_graph
 from hwprune.runtimes.litert import LitertRuntime
 from hwprune.testing.networks import FAMILIES
 from hwprune.testing.runtimes import RuntimeConformance, conv_net

@@ -21,9 +21,9 @@ from hwprune.core.statistics import median
 from hwprune.runtimes import ncnn as plugin
 from hwprune.runtimes._base import AbstractRuntime
 from hwprune.runtimes._clocks import WallClock
-from hwprune.runtimes._ncnn_model import NcnnModel
-from hwprune.runtimes._ncnn_rules import write
-from hwprune.runtimes._onnx_graph import read_graph
+from hwprune.runtimes._ncnn.model import NcnnModel
+from hwprune.runtimes._ncnn.rules import write
+from hwprune.runtimes._onnx.graph import read_graph
 from hwprune.runtimes.ncnn import NcnnRuntime
 from hwprune.testing.networks import FAMILIES
 from hwprune.testing.runtimes import RuntimeConformance, conv_net
@@ -223,7 +223,7 @@ def test_pnnx_makes_the_same_of_it(family: str, tmp_path: Path, monkeypatch: pyt
     pnnx = pytest.importorskip("pnnx", reason="pip install pnnx")
     import ncnn
 
-    from hwprune.runtimes._onnx_to_torch import torch_module
+    from hwprune.runtimes._torch.from_onnx import torch_module
 
     _, graph, template = exported(family, batch=1)
     monkeypatch.chdir(tmp_path)

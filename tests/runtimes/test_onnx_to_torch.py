@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_tools import Array, run
 
 from hwprune.core.errors import UsageError
-from hwprune.runtimes._onnx_to_torch import ONNX_NAME, torch_module
+from hwprune.runtimes._torch.from_onnx import ONNX_NAME, torch_module
 from hwprune.testing.networks import FAMILIES
 
 TOLERANCE = 1e-5

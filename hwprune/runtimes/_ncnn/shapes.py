@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hwprune.runtimes._ncnn_model import Writer, block_sizes
-from hwprune.runtimes._ncnn_patterns import channel_shuffle, group_norm
-from hwprune.runtimes._onnx_graph import Node
+from hwprune.runtimes._ncnn.model import Writer, block_sizes
+from hwprune.runtimes._ncnn.patterns import channel_shuffle, group_norm
+from hwprune.runtimes._onnx.graph import Node
 
 if TYPE_CHECKING:
-    from hwprune.runtimes._ncnn_model import Parameter
+    from hwprune.runtimes._ncnn.model import Parameter
 
 _ORDERS = {
     2: ("WH", "HW"),

@@ -6,14 +6,14 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hwprune.runtimes._onnx_to_torch import Operator, tensor
-from hwprune.runtimes._onnx_to_torch_shapes import SHAPE_RULES
+from hwprune.runtimes._torch.from_onnx import Operator, tensor
+from hwprune.runtimes._torch.shapes import SHAPE_RULES
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import fx, nn
 
-    from hwprune.runtimes._onnx_to_torch import Rule
+    from hwprune.runtimes._torch.from_onnx import Rule
 
 # ONNX operator -> function in torch of the same meaning and as many arguments.
 ELEMENTWISE = {

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwprune.runtimes import _ncnn_shapes as shapes
-from hwprune.runtimes._ncnn_model import RANKS, NcnnModel, Writer, block_sizes, flagged, raw
-from hwprune.runtimes._ncnn_patterns import swish
-from hwprune.runtimes._onnx_graph import Array, Graph, Node
+from hwprune.runtimes._ncnn import shapes
+from hwprune.runtimes._ncnn.model import RANKS, NcnnModel, Writer, block_sizes, flagged, raw
+from hwprune.runtimes._ncnn.patterns import swish
+from hwprune.runtimes._onnx.graph import Array, Graph, Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hwprune.runtimes._ncnn_model import Parameter
+    from hwprune.runtimes._ncnn.model import Parameter
 
     Rule = Callable[[Writer, Node], None]
 

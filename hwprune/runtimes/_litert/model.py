@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hwprune.core.errors import DeviceError
-from hwprune.runtimes._onnx_graph import Array, Graph, Node
+from hwprune.runtimes._onnx.graph import Array, Graph, Node
 
 LAST = (0, 2, 3, 1)  # from N x C x H x W to N x H x W x C
 FIRST = (0, 3, 1, 2)  # and back

@@ -13,8 +13,8 @@ import numpy as np
 
 from hwprune.core.errors import UsageError
 from hwprune.runtimes._inputs import fixed_inputs, onnx_inputs
-from hwprune.runtimes._onnx_patterns import gelu
-from hwprune.runtimes._onnx_to_torch import load_onnx
+from hwprune.runtimes._onnx.patterns import gelu
+from hwprune.runtimes._torch.from_onnx import load_onnx
 
 if TYPE_CHECKING:
     import onnx

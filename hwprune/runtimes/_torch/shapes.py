@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwprune.runtimes._onnx_to_torch import Operator
+from hwprune.runtimes._torch.from_onnx import Operator
 
 if TYPE_CHECKING:
     from torch import fx
 
-    from hwprune.runtimes._onnx_to_torch import Rule
+    from hwprune.runtimes._torch.from_onnx import Rule
 
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}

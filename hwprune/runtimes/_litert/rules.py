@@ -1,6 +1,6 @@
 """What each ONNX operator is in LiteRT. `RULES` maps its name to a function that appends the operators.
 
-Images lie channels last (`_litert_model.py`). Padding that is neither LiteRT's "same" nor none becomes an operator of
+Images lie channels last (`model.py`). Padding that is neither LiteRT's "same" nor none becomes an operator of
 its own, which XNNPACK takes into the convolution again. ReLU and ReLU6 become a part of what comes before them.
 """
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwprune.runtimes import _litert_shapes as shapes
-from hwprune.runtimes._litert_model import LitertModel, Writer, schema
-from hwprune.runtimes._onnx_graph import Array, Graph, Node
+from hwprune.runtimes._litert import shapes
+from hwprune.runtimes._litert.model import LitertModel, Writer, schema
+from hwprune.runtimes._onnx.graph import Array, Graph, Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable

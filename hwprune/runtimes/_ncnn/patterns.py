@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from hwprune.runtimes._ncnn_model import Writer, raw
-from hwprune.runtimes._onnx_graph import Array, Node
+from hwprune.runtimes._ncnn.model import Writer, raw
+from hwprune.runtimes._onnx.graph import Array, Node
 
 
 def swish(writer: Writer, node: Node) -> bool:

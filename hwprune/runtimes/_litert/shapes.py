@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwprune.runtimes._litert_model import LAST, Writer, schema
-from hwprune.runtimes._onnx_graph import Array, Node
+from hwprune.runtimes._litert.model import LAST, Writer, schema
+from hwprune.runtimes._onnx.graph import Array, Node
 
 _SWAPPED = (0, 2, 1, 3, 4)  # the permutation of a channel shuffle
 

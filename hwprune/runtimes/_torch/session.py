@@ -20,7 +20,7 @@ from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSessi
 from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
 from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
 from hwprune.runtimes._inputs import check_inputs, example_inputs, fixed_inputs, onnx_inputs
-from hwprune.runtimes._onnx_to_torch import convert, load_onnx
+from hwprune.runtimes._torch.from_onnx import convert, load_onnx
 
 if TYPE_CHECKING:
     import numpy as np

@@ -72,7 +72,7 @@ def _no_model(model: bytes, reader: str, reason: str) -> UsageError:
 
 def convert(model: onnx.ModelProto) -> fx.GraphModule:
     """The torch module of a model that `load_onnx` read."""
-    from hwprune.runtimes._onnx_to_torch_rules import RULES
+    from hwprune.runtimes._torch.rules import RULES
 
     builder = Builder(model)
     unknown = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwprune.runtimes._onnx_graph import Array, Graph, Node
+from hwprune.runtimes._onnx.graph import Array, Graph, Node
 
 if TYPE_CHECKING:
     from typing import Union

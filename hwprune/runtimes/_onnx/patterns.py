@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hwprune.runtimes._onnx_graph import Graph, Node
+    from hwprune.runtimes._onnx.graph import Graph, Node
 
 
 def gelu(graph: Graph, node: Node) -> tuple[Node, ...] | None:

@@ -1,0 +1,1 @@
+"""LiteRT: a network as its file, written from the ONNX graph."""

@@ -1,0 +1,1 @@
+"""ncnn: a network in its two files, written from the ONNX graph."""

@@ -1,0 +1,1 @@
+"""The ONNX graph as plain nodes, for the writers of other formats."""
