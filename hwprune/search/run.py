@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,20 @@ def _search(shop: Workshop, baseline: Baseline, method: AbstractMethod) -> Resul
     dense_network(shop)
     answer = search_answer(shop, method, baseline.budget_ms)
     settled = [_settle(shop, method, answer, 0)]
-    done = finish(shop, settled[-1].chosen.answer, attempt=0)
+    done = _finish(shop, settled)
     while not done.verified.within and settled[-1].chosen.within and len(settled) < ATTEMPTS:
         shop.folder.emit(Note("the finetuned network measures over the budget its candidate had met: stepping back"))
         settled.append(_settle(shop, method, answer, len(settled)))
-        done = finish(shop, settled[-1].chosen.answer, attempt=len(settled) - 1)
+        done = _finish(shop, settled)
     profile = layer_profile(shop, (shop.folder.path / "model.onnx").read_bytes(), done.answer)
     if profile is not None:
         write_json(shop.folder.path / "layers.json", profile.to_json())
     return _result(shop, done, settled, answer.image_passes)
+
+
+def _finish(shop: Workshop, settled: Sequence[Settlement]) -> Finished:
+    chosen = settled[-1].chosen
+    return finish(shop, chosen.answer, len(settled) - 1, candidate_ms=chosen.measured_ms)
 
 
 def _settle(shop: Workshop, method: AbstractMethod, answer: Answer, attempt: int) -> Settlement:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
+
 from hwprune.core.errors import DeviceError
 from hwprune.core.events import Event, Note
 from hwprune.core.measurement import LayerTime, Target
 from hwprune.methods._base import Answer
-from hwprune.search.finish import layer_profile
+from hwprune.search.finish import layer_profile, verify
 from hwprune.search.workshop import Workshop
 
 
@@ -43,3 +45,44 @@ def test_a_device_that_fails_at_it_is_quoted() -> None:
 
     assert layer_profile(shop_of(layers, heard), b"small", cast(Answer, None)) is None
     assert [event.text for event in heard if isinstance(event, Note)] == ["no layer times: the profiler is busy"]
+
+
+@pytest.mark.parametrize(
+    ("sessions_ms", "taken_ms", "told"),
+    [
+        ((0.98,), 0.98, 0),  # within the budget of 1 ms
+        ((1.01,), 1.01, 0),  # over it, as the candidate let one fear
+        ((1.4, 0.985), 0.985, 1),  # a disturbed session
+        ((1.4, 1.3), 1.3, 1),  # slow twice: so it is
+    ],
+)
+def test_a_verdict_that_contradicts_the_candidate_is_measured_again(
+    sessions_ms: tuple[float, ...], taken_ms: float, told: int
+) -> None:
+    heard: list[Event] = []
+    left = list(sessions_ms)
+    seeds = []
+
+    def timed(latency_ms: float) -> SimpleNamespace:
+        return SimpleNamespace(statistic=lambda _: (latency_ms, latency_ms, latency_ms))
+
+    def measure(models: dict[str, bytes], *, seed: int, **_: object) -> dict[str, SimpleNamespace]:
+        seeds.append(seed)
+        return {"dense": timed(2.0), "pruned": timed(left.pop(0))}
+
+    shop = cast(
+        Workshop,
+        SimpleNamespace(
+            measure=measure,
+            template=SimpleNamespace(dense=b""),
+            settings=SimpleNamespace(statistic="median"),
+            folder=SimpleNamespace(emit=heard.append),
+            budget_ms=1.0,
+        ),
+    )
+    found = verify(shop, b"small", seed=1, candidate_ms=0.985)
+    assert found.pruned.statistic("median")[0] == taken_ms
+    assert found.within == (taken_ms <= 1.0)
+    assert not left
+    assert len(set(seeds)) == len(sessions_ms)
+    assert [type(event) for event in heard] == [Note] * told
