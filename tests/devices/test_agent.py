@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 import signal
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -504,6 +506,18 @@ class TestProtocol:
         )
         with RemoteBoard(SCRIPTED, ScriptedRuntime(), client, reference=REFERENCE) as board:
             assert board.measure(MODELS, protocol=SAMPLE)["a"].latency_ms > 0
+
+    def test_the_oldest_interpreter_runs_all_of_it(self, tmp_path: Path) -> None:
+        old = shutil.which("python3.8")
+        asked = [old or "false", "-c", "import sys; print(*sys.version_info[:2])"]
+        if subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split() != ["3", "8"]:
+            pytest.skip("no python3.8 in the path")
+        client = AgentClient(
+            local_transport(tmp_path), scripted_bundle(), label="board", python=str(old), patience=PATIENT
+        )
+        with RemoteBoard(SCRIPTED, ScriptedRuntime(), client, reference=REFERENCE) as board:
+            assert board.measure(MODELS, protocol=SAMPLE)["a"].latency_ms > 0
+            assert board.layers(MODELS["a"])
 
     def test_an_interpreter_that_is_not_there(self, tmp_path: Path) -> None:
         client = AgentClient(local_transport(tmp_path), scripted_bundle(), label="board", python="/no/such/python3")
