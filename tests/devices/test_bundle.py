@@ -134,7 +134,7 @@ def _needs(node: ast.AST, origin: dict[str, str | None]) -> Iterator[str]:
         sides = (node.left, node.right)
         if any(isinstance(side, ast.Dict | ast.DictComp) or ast.unparse(side) == "None" for side in sides):
             yield ast.unparse(node)
-    elif isinstance(node, ast.Match | ast.TryStar):
+    elif type(node).__name__ in ("Match", "TryStar"):  # Python 3.10 has no ast.TryStar
         yield "match or except*"
 
 
