@@ -41,9 +41,14 @@ def load(package: str, name: str, base: type[T]) -> type[T]:
             f"{kind} '{name}' could not be loaded: no module named '{error.name}'",
             hint=f"pip install 'hwprune[{name}]'",
         ) from error
-    # Before Python 3.11 an alias such as `list[int]` calls itself a class.
-    classes = [item for item in vars(module).values() if inspect.isclass(item) and get_origin(item) is None]
-    classes = [item for item in classes if issubclass(item, base) and item.__module__ == module.__name__]
+    classes = [
+        member
+        for member in vars(module).values()
+        if inspect.isclass(member)
+        and get_origin(member) is None  # before Python 3.11 an alias such as `list[int]` calls itself a class
+        and issubclass(member, base)
+        and member.__module__ == module.__name__
+    ]
     concrete = [member for member in classes if not inspect.isabstract(member)]
     if len(concrete) != 1:
         raise TypeError(f"{module.__name__} must define exactly one {base.__name__}, it defines {len(concrete)}")

@@ -13,9 +13,9 @@ import torch
 
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Target
-from hwprune.runtimes import _torch as machinery
 from hwprune.runtimes._base import AbstractRuntime
 from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
+from hwprune.runtimes._torch import session as machinery
 from hwprune.runtimes.torch_eager import TorchEager
 from hwprune.runtimes.torch_inductor import TorchInductor
 from hwprune.testing.runtimes import RuntimeConformance, conv_net
