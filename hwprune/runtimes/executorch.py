@@ -8,7 +8,6 @@ is a part of the time. Layer times are XNNPACK's own profile of the operators in
 
 from __future__ import annotations
 
-import platform
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +21,9 @@ import numpy as np
 from hwprune.core.errors import UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
-from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
+from hwprune.runtimes._cpu import check_threads, cpu_clock, cpu_fingerprint
 from hwprune.runtimes._executorch_program import bindings, program, quietly, version
-from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
+from hwprune.runtimes._host import undisturbed
 from hwprune.runtimes._inputs import check_inputs, example_inputs, fixed_inputs, onnx_inputs
 from hwprune.runtimes._onnx.graph import Graph, Node, read_graph
 from hwprune.runtimes._torch.from_onnx import load_onnx
@@ -82,11 +81,9 @@ class ExecutorchRuntime(AbstractRuntime):
 
     def check(self, target: Target) -> None:
         bindings()
-        cores = usable_cores()
         if target.precision not in self.precisions:
             raise UsageError(f"ExecuTorch computes in fp32 here, not in {target.precision}", hint="use precision fp32")
-        if target.threads > cores:
-            raise UsageError(f"{target.threads} threads on {cores} usable cores", hint=f"use at most {cores} threads")
+        check_threads(target)
 
     def fingerprint(self, target: Target) -> Fingerprint:
         flags = (
@@ -96,21 +93,10 @@ class ExecutorchRuntime(AbstractRuntime):
             ("denormals", "flushed"),
             ("clock", self.clock(target).name),
         )
-        return Fingerprint(
-            device=target.device,
-            cpu_model=cpu_model(),
-            cores=target.threads,
-            runtime="executorch",
-            runtime_version=version(),
-            precision="fp32",
-            batch=target.batch,
-            threads=target.threads,
-            os=f"{platform.system()} {platform.machine()}",
-            flags=flags,
-        )
+        return cpu_fingerprint(target, runtime="executorch", version=version(), flags=flags)
 
     def clock(self, target: Target) -> AbstractClock:
-        return ThreadCpuClock() if target.threads == 1 else WallClock()
+        return cpu_clock(target)
 
     def open(self, model: bytes, target: Target) -> ExecutorchSession:
         return ExecutorchSession(model, target, keep_bytes=self.keep_mb << 20)

@@ -8,7 +8,6 @@ and is not timed. The Python package offers no profile of what XNNPACK does insi
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ import numpy as np
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
-from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
-from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
+from hwprune.runtimes._cpu import check_threads, cpu_clock, cpu_fingerprint
+from hwprune.runtimes._host import undisturbed
 from hwprune.runtimes._inputs import check_inputs, example_inputs
 from hwprune.runtimes._litert.model import FIRST, LAST
 from hwprune.runtimes._litert.rules import write
@@ -89,11 +88,9 @@ class LitertRuntime(AbstractRuntime):
 
     def check(self, target: Target) -> None:
         _litert()
-        cores = usable_cores()
         if target.precision not in self.precisions:
             raise UsageError(f"LiteRT computes in fp32 here, not in {target.precision}", hint="use precision fp32")
-        if target.threads > cores:
-            raise UsageError(f"{target.threads} threads on {cores} usable cores", hint=f"use at most {cores} threads")
+        check_threads(target)
 
     def fingerprint(self, target: Target) -> Fingerprint:
         flags = (
@@ -102,21 +99,10 @@ class LitertRuntime(AbstractRuntime):
             ("denormals", "flushed"),
             ("clock", self.clock(target).name),
         )
-        return Fingerprint(
-            device=target.device,
-            cpu_model=cpu_model(),
-            cores=target.threads,
-            runtime="litert",
-            runtime_version=_version(),
-            precision="fp32",
-            batch=target.batch,
-            threads=target.threads,
-            os=f"{platform.system()} {platform.machine()}",
-            flags=flags,
-        )
+        return cpu_fingerprint(target, runtime="litert", version=_version(), flags=flags)
 
     def clock(self, target: Target) -> AbstractClock:
-        return ThreadCpuClock() if target.threads == 1 else WallClock()
+        return cpu_clock(target)
 
     def open(self, model: bytes, target: Target) -> LitertSession:
         return LitertSession(model, target)

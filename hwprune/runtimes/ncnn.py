@@ -9,7 +9,6 @@ the fingerprint says what was found.
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,8 +22,8 @@ import numpy as np
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
-from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
-from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
+from hwprune.runtimes._cpu import check_threads, cpu_clock, cpu_fingerprint
+from hwprune.runtimes._host import undisturbed
 from hwprune.runtimes._inputs import check_inputs, example_inputs
 from hwprune.runtimes._ncnn.model import NcnnModel
 from hwprune.runtimes._ncnn.rules import write
@@ -135,13 +134,11 @@ class NcnnRuntime(AbstractRuntime):
 
     def check(self, target: Target) -> None:
         _ncnn()
-        cores = usable_cores()
         if target.precision not in self.precisions:
             raise UsageError(f"ncnn computes in fp32 here, not in {target.precision}", hint="use precision fp32")
         if target.batch != 1:
             raise UsageError(f"ncnn holds one image at a time, not a batch of {target.batch}", hint="use batch 1")
-        if target.threads > cores:
-            raise UsageError(f"{target.threads} threads on {cores} usable cores", hint=f"use at most {cores} threads")
+        check_threads(target)
 
     def fingerprint(self, target: Target) -> Fingerprint:
         chosen = tuple((name, "on" if value else "off") for name, value in asdict(self).items())
@@ -153,21 +150,10 @@ class NcnnRuntime(AbstractRuntime):
             ("denormals", _denormals()),
             ("clock", self.clock(target).name),
         )
-        return Fingerprint(
-            device=target.device,
-            cpu_model=cpu_model(),
-            cores=target.threads,
-            runtime="ncnn",
-            runtime_version=str(_ncnn().__version__),
-            precision="fp32",
-            batch=target.batch,
-            threads=target.threads,
-            os=f"{platform.system()} {platform.machine()}",
-            flags=flags,
-        )
+        return cpu_fingerprint(target, runtime="ncnn", version=str(_ncnn().__version__), flags=flags)
 
     def clock(self, target: Target) -> AbstractClock:
-        return ThreadCpuClock() if target.threads == 1 else WallClock()
+        return cpu_clock(target)
 
     def open(self, model: bytes, target: Target) -> NcnnSession:
         return NcnnSession(model, target, self)

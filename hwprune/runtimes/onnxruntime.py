@@ -8,7 +8,6 @@ process only, so every session here asks for it: a convolution on denormal input
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -22,8 +21,8 @@ import numpy as np
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
-from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
-from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
+from hwprune.runtimes._cpu import check_threads, cpu_clock, cpu_fingerprint
+from hwprune.runtimes._host import undisturbed
 from hwprune.runtimes._inputs import Input, check_inputs, example_inputs, fixed_inputs
 
 if TYPE_CHECKING:
@@ -110,13 +109,11 @@ class OnnxRuntime(AbstractRuntime):
 
     def check(self, target: Target) -> None:
         _ort()
-        cores = usable_cores()
         if target.precision not in self.precisions:
             raise UsageError(
                 f"onnxruntime on a CPU computes in fp32 here, not in {target.precision}", hint="use precision fp32"
             )
-        if target.threads > cores:
-            raise UsageError(f"{target.threads} threads on {cores} usable cores", hint=f"use at most {cores} threads")
+        check_threads(target)
 
     def fingerprint(self, target: Target) -> Fingerprint:
         flags = (
@@ -125,21 +122,10 @@ class OnnxRuntime(AbstractRuntime):
             ("denormals", "flushed"),
             ("clock", self.clock(target).name),
         )
-        return Fingerprint(
-            device=target.device,
-            cpu_model=cpu_model(),
-            cores=target.threads,
-            runtime="onnxruntime",
-            runtime_version=str(_ort().__version__),
-            precision="fp32",
-            batch=target.batch,
-            threads=target.threads,
-            os=f"{platform.system()} {platform.machine()}",
-            flags=flags,
-        )
+        return cpu_fingerprint(target, runtime="onnxruntime", version=str(_ort().__version__), flags=flags)
 
     def clock(self, target: Target) -> AbstractClock:
-        return ThreadCpuClock() if target.threads == 1 else WallClock()
+        return cpu_clock(target)
 
     def open(self, model: bytes, target: Target) -> OrtSession:
         return OrtSession(model, target, _options(target))

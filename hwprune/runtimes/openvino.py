@@ -8,7 +8,6 @@ is used.
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
 from collections import Counter
@@ -24,7 +23,8 @@ from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
 from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
-from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
+from hwprune.runtimes._cpu import check_threads, cpu_fingerprint
+from hwprune.runtimes._host import undisturbed
 from hwprune.runtimes._inputs import Input, check_inputs, example_inputs, fixed_inputs
 
 if TYPE_CHECKING:
@@ -132,9 +132,7 @@ class OpenVino(AbstractRuntime):
         needed = CAPABILITIES.get(target.precision)
         if needed is not None and needed not in capabilities:
             raise UsageError(f"this processor does not compute in {target.precision}", hint="use precision fp32")
-        cores = usable_cores()
-        if target.threads > cores:
-            raise UsageError(f"{target.threads} threads on {cores} usable cores", hint=f"use at most {cores} threads")
+        check_threads(target)
 
     def fingerprint(self, target: Target) -> Fingerprint:
         hint, computed = _computed_in(target.precision)
@@ -145,17 +143,12 @@ class OpenVino(AbstractRuntime):
             ("denormals", "flushed"),
             ("clock", self.clock(target).name),
         )
-        return Fingerprint(
-            device=target.device,
-            cpu_model=cpu_model(),
-            cores=target.threads,
+        return cpu_fingerprint(
+            target,
             runtime="openvino",
-            runtime_version=str(_openvino().__version__).split("-")[0],
-            precision=computed,
-            batch=target.batch,
-            threads=target.threads,
-            os=f"{platform.system()} {platform.machine()}",
+            version=str(_openvino().__version__).split("-")[0],
             flags=flags,
+            precision=computed,
         )
 
     def clock(self, target: Target) -> AbstractClock:

@@ -6,7 +6,6 @@ are settings of the process and of the thread; both are put back after a run, si
 
 from __future__ import annotations
 
-import platform
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Fingerprint, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
-from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
-from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores
+from hwprune.runtimes._cpu import check_threads, cpu_clock, cpu_fingerprint
+from hwprune.runtimes._host import undisturbed
 from hwprune.runtimes._inputs import check_inputs, example_inputs, fixed_inputs, onnx_inputs
 from hwprune.runtimes._torch.from_onnx import convert, load_onnx
 
@@ -112,9 +111,7 @@ class TorchRuntime(AbstractRuntime):
         torch_package()
         if target.precision not in self.precisions:
             raise UsageError(f"{self.name} computes in fp32 here, not in {target.precision}", hint="use precision fp32")
-        cores = usable_cores()
-        if target.threads > cores:
-            raise UsageError(f"{target.threads} threads on {cores} usable cores", hint=f"use at most {cores} threads")
+        check_threads(target)
 
     def fingerprint(self, target: Target) -> Fingerprint:
         torch = torch_package()
@@ -126,21 +123,10 @@ class TorchRuntime(AbstractRuntime):
             *self.flags(target),
             ("clock", self.clock(target).name),
         )
-        return Fingerprint(
-            device=target.device,
-            cpu_model=cpu_model(),
-            cores=target.threads,
-            runtime=self.name,
-            runtime_version=str(torch.__version__),
-            precision="fp32",
-            batch=target.batch,
-            threads=target.threads,
-            os=f"{platform.system()} {platform.machine()}",
-            flags=flags,
-        )
+        return cpu_fingerprint(target, runtime=self.name, version=str(torch.__version__), flags=flags)
 
     def clock(self, target: Target) -> AbstractClock:
-        return ThreadCpuClock() if target.threads == 1 else WallClock()
+        return cpu_clock(target)
 
     def measuring(self, target: Target) -> AbstractContextManager[None]:
         return _measuring(target.threads)
