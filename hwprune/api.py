@@ -31,7 +31,8 @@ from hwprune.report.comparison import MethodComparison
 from hwprune.report.html import write_report
 from hwprune.report.run_data import RunData
 from hwprune.report.waterfall import Waterfall, waterfall
-from hwprune.search.compare import cells_of, run_comparison
+from hwprune.search.cell import cells_of
+from hwprune.search.compare import run_comparison
 from hwprune.search.fleet import profile_devices
 from hwprune.search.outcomes import BenchResult, Exported, Run, builder, load
 from hwprune.search.precision import in_precision

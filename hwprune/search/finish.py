@@ -79,7 +79,9 @@ def finish(shop: Workshop, answer: Answer, attempt: int, *, candidate_ms: float)
     `candidate_ms` is what a network of these widths has measured before.
     """
     stage = "finetune" if attempt == 0 else f"finetune-{attempt}"
-    scores = {"dense": evaluate(shop.model, shop.data, "test", task=shop.task).score}
+    if shop.dense_score is None:
+        shop.dense_score = evaluate(shop.model, shop.data, "test", task=shop.task).score
+    scores = {"dense": shop.dense_score}
     small, passes = shop.folder.stage(stage, lambda: _finetuned(shop, answer, stage, scores))
     shipped = shop.folder.stage("export", lambda: export_network(shop, small, answer.keep))
     seed = shop.settings.seed + 1000 + attempt

@@ -46,11 +46,14 @@ def run_search(
     tables: Path = Path("latency_tables"),
     on_event: OnEvent = ignore,
     stop: Stop = lambda: False,
+    dense_score: float | None = None,
 ) -> Result:
     """Search under a budget and write the run folder; the result's verdict is a measurement.
 
-    `model` and `data` replace what the settings name. Raises `RunError` for a folder of another run or one in use,
-    `Interrupted` after saving when `stop` says so, and the errors of every stage; an infeasible budget is a result.
+    `model` and `data` replace what the settings name; `dense_score` is the test score of a trained `model` where the
+    caller knows it, which many runs of one network then need not find out. Raises `RunError` for a folder of another
+    run or one in use, `Interrupted` after saving when `stop` says so, and the errors of every stage; an infeasible
+    budget is a result.
     """
     method = make_method(settings.method, dict(settings.options))
     with RunFolder.open(run_dir, settings, on_event) as folder:
@@ -63,6 +66,7 @@ def run_search(
         with open_workshop(
             folder, model=model, data=data, task=task or Classification(), tables=tables, stop=stop
         ) as shop:
+            shop.dense_score = dense_score
             baseline = measure_baseline(shop)
             try:
                 baseline.check(settings.statistic)

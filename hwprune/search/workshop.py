@@ -37,7 +37,8 @@ QUIETER = "measure when the machine is quiet: hwprune doctor"
 class Workshop:
     """Everything the stages of a run share. `latency` is replaced whenever a measurement teaches it something.
 
-    `budget_ms` is fixed once a run, when the dense network is measured for it.
+    `budget_ms` is fixed once a run, when the dense network is measured for it. `dense_score` is that of the test
+    split, None before anyone needed it.
     """
 
     folder: RunFolder
@@ -52,6 +53,7 @@ class Workshop:
     report: FitReport
     stop: Stop
     budget_ms: float = math.inf
+    dense_score: float | None = None
 
     @property
     def settings(self) -> SearchSettings:

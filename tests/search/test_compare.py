@@ -16,7 +16,8 @@ from hwprune.core.events import Event, Note
 from hwprune.core.files import read_json
 from hwprune.core.measurement import Measurement
 from hwprune.report.comparison import MethodComparison, comparison_text
-from hwprune.search.compare import Cell, differences
+from hwprune.search.cell import Cell
+from hwprune.search.judge import differences
 from hwprune.search.settings import SearchSettings
 from hwprune.training import Data
 

@@ -1,0 +1,132 @@
+"""The verdict over the runs of a comparison: all networks timed in one session, and compared test image by image."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from hwprune.core.errors import RunError
+from hwprune.core.files import atomic_write_bytes, read_json
+from hwprune.core.measurement import Measurement, Protocol, compare
+from hwprune.devices import connect
+from hwprune.report.comparison import ComparedRun, Difference, MethodComparison
+from hwprune.report.run_data import Result
+from hwprune.search.cell import Cell
+from hwprune.search.outcomes import load
+from hwprune.search.settings import SearchSettings
+from hwprune.training import Data, Task, evaluate, predict
+
+Scores = dict[Cell, np.ndarray]
+
+
+def judge(
+    base: SearchSettings,
+    cells: Sequence[Cell],
+    folder: Path,
+    *,
+    baselines: Sequence[str],
+    dense: nn.Module,
+    data: Data,
+    task: Task,
+) -> MethodComparison:
+    """Time all networks in turns in one session, evaluate them on the test split, and compare image by image.
+
+    What a network answers on the test split is kept beside it: only the timing is new when a comparison grows.
+    """
+    results = {cell: Result.from_json(read_json(folder / cell.name / "result.json")) for cell in cells}
+    pruned = [cell for cell in cells if results[cell].verdict != "infeasible"]
+    if not pruned:
+        raise RunError(f"no run in {folder} has ended with a network", hint="raise the budgets, see the runs' log.txt")
+    reference = dense_outputs(dense, data, folder)
+    timed = _time_together(base, pruned, folder)
+    scores: Scores = {}
+    rows = []
+    for cell in cells:
+        row = ComparedRun.of(results[cell], cell.budget)
+        if cell in timed:
+            found = _judged(cell, folder, dense=dense, data=data, task=task, reference=reference)
+            scores[cell] = found["scores"].numpy()
+            ratio = compare(timed["dense"], timed[cell])
+            score, divergence = float(found["scores"].mean()), float(found["divergence"])
+            row = replace(row, share=ratio.ratio, share_ci=ratio.ci, score=score, divergence=divergence)
+        rows.append(row)
+    return MethodComparison(
+        model=base.model,
+        data=data.name,
+        target=base.target,
+        score_name=task.score_name,
+        dense_score=float(task.scores(reference, data.test.targets).mean()),
+        total_epochs=base.total_epochs,
+        train_images=len(data.train),
+        runs=tuple(rows),
+        differences=tuple(item for baseline in baselines for item in differences(scores, baseline)),
+        simulated=timed["dense"].simulated,
+    )
+
+
+def differences(scores: Scores, baseline: str) -> tuple[Difference, ...]:
+    """Mean score of each method minus that of `baseline`, per budget, with a paired 95 % interval.
+
+    Paired over the test examples and averaged over the seeds that both have. The interval is that of the test set:
+    it says nothing of how much another seed would change.
+    """
+    found = []
+    for budget in dict.fromkeys(cell.budget for cell in scores):
+        for method in dict.fromkeys(cell.method for cell in scores):
+            pairs = [
+                scores[cell] - scores[rival]
+                for cell in scores
+                if (rival := replace(cell, method=baseline)) in scores
+                and (cell.budget, cell.method) == (budget, method)
+                and method != baseline
+            ]
+            if pairs:
+                mean = np.asarray(np.mean(pairs, axis=0, dtype=np.float64))
+                half = 1.96 * float(mean.std(ddof=1)) / math.sqrt(len(mean))
+                centre = float(mean.mean())
+                interval = (centre - half, centre + half)
+                found.append(Difference(budget, method, baseline, len(pairs), centre, interval))
+    return tuple(found)
+
+
+def dense_outputs(dense: nn.Module, data: Data, folder: Path) -> Tensor:
+    """What the dense network of a comparison answers on the test split, `(images, ...)`; computed once."""
+    return _kept(folder / "dense_outputs.safetensors", lambda: {"outputs": predict(dense, data, "test")})["outputs"]
+
+
+def _judged(
+    cell: Cell, folder: Path, *, dense: nn.Module, data: Data, task: Task, reference: Tensor
+) -> Mapping[str, Tensor]:
+    """`scores` of each test example and the mean `divergence` from the dense network."""
+
+    def work() -> dict[str, Tensor]:
+        small = load(folder / cell.name, build=lambda: copy.deepcopy(dense))
+        found = evaluate(small, data, "test", task=task, reference=reference)
+        return {"scores": found.scores, "divergence": torch.tensor(found.kl, dtype=torch.float64)}
+
+    return _kept(folder / cell.name / "judged.safetensors", work)
+
+
+def _kept(path: Path, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    if not path.exists():
+        atomic_write_bytes(path, save_tensors(work()))
+    return load_tensors(path.read_bytes())
+
+
+def _time_together(base: SearchSettings, cells: Sequence[Cell], folder: Path) -> dict[Cell | str, Measurement]:
+    """A measurement of every exported network and of the dense one, interleaved in one session."""
+    names: dict[Cell | str, str] = {"dense": "dense", **{cell: cell.name for cell in cells}}
+    models = {cell.name: (folder / cell.name / "model.onnx").read_bytes() for cell in cells}
+    models["dense"] = (folder / cells[0].name / "dense.onnx").read_bytes()
+    with connect(base.target) as board:
+        timed = board.measure(models, protocol=Protocol.default(), seed=base.seed)
+    return {key: timed[name] for key, name in names.items()}
