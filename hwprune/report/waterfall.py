@@ -27,7 +27,6 @@ from hwprune.report.run_data import LayerProfile, NamedOp
 CAUSES = ("overhead", "padding", "layout", "memory", "other")
 WEIGHTED = ("conv", "conv_transpose", "linear", "matmul")
 ELEMENTWISE = ("relu", "clip", "add", "sum", "mul", "sigmoid", "hardsigmoid", "hardswish", "batchnormalization", "silu")
-BYTES_PER_VALUE = 4
 NEAR_FLOOR = 3.0  # a layer below this many times the shortest node says nothing about rates
 RESOLVED = 0.05  # a loss below this share of the layer is not told from the noise of a profile
 
@@ -46,7 +45,7 @@ class LayerRow:
     """All nodes of one module, dense beside pruned; a side is None where the runtime executes nothing there.
 
     `channels` are (in, out) of the operator with weights, None for layers without. `promised_ms` is the dense time
-    scaled with the MACs (with the bytes moved where there are no MACs). `causes` add up to `lost_ms`.
+    scaled with the MACs (with the values moved where there are no MACs). `causes` add up to `lost_ms`.
     """
 
     name: str
@@ -179,11 +178,11 @@ def module_path(node: str) -> str:
 
 @dataclass(frozen=True)
 class _Machine:
-    """What the profiles show of the device: shortest node, best MACs and bytes in a ms, the tile."""
+    """What the profiles show of the device: shortest node, best MACs and values moved in a ms, the tile."""
 
     floor_ms: float
     macs_per_ms: float
-    bytes_per_ms: float
+    values_per_ms: float
     tile: int
 
     @classmethod
@@ -196,14 +195,14 @@ class _Machine:
                 latency = sum(node.latency_ms for node in nodes)
                 if name in ops and latency > NEAR_FLOOR * floor:
                     macs.append(ops[name].macs / latency)
-                    moved.append(sum(_bytes(ops[name])) / latency)
+                    moved.append(sum(_values(ops[name])) / latency)
         return cls(floor, max(macs), max(moved), profile.tile)
 
     def is_memory_bound(self, op: OpKey) -> bool:
-        """Whether moving the layer's bytes takes at least as long as computing it, at the best rates seen here."""
-        if not self.macs_per_ms or not self.bytes_per_ms:
+        """Whether moving the layer's values takes at least as long as computing it, at the best rates seen here."""
+        if not self.macs_per_ms or not self.values_per_ms:
             return False
-        return sum(_bytes(op)) / self.bytes_per_ms >= op.macs / self.macs_per_ms
+        return sum(_values(op)) / self.values_per_ms >= op.macs / self.macs_per_ms
 
 
 def _row(
@@ -279,8 +278,8 @@ def _split(lost_ms: float, layer: _Layer, machine: _Machine) -> tuple[Cause, ...
     if layer.left_blocks:
         take("layout", left, f"left the blocked layout: {_channel_text(layer.pruned_op)} at a tile of {machine.tile}")
     if machine.is_memory_bound(layer.pruned_op):
-        weights, activations = _bytes(layer.pruned_op)
-        moved = (weights + activations) / sum(_bytes(layer.dense_op))
+        weights, activations = _values(layer.pruned_op)
+        moved = (weights + activations) / sum(_values(layer.dense_op))
         kind = "weights" if weights > activations else "activations"
         take("memory", shrinking_ms * (moved - max(padded, work)), f"bound by memory ({kind})")
     take("other", left, "not explained by padding, layout, memory or overhead")
@@ -369,16 +368,16 @@ def _round_up(channels: int, tile: int) -> int:
 
 
 def _work_ratio(after: OpKey, before: OpKey) -> float:
-    return after.macs / before.macs if before.macs else sum(_bytes(after)) / max(sum(_bytes(before)), 1)
+    return after.macs / before.macs if before.macs else sum(_values(after)) / max(sum(_values(before)), 1)
 
 
-def _bytes(op: OpKey) -> tuple[int, int]:
-    """(weights, activations) in bytes, each value read or written once in fp32."""
+def _values(op: OpKey) -> tuple[int, int]:
+    """How many (weights, activations) are moved, each once; only ratios count, so their size in bytes does not."""
     taps = op.kernel[0] * op.kernel[1]
     weights = taps * op.in_channels * op.out_channels // op.groups if op.kind in WEIGHTED else 0
     inputs = op.batch * op.in_channels * op.in_size[0] * op.in_size[1]
     outputs = op.batch * op.out_channels * op.out_size[0] * op.out_size[1]
-    return weights * BYTES_PER_VALUE, (inputs + outputs) * BYTES_PER_VALUE
+    return weights, inputs + outputs
 
 
 def _is_blocked(layers: Sequence[LayerTime]) -> bool:

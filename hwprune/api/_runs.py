@@ -1,80 +1,40 @@
-"""The verbs of the command line as Python functions. Options are keyword-only; nothing is changed in place."""
+"""Runs: a search under a budget, a comparison of searches, and what follows one. One function a verb."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from hwprune.core.errors import UsageError, did_you_mean, unknown_name
+from hwprune.api._jobs import RUNS, Stop, never
+from hwprune.core.errors import UsageError, unknown_name
 from hwprune.core.events import OnEvent, ignore
 from hwprune.core.files import atomic_write_bytes, read_json
-from hwprune.core.measurement import Prediction, Protocol, Target
-from hwprune.core.measurement import compare as compare_latency
-from hwprune.core.units import parse_latency_ms
-from hwprune.devices import Check, DeviceInfo, connect, find_device, resolve
-from hwprune.devices import devices as all_devices
-from hwprune.devices.files import measured_as
-from hwprune.devices.new import new_device
-from hwprune.devices.together import split_runtimes
+from hwprune.core.measurement import Target
+from hwprune.devices import connect
 from hwprune.graph import OnnxTemplate, trace
 from hwprune.graph.onnx.export import check_against_torch
-from hwprune.latency.fit import KINDS, FitReport
-from hwprune.latency.fit import fit as fit_table
-from hwprune.latency.profile import profile as profile_table
-from hwprune.latency.table import LatencyTable
 from hwprune.report.comparison import MethodComparison
 from hwprune.report.html import write_report
 from hwprune.report.run_data import RunData
 from hwprune.report.waterfall import Waterfall, waterfall
 from hwprune.search.cell import cells_of
 from hwprune.search.compare import run_comparison
-from hwprune.search.fleet import profile_devices
-from hwprune.search.outcomes import BenchResult, Exported, Run, builder, load
+from hwprune.search.outcomes import Exported, Run, builder, load
 from hwprune.search.precision import in_precision
 from hwprune.search.refine import finetune_run
 from hwprune.search.run import run_search
 from hwprune.search.run_folder import find_run
-from hwprune.search.runtime_bench import bench_runtimes
-from hwprune.search.settings import DEFAULTS, SearchOptions, SearchSettings, parse_tile
-from hwprune.search.subjects import example_of, model_and_example, model_name, onnx_subjects, read_onnx
-from hwprune.search.survey import survey
-from hwprune.search.tables import find_table, store_model, stored_model
+from hwprune.search.settings import SearchOptions, SearchSettings
+from hwprune.search.subjects import example_of, model_and_example, model_name, read_onnx
 from hwprune.training import Data, Task, load_data
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-__all__ = [
-    "bench",
-    "compare",
-    "device",
-    "devices",
-    "doctor",
-    "explain",
-    "export",
-    "finetune",
-    "fit",
-    "load",
-    "new_device",
-    "predict",
-    "profile",
-    "profile_devices",
-    "report",
-    "search",
-]
-
-Stop = Callable[[], bool]
-RUNS = Path("runs")
-
-
-def never() -> bool:
-    """The `stop` of a job that nobody interrupts."""
-    return False
 
 
 def search(
@@ -159,100 +119,6 @@ def compare(
     )
 
 
-def profile(
-    model: str | nn.Module | None = None,
-    x: Tensor | tuple[int, ...] | None = None,
-    *,
-    data: str | None = None,
-    device: str = "cpu",
-    runtime: str | None = None,
-    threads: int = 1,
-    batch: int = 1,
-    samples: int = 100,
-    tables: str | Path = "latency_tables",
-    min_keep: float | None = None,
-    tile: int | str = "auto",
-    depth: bool = False,
-    seed: int = 0,
-    on_event: OnEvent = ignore,
-    stop: Stop = never,
-) -> LatencyTable:
-    """Measure `samples` sub-networks of many widths on a device; the table goes on where it stopped.
-
-    `x` is an example input or its shape; without it `data` or the named network says it. With `depth` sub-networks
-    may lack whole residual branches.
-    """
-    network, example, name = model_and_example(model, x, data, batch, seed)
-    with survey(
-        network,
-        example,
-        name=name,
-        target=resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads)),
-        tables=Path(tables),
-        min_keep=DEFAULTS.min_keep if min_keep is None else min_keep,
-        tile=parse_tile(tile),
-        depth=depth,
-        seed=seed,
-        on_event=on_event,
-    ) as found:
-        return profile_table(
-            found.template,
-            found.graph,
-            found.space,
-            found.board,
-            table=found.table,
-            samples=samples,
-            seed=seed,
-            on_event=on_event,
-            stop=stop,
-        )
-
-
-def fit(
-    table: LatencyTable | str | Path | None = None,
-    *,
-    kinds: tuple[str, ...] = KINDS,
-    seed: int = 0,
-    tables: str | Path = "latency_tables",
-    on_event: OnEvent = ignore,
-) -> FitReport:
-    """Fit and compare latency models on a table (a folder, a profiled model's name, or the newest table).
-
-    The chosen model is stored beside the table as JSON.
-    """
-    name = None if table is None else str(table)
-    found = table if isinstance(table, LatencyTable) else find_table(name, Path(tables))
-    fitted = fit_table(found, kinds=kinds, seed=seed, on_event=on_event)
-    store_model(found, fitted.model)
-    return fitted
-
-
-def predict(
-    model: str | nn.Module | None = None,
-    x: Tensor | tuple[int, ...] | None = None,
-    *,
-    widths: Mapping[str, int] | None = None,
-    data: str | None = None,
-    device: str = "cpu",
-    runtime: str | None = None,
-    threads: int = 1,
-    batch: int = 1,
-    tables: str | Path = "latency_tables",
-    seed: int = 0,
-) -> Prediction:
-    """The predicted latency of a profiled network at some widths (groups left out stay dense).
-
-    Nothing is measured. `x`, `runtime`, `threads` and `batch` say which of several tables is meant.
-    """
-    target = measured_as(Target(device, runtime or Target.runtime, batch=batch, threads=threads))
-    found = find_table(model_name(model) or DEFAULTS.model, Path(tables), target=target)
-    dense = found.space.dense()
-    for group in widths or {}:
-        if group not in dense:
-            raise UsageError(f"no channel group '{group}' in the table.{did_you_mean(group, dense)}")
-    return stored_model(found, seed).predict({**dense, **(widths or {})})
-
-
 def finetune(
     run: str | Path,
     *,
@@ -319,44 +185,6 @@ def export(
     return Exported(path, len(shipped.model), difference, shipped.tolerance)
 
 
-def bench(
-    *subjects: str | Path,
-    device: str = "cpu",
-    runtime: str | None = None,
-    threads: int = 1,
-    batch: int = 1,
-    fail_above: float | str | None = None,
-    protocol: str = "default",
-    laps: int | None = None,
-    rounds: int | None = None,
-    seed: int = 0,
-    on_event: OnEvent = ignore,
-) -> BenchResult:
-    """Time ONNX files, models or runs in turns in one process; the first is what the others are compared with.
-
-    `protocol`: quick, default or publish. `fail_above`: a limit in ms, or as "4ms". `runtime`: one, or several with
-    commas, all in one interleaved run; `openvino:bf16` is another precision than fp32.
-    """
-    chosen = {"quick": Protocol.quick, "default": Protocol.default, "publish": Protocol.publish}
-    if protocol not in chosen:
-        raise unknown_name("protocol", protocol, chosen)
-    limit_ms = parse_latency_ms(fail_above) if isinstance(fail_above, str) else fail_above
-    plan = chosen[protocol]()
-    if laps is not None:
-        plan = dataclasses.replace(plan, laps=laps)
-    if rounds is not None:
-        plan = dataclasses.replace(plan, rounds_min=rounds, rounds_max=rounds)
-    models = onnx_subjects(tuple(map(str, subjects)), batch=batch)
-    targets = split_runtimes(runtime or Target.runtime, Target(device, batch=batch, threads=threads))
-    if len(targets) > 1:
-        return bench_runtimes(models, targets, plan, fail_above_ms=limit_ms, seed=seed, on_event=on_event)
-    with connect(targets[0]) as board:
-        timed = board.measure(models, protocol=plan, seed=seed, on_event=on_event)
-    ordered = {name: timed[name] for name in models}
-    first, *others = ordered.values()
-    return BenchResult(ordered, tuple(compare_latency(first, other) for other in others), limit_ms)
-
-
 def explain(run: str | Path) -> Waterfall:
     """Layer by layer, dense against pruned: where pruning saved time, where it did not, and why."""
     found = RunData.read(find_run(run, RUNS))
@@ -371,22 +199,6 @@ def explain(run: str | Path) -> Waterfall:
 def report(run: str | Path) -> Path:
     """Write a run's `report.html`: one file that works offline."""
     return write_report(find_run(run, RUNS))
-
-
-def devices() -> tuple[DeviceInfo, ...]:
-    """The known devices: shipped, the user's and the working directory's."""
-    return all_devices()
-
-
-def device(name: str) -> DeviceInfo:
-    """The device of that name or alias."""
-    return find_device(name)
-
-
-def doctor(device: str = "cpu", *, runtime: str | None = None, threads: int = 1) -> tuple[Check, ...]:
-    """Whether a device is fit to be measured on, and how wide an interval to expect."""
-    with connect(resolve(Target(device, runtime or Target.runtime, threads=threads))) as board:
-        return board.checks()
 
 
 def comparison_folder(model: str) -> Path:

@@ -1,0 +1,121 @@
+"""Latency tables and models: profile, fit, predict. One function a verb."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from hwprune.api._jobs import Stop, never
+from hwprune.core.errors import UsageError, did_you_mean
+from hwprune.core.events import OnEvent, ignore
+from hwprune.core.measurement import Prediction, Target
+from hwprune.devices import resolve
+from hwprune.devices.files import measured_as
+from hwprune.latency.fit import KINDS, FitReport
+from hwprune.latency.fit import fit as fit_table
+from hwprune.latency.profile import profile as profile_table
+from hwprune.latency.table import LatencyTable
+from hwprune.search.settings import DEFAULTS, parse_tile
+from hwprune.search.subjects import model_and_example, model_name
+from hwprune.search.survey import survey
+from hwprune.search.tables import find_table, store_model, stored_model
+
+if TYPE_CHECKING:
+    pass
+
+
+def profile(
+    model: str | nn.Module | None = None,
+    x: Tensor | tuple[int, ...] | None = None,
+    *,
+    data: str | None = None,
+    device: str = "cpu",
+    runtime: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    samples: int = 100,
+    tables: str | Path = "latency_tables",
+    min_keep: float | None = None,
+    tile: int | str = "auto",
+    depth: bool = False,
+    seed: int = 0,
+    on_event: OnEvent = ignore,
+    stop: Stop = never,
+) -> LatencyTable:
+    """Measure `samples` sub-networks of many widths on a device; the table goes on where it stopped.
+
+    `x` is an example input or its shape; without it `data` or the named network says it. With `depth` sub-networks
+    may lack whole residual branches.
+    """
+    network, example, name = model_and_example(model, x, data, batch, seed)
+    with survey(
+        network,
+        example,
+        name=name,
+        target=resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads)),
+        tables=Path(tables),
+        min_keep=DEFAULTS.min_keep if min_keep is None else min_keep,
+        tile=parse_tile(tile),
+        depth=depth,
+        seed=seed,
+        on_event=on_event,
+    ) as found:
+        return profile_table(
+            found.template,
+            found.graph,
+            found.space,
+            found.board,
+            table=found.table,
+            samples=samples,
+            seed=seed,
+            on_event=on_event,
+            stop=stop,
+        )
+
+
+def fit(
+    table: LatencyTable | str | Path | None = None,
+    *,
+    kinds: tuple[str, ...] = KINDS,
+    seed: int = 0,
+    tables: str | Path = "latency_tables",
+    on_event: OnEvent = ignore,
+) -> FitReport:
+    """Fit and compare latency models on a table (a folder, a profiled model's name, or the newest table).
+
+    The chosen model is stored beside the table as JSON.
+    """
+    name = None if table is None else str(table)
+    found = table if isinstance(table, LatencyTable) else find_table(name, Path(tables))
+    fitted = fit_table(found, kinds=kinds, seed=seed, on_event=on_event)
+    store_model(found, fitted.model)
+    return fitted
+
+
+def predict(
+    model: str | nn.Module | None = None,
+    x: Tensor | tuple[int, ...] | None = None,
+    *,
+    widths: Mapping[str, int] | None = None,
+    data: str | None = None,
+    device: str = "cpu",
+    runtime: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    tables: str | Path = "latency_tables",
+    seed: int = 0,
+) -> Prediction:
+    """The predicted latency of a profiled network at some widths (groups left out stay dense).
+
+    Nothing is measured. `x`, `runtime`, `threads` and `batch` say which of several tables is meant.
+    """
+    target = measured_as(Target(device, runtime or Target.runtime, batch=batch, threads=threads))
+    found = find_table(model_name(model) or DEFAULTS.model, Path(tables), target=target)
+    dense = found.space.dense()
+    for group in widths or {}:
+        if group not in dense:
+            raise UsageError(f"no channel group '{group}' in the table.{did_you_mean(group, dense)}")
+    return stored_model(found, seed).predict({**dense, **(widths or {})})
