@@ -19,6 +19,7 @@ from hwprune.core import statistics
 from hwprune.core.errors import UsageError
 from hwprune.core.prediction import LayerTime, Prediction
 from hwprune.core.protocol import Protocol
+from hwprune.core.round import Round
 from hwprune.core.statistics import Estimate
 from hwprune.core.target import PRECISIONS, Fingerprint, Target
 
@@ -39,76 +40,6 @@ __all__ = [
 
 FEWEST_PAIRS = 3  # with fewer undisturbed pairs of rounds, a comparison takes the disturbed ones in
 BIMODAL_GAP = 0.03  # two clusters of round medians further apart than this are two different speeds
-
-
-@dataclass(frozen=True)
-class Round:
-    """One visit to a network: bursts of `burst` laps, the reference kernel timed before and after each.
-
-    A burst is quiet when the reference kernel took at most `quiet_ms` on both sides of it; `floor_ms` is its time on
-    the undisturbed machine. `index` numbers the visits of a session, the same for all its subjects. `void` says why
-    the round does not count, "" when it does. `wall_ms` is the median lap by the wall clock; `waited` the share of
-    the wall time in which the process was ready to run and did not.
-    """
-
-    index: int
-    laps_ms: tuple[float, ...]
-    before_ms: tuple[float, ...]
-    after_ms: tuple[float, ...]
-    burst: int
-    floor_ms: float
-    quiet_ms: float
-    void: str = ""
-    wall_ms: float = 0.0
-    waited: float = 0.0
-
-    @cached_property
-    def _levels(self) -> tuple[float, ...]:
-        return tuple(map(max, self.before_ms, self.after_ms))
-
-    @property
-    def quiet_laps(self) -> int:
-        """How many laps ran on an undisturbed machine."""
-        return sum(self.burst for level in self._levels if level <= self.quiet_ms)
-
-    @cached_property
-    def ratios(self) -> tuple[float, ...]:
-        """The laps that count, in units of the reference kernel's time.
-
-        Quiet laps over the mean of the reference times around their burst. Where there are none, the laps of the
-        least disturbed quarter of the bursts over `floor_ms`: disturbances slow different networks by different
-        factors, so they are left in rather than taken out with the wrong one.
-        """
-        levels = self._levels
-        if min(levels) <= self.quiet_ms:
-            units = [(a + b) / 2 for a, b in map(_pair, self.before_ms, self.after_ms)]
-            chosen = [place for place, level in enumerate(levels) if level <= self.quiet_ms]
-        else:
-            units = [self.floor_ms] * len(levels)
-            chosen = sorted(sorted(range(len(levels)), key=levels.__getitem__)[: math.ceil(len(levels) / 4)])
-        laps = self.burst
-        return tuple(lap / units[place] for place in chosen for lap in self.laps_ms[place * laps : (place + 1) * laps])
-
-    @cached_property
-    def ratio(self) -> float:
-        """The median of `ratios` without the disturbances too short for the reference kernel to see."""
-        return statistics.undisturbed_median(self.ratios)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON document from which `from_json` makes an equal round."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Round:
-        """The round that `to_json` wrote."""
-        fields: dict[str, Any] = dict(document)
-        for name in ("laps_ms", "before_ms", "after_ms"):
-            fields[name] = tuple(fields[name])
-        return cls(**fields)
-
-
-def _pair(before: float, after: float) -> tuple[float, float]:
-    return before, after
 
 
 WARNINGS: dict[str, tuple[str, str]] = {
@@ -222,6 +153,11 @@ class Measurement:
         return self._median.low, self._median.high
 
     @property
+    def scatter(self) -> float:
+        """Half the width of `ci_ms` as a share of `latency_ms`."""
+        return self._median.half_width / self._median.value
+
+    @property
     def p90_ms(self) -> float:
         """The 90th percentile of the laps."""
         return statistics.quantile(self.samples_ms, 0.90)
@@ -270,7 +206,7 @@ class Measurement:
     def converged(self) -> bool:
         """Whether the interval is as narrow as the protocol asks for, from undisturbed rounds."""
         undisturbed = not all(item.void for item in self.rounds)
-        return undisturbed and self._median.half_width <= self.protocol.interval_target * self._median.value
+        return undisturbed and self.scatter <= self.protocol.interval_target
 
     @property
     def bimodal(self) -> bool:

@@ -138,8 +138,7 @@ def noise(board: Board, probe: bytes) -> Iterator[Check]:
     fix = "stop other work; on a shared machine choose a quieter hour"
     quiet: Literal["pass", "warn", "fail"] = "pass" if share >= 0.3 else "warn" if share >= 0.02 else "fail"
     yield Check("quiet moments", quiet, detail, "" if quiet == "pass" else fix)
-    low, high = measured.ci_ms
-    half = 50 * (high - low) / measured.latency_ms
+    half = 100 * measured.scatter
     detail = f"+-{half:.1f} % (95 %) for a network of {measured.latency_ms:.2f} ms, {measured.round_count} rounds"
     status: Literal["pass", "warn", "fail"] = "pass" if half <= 1.5 else "warn" if half <= 5 else "fail"
     yield Check("interval", status, detail, "" if status == "pass" else fix)

@@ -112,11 +112,7 @@ def _timed(board: AbstractBoard, widths: Sequence[int], kernel: int, protocol: P
     if board.distant:
         models = {name: light(model) for name, model in models.items()}
     measured = board.measure(models, protocol=protocol, seed=seed)
-    found = {}
-    for width in widths:
-        (low, high), latency_ms = measured[str(width)].ci_ms, measured[str(width)].latency_ms
-        found[width] = (latency_ms, (high - low) / 2 / latency_ms)
-    return found
+    return {width: (measured[str(width)].latency_ms, measured[str(width)].scatter) for width in widths}
 
 
 def read_tile(curve: Mapping[int, tuple[float, float]]) -> TileProbe:

@@ -77,7 +77,7 @@ class Workshop:
         least = math.inf
         for session in range(SESSIONS):
             timed = self.board.measure(models, protocol=protocol, seed=seed + session, on_event=self.folder.emit)
-            scatter = max(_half_width(timed[name]) for name in steady or timed)
+            scatter = max(timed[name].scatter for name in steady or timed)
             if scatter < least:
                 best, least = timed, scatter
             if least <= STEADY:
@@ -91,11 +91,6 @@ class Workshop:
         """Add a measured network to the table and fit the latency model again."""
         self.table.append(row, fingerprint=self.board.fingerprint)
         self.latency = type(self.latency)(**self.latency.options()).fit(self.table.samples(), seed=self.settings.seed)
-
-
-def _half_width(measurement: Measurement) -> float:
-    low, high = measurement.ci_ms
-    return 0.5 * (high - low) / measurement.latency_ms
 
 
 def training_plan(settings: SearchSettings, epochs: float) -> TrainPlan:
