@@ -2,7 +2,7 @@
 
 from hwprune.devices.board import AbstractBoard, Board, WorkerDied
 from hwprune.devices.checks import Check
-from hwprune.devices.connect import connect
+from hwprune.devices.connect import check, connect
 from hwprune.devices.files import DeviceInfo, devices, find_device, resolve
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Check",
     "DeviceInfo",
     "WorkerDied",
+    "check",
     "connect",
     "devices",
     "find_device",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hwprune.core import plugins
 from hwprune.core.config import from_mapping
@@ -12,6 +12,9 @@ from hwprune.devices.board import AbstractBoard, Board
 from hwprune.devices.files import DeviceInfo, find_device, measured_as, resolve
 from hwprune.devices.prepare import UNCHECKED, CheckedBoard, prepare
 from hwprune.runtimes._base import AbstractRuntime
+
+if TYPE_CHECKING:
+    from hwprune.devices.remote.transport import CommandTransport
 
 
 def connect(target: Target, *, reference_ms: float | None = None) -> AbstractBoard:
@@ -34,14 +37,29 @@ def connect(target: Target, *, reference_ms: float | None = None) -> AbstractBoa
     return board if known.runtime in UNCHECKED else CheckedBoard(board)
 
 
+def check(target: Target) -> None:
+    """Raise at once what `connect` would raise for a target that cannot be reached or run; nothing is opened."""
+    known = resolve(target)
+    info = find_device(known.device)
+    runtime = _runtime(info, known, info.runtimes[known.runtime].options)
+    if info.connection.kind == "local":
+        runtime.check(measured_as(known))
+    else:
+        _transport(info)
+
+
+def _transport(info: DeviceInfo) -> CommandTransport:
+    from hwprune.devices.remote.ssh import ssh_transport
+
+    return ssh_transport(info)
+
+
 def _remote(info: DeviceInfo, target: Target, runtime: AbstractRuntime, reference_ms: float | None) -> AbstractBoard:
     from hwprune.devices.remote.board import RemoteBoard
     from hwprune.devices.remote.bundle import bundle_for
     from hwprune.devices.remote.client import AgentClient
-    from hwprune.devices.remote.ssh import ssh_transport
 
-    transport = ssh_transport(info)
-    client = AgentClient(transport, bundle_for(target.runtime), label=info.name, python=info.connection.python)
+    client = AgentClient(_transport(info), bundle_for(target.runtime), label=info.name, python=info.connection.python)
     return RemoteBoard(target, runtime, client, reference_ms=reference_ms, prepare=prepare)
 
 

@@ -151,6 +151,19 @@ def _files() -> Iterator[Path]:
             yield from sorted(folder.glob("*.toml"))
 
 
+def _not_offered(info: DeviceInfo, runtime: str) -> UsageError:
+    """The error for a runtime that a device lacks: where it is offered, or what the nearest name here is."""
+    hint = f"it offers: {', '.join(info.runtimes)}"
+    elsewhere = [other.name for other in devices() if runtime in other.runtimes]
+    if elsewhere:
+        return UsageError(
+            f"device '{info.name}' does not offer the runtime '{runtime}'",
+            hint=f"{hint}; {runtime} is offered by {', '.join(elsewhere)}",
+        )
+    text = f"device '{info.name}' does not offer the runtime '{runtime}'.{did_you_mean(runtime, info.runtimes)}"
+    return UsageError(text, hint=hint)
+
+
 def find_device(name: str) -> DeviceInfo:
     """The device of this name or alias. Raises `UsageError` with the nearest name and all names."""
     known = devices()
@@ -180,11 +193,7 @@ def resolve(target: Target) -> Target:
     runtime = target.runtime
     if runtime not in info.runtimes:
         if runtime != Target.runtime:
-            offered = ", ".join(info.runtimes)
-            raise UsageError(
-                f"device '{info.name}' does not offer the runtime '{runtime}'.{did_you_mean(runtime, info.runtimes)}",
-                hint=f"it offers: {offered}",
-            )
+            raise _not_offered(info, runtime)
         runtime = next(iter(info.runtimes))
     offered_precisions = info.runtimes[runtime].precisions
     if target.precision not in offered_precisions:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hwprune.core.errors import HwpruneError, UsageError
 from hwprune.core.events import Caution, Event, Note, OnEvent, ignore
 from hwprune.core.measurement import Target
-from hwprune.devices import AbstractBoard, connect, resolve
+from hwprune.devices import AbstractBoard, check, connect, resolve
 from hwprune.graph import ChannelGraph, OnnxTemplate
 from hwprune.latency.profile import profile
 from hwprune.latency.table import LatencyTable
@@ -71,6 +71,8 @@ def profile_devices(
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UsageError(f"device '{twice[0]}' is named twice", hint="give each device once")
+    for target in chosen:
+        check(target)
     network, example, name = model_and_example(model, x, data, batch, seed)
     told = one_at_a_time(on_event)
     graph = traced(network, example, told)

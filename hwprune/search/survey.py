@@ -13,7 +13,7 @@ from hwprune.core.errors import UsageError
 from hwprune.core.events import Note, OnEvent, ignore
 from hwprune.core.measurement import Target
 from hwprune.core.widths import SearchSpace
-from hwprune.devices import AbstractBoard, connect
+from hwprune.devices import AbstractBoard, check, connect
 from hwprune.graph import ChannelGraph, OnnxTemplate, trace
 from hwprune.latency.table import LatencyTable
 from hwprune.search.tile import target_space
@@ -50,6 +50,7 @@ def survey(
     Raises `GraphError` for a model that cannot be traced, `UsageError` when nothing can be cut and `DeviceError` for
     a device that cannot be measured.
     """
+    check(target)
     graph = traced(model, example, on_event)
     template = OnnxTemplate.export(model, graph)
     with connect(target) as board:

@@ -18,7 +18,7 @@ from hwprune.devices.agent import bootstrap
 from hwprune.devices.remote.bundle import PACKAGE, ROOTS, bundle_for, make_bundle
 
 SENT = ("onnxruntime", "tensorrt", "simulated", "ncnn")
-HOST_ONLY = ("hwprune/core/config.py", "hwprune/core/specs.py", "hwprune/devices/files.py", "hwprune/api.py")
+HOST_ONLY = ("hwprune/core/config.py", "hwprune/core/specs.py", "hwprune/devices/files.py", "hwprune/api/_runs.py")
 
 # What came to the standard library or its classes after 3.8.
 NEW_NAMES = {

@@ -85,6 +85,9 @@ def test_a_runtime_may_name_a_precision() -> None:
 def test_a_runtime_or_precision_the_device_lacks() -> None:
     with pytest.raises(UsageError, match=r"does not offer the runtime 'onnxruntim3'\. Did you mean 'onnxruntime'\?"):
         resolve(Target(runtime="onnxruntim3"))
+    with pytest.raises(UsageError, match=r"device 'cpu' does not offer the runtime 'tensorrt'$") as elsewhere:
+        resolve(Target(runtime="tensorrt"))
+    assert "tensorrt is offered by cuda, jetson-agx-orin" in str(elsewhere.value.hint)
     with pytest.raises(UsageError, match="does not offer the precision int8") as caught:
         resolve(Target(precision="int8"))
     assert caught.value.hint == "it offers: fp32"
