@@ -12,9 +12,9 @@ from _dense import DATA, RECIPES
 
 from hwprune import api
 from hwprune.core.events import CandidateMeasured, EpochDone, Event, Note
-from hwprune.core.files import write_json
+from hwprune.core.files import atomic_write_text, write_json
 from hwprune.core.specs import cache_folder
-from hwprune.report.comparison import MethodComparison, comparison_text
+from hwprune.report.comparison import MethodComparison, comparison_plot, comparison_text
 from hwprune.training import load_data
 
 RESULTS = Path(__file__).parent / "results"
@@ -54,7 +54,7 @@ def compare(name: str, methods: Sequence[str], budgets: Sequence[str], seeds: in
 
 
 def main(description: str, methods: Sequence[str], record: str) -> None:
-    """The command line of a benchmark: run what is missing, print the tables, write `results/RECORD_NETWORK.json`."""
+    """The command line of a benchmark: run what is missing, print the tables, write `results/RECORD_NETWORK.json` and `.svg`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=sorted(SETTINGS), action="append")
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS))
@@ -67,6 +67,9 @@ def main(description: str, methods: Sequence[str], record: str) -> None:
         found = compare(network, options.methods, options.budgets, options.seeds, options.runs)
         print(comparison_text(found), flush=True)
         write_json(RESULTS / f"{record}_{network}.json", found.to_json())
+        plot = comparison_plot(found)
+        if plot:
+            atomic_write_text(RESULTS / f"{record}_{network}.svg", plot)
 
 
 def _tell(event: Event) -> None:

@@ -2,6 +2,7 @@
 
     python benchmarks/budget_matrix.py                      # the digits network, five budgets; about 6 minutes
     python benchmarks/budget_matrix.py --multipliers        # W-Gates at 45 and 30 %: closed form against dual ascent
+    python benchmarks/budget_matrix.py --budgets 60 --methods all      # every method and control
 
 Everything is measured through ONNX Runtime on this machine. The dense network is trained once; every run profiles
 into one shared table, searches, settles, finetunes, exports and measures. Columns: measured latency and its 95 %
@@ -18,6 +19,7 @@ import torch
 
 from hwprune import api
 from hwprune.core.files import write_json
+from hwprune.methods import names
 from hwprune.report.run_data import Result
 
 RESULTS = Path(__file__).parent / "results"
@@ -87,6 +89,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
     torch.set_num_threads(1)
+    methods = names() if options.methods == ["all"] else options.methods
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -94,12 +97,12 @@ def main() -> None:
             if options.multipliers:
                 cells = [(b, "wgates", {"multiplier": m}) for b in (45, 30) for m in ("closed_form", "dual")]
             else:
-                cells = [(b, method, {}) for method in options.methods for b in options.budgets]
+                cells = [(b, method, {}) for method in methods for b in options.budgets]
             for budget, method, chosen in cells:
                 label = " ".join([method, *chosen.values()])
                 rows.append(row(budget, label, run(folder, budget, method, chosen, seed)))
                 print(as_text(rows[-1:]).splitlines()[-1], flush=True)
-    name = "multipliers" if options.multipliers else "budget_matrix"
+    name = "multipliers" if options.multipliers else "all_methods" if len(methods) > 1 else "budget_matrix"
     write_json(RESULTS / f"{name}.json", {"rows": rows})
     print(as_text(rows))
 

@@ -19,7 +19,7 @@ from hwprune.core import statistics
 from hwprune.core.errors import UsageError
 from hwprune.core.prediction import LayerTime, Prediction
 from hwprune.core.protocol import Protocol
-from hwprune.core.round import Round
+from hwprune.core.round import DISTURBED, Round
 from hwprune.core.statistics import Estimate
 from hwprune.core.target import PRECISIONS, Fingerprint, Target
 
@@ -122,8 +122,17 @@ class Measurement:
 
     @cached_property
     def valid_rounds(self) -> tuple[Round, ...]:
-        """The rounds that count: the undisturbed ones, or all where none was undisturbed."""
+        """The rounds that count: the undisturbed ones.
+
+        Where a session has fewer than two of them, those with any quiet lap count too; where those are not two
+        either, the undisturbed one does, or all do.
+        """
         good = tuple(item for item in self.rounds if not item.void)
+        if len(good) >= min(2, self.protocol.rounds_min):
+            return good
+        partly = tuple(item for item in self.rounds if not item.void or (item.void == DISTURBED and item.quiet_laps))
+        if len(partly) >= 2:
+            return partly
         return good or self.rounds
 
     @cached_property
@@ -300,7 +309,8 @@ def compare(baseline: Measurement, subject: Measurement) -> Comparison:
     """The ratio of two latencies with its 95 % interval: t on the logarithms of the ratios of paired rounds.
 
     Rounds are paired by index, so both must come from one session: same fingerprint, at least two rounds in common;
-    raises `UsageError` otherwise. Void rounds are used only when fewer than three pairs are undisturbed.
+    raises `UsageError` otherwise. Void rounds are used only when fewer than three pairs are undisturbed, those with
+    quiet laps first.
     """
     differing = baseline.fingerprint.differences(subject.fingerprint)
     if differing:
@@ -308,11 +318,18 @@ def compare(baseline: Measurement, subject: Measurement) -> Comparison:
             f"'{baseline.subject}' and '{subject.subject}' were measured on different targets ({'; '.join(differing)})",
             hint="measure both in one session",
         )
-    rounds = [{item.index: item for item in measured.rounds if not item.void} for measured in (baseline, subject)]
-    disturbed = len(set(rounds[0]) & set(rounds[1])) < FEWEST_PAIRS
-    if disturbed:
-        rounds = [{item.index: item for item in measured.rounds} for measured in (baseline, subject)]
-    indices = sorted(set(rounds[0]) & set(rounds[1]))
+    tiers = (
+        [[item for item in measured.rounds if not item.void] for measured in (baseline, subject)],
+        [measured.valid_rounds for measured in (baseline, subject)],
+        [measured.rounds for measured in (baseline, subject)],
+    )
+    disturbed = False
+    for tier in tiers:
+        rounds = [{item.index: item for item in chosen} for chosen in tier]
+        indices = sorted(set(rounds[0]) & set(rounds[1]))
+        if len(indices) >= FEWEST_PAIRS:
+            break
+        disturbed = True
     logs = [math.log(rounds[1][index].ratio / rounds[0][index].ratio) for index in indices]
     if len(logs) < 2:
         raise UsageError(

@@ -13,6 +13,8 @@ from typing import Any
 
 from hwprune.core import statistics
 
+DISTURBED = "disturbed"  # why a round is void that met too few quiet moments
+
 
 @dataclass(frozen=True)
 class Round:

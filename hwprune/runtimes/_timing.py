@@ -17,6 +17,7 @@ from typing import Callable
 from hwprune.core import statistics
 from hwprune.core.measurement import Fingerprint, Measurement, Protocol, Round
 from hwprune.core.protocol import QUIET_TOLERANCE
+from hwprune.core.round import DISTURBED
 from hwprune.runtimes._base import AbstractClock, AbstractSession, Lap
 
 Opener = Callable[[], AbstractSession]
@@ -286,7 +287,7 @@ class TimingLoop:
         if not all(0 < time < math.inf for time in done.laps_ms + done.before_ms + done.after_ms):
             return "clock stood still"
         if done.quiet_laps < QUIET_SHARE * protocol.laps:
-            return "disturbed"
+            return DISTURBED
         drift = statistics.trend(done.ratios)
         if abs(drift.value) > protocol.trend_tolerance and not drift.low <= 0 <= drift.high:
             return "trend"

@@ -29,6 +29,7 @@ from hwprune.training import FINETUNE, Data, Task, TrainPlan
 
 Stop = Callable[[], bool]
 SESSIONS = 3
+PATIENCE_S = 30.0  # what a run may wait for a quiet machine, all in all; as long as it has worked, if that is more
 STEADY = 0.02  # half the width of a 95 % interval, relative; undisturbed sessions stop at half of that
 QUIETER = "measure when the machine is quiet: hwprune doctor"
 
@@ -38,7 +39,7 @@ class Workshop:
     """Everything the stages of a run share. `latency` is replaced whenever a measurement teaches it something.
 
     `budget_ms` is fixed once a run, when the dense network is measured for it. `dense_score` is that of the test
-    split, None before anyone needed it.
+    split, None before anyone needed it. `waited_s` went into sessions that repeated a disturbed one.
     """
 
     folder: RunFolder
@@ -54,6 +55,7 @@ class Workshop:
     stop: Stop
     budget_ms: float = math.inf
     dense_score: float | None = None
+    waited_s: float = 0.0
 
     @property
     def settings(self) -> SearchSettings:
@@ -70,22 +72,31 @@ class Workshop:
         """Time networks in turns in one session; at length where that decides something for good.
 
         Others on the machine slow it for minutes and the interval shows it: a session in which one of the `steady`
-        networks (default: all) scatters is repeated, and the steadiest session is taken.
+        networks (default: all) scatters is repeated as long as the run has `patience`, and the steadiest is taken.
         """
         protocol = Protocol.verdict() if decides else Protocol.default()
         best: dict[str, Measurement] = {}
-        least = math.inf
-        for session in range(SESSIONS):
-            timed = self.board.measure(models, protocol=protocol, seed=seed + session, on_event=self.folder.emit)
+        least = scatter = math.inf
+        sessions = 0
+        while least > STEADY and (sessions < SESSIONS or self.patience_s > 0):
+            if sessions:
+                self.folder.emit(Note(f"the interval is +-{scatter:.1%}: measuring again"))
+            began_s = self.folder.elapsed_s
+            timed = self.board.measure(models, protocol=protocol, seed=seed + sessions, on_event=self.folder.emit)
             scatter = max(timed[name].scatter for name in steady or timed)
+            if sessions:
+                self.waited_s += self.folder.elapsed_s - began_s
+            sessions += 1
             if scatter < least:
                 best, least = timed, scatter
-            if least <= STEADY:
-                return best
-            if session < SESSIONS - 1:
-                self.folder.emit(Note(f"the interval is +-{scatter:.1%}: measuring again"))
-        self.folder.emit(Caution(f"{SESSIONS} sessions scattered by +-{least:.1%} and more", QUIETER))
+        if least > STEADY:
+            self.folder.emit(Caution(f"{sessions} sessions scattered by +-{least:.1%} and more", QUIETER))
         return best
+
+    @property
+    def patience_s(self) -> float:
+        """How much longer the run may repeat disturbed sessions; to finetune a network in vain costs more."""
+        return max(PATIENCE_S, self.folder.elapsed_s - self.waited_s) - self.waited_s
 
     def learn(self, row: TableRow) -> None:
         """Add a measured network to the table and fit the latency model again."""

@@ -89,6 +89,16 @@ class TestMeasurement:
         assert not measured.converged
         assert "all_rounds_void" in measured.warnings
 
+    def test_where_most_rounds_are_void_those_with_quiet_laps_count_and_the_others_do_not(self) -> None:
+        quiet_at_times = Round(1, (2.0, 9.0), (1.0, 1.4), (1.0, 1.4), 1, 1.0, 1.06, "disturbed", 2.0)
+        loud = [make_round(index, [9.0] * 3, reference=1.4, void="disturbed") for index in (2, 3)]
+        drifting = make_round(4, [5.0] * 3, void="trend")
+        measured = Measurement("net", (quiet_at_times, *loud, drifting), 0.5, Protocol(), FINGERPRINT)
+        assert measured.valid_rounds == measured.rounds, "a single round does not bear it"
+        with_a_good_one = replace(measured, rounds=(make_round(0, [2.2] * 3), *measured.rounds))
+        assert [item.index for item in with_a_good_one.valid_rounds] == [0, 1]
+        assert with_a_good_one.latency_ms == pytest.approx(1.05)
+
     def test_statistics_by_name(self) -> None:
         measured = make([2.0, 2.1, 2.2], noise=0.01)
         assert measured.statistic("median") == (measured.latency_ms, *measured.ci_ms)
