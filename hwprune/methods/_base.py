@@ -36,7 +36,8 @@ class Problem:
     end at or below `target_ms`. `plan` bounds the search's own training; `checkpoint` is the folder where that training
     saves, and `stop` is asked after each of its steps. `study` is the file where a search that evaluates candidates
     keeps them. `measure` times sub-networks in turns on the device and gives, for each, its latency as a share of the
-    budget (the upper end of its interval; at most 1 is within); None where there is no device.
+    budget (the upper end of its interval; at most 1 is within); None where there is no device. `image_budget`: how
+    many images the whole run may see, so that methods are comparable; None: as the method's own options say.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Problem:
     stop: Callable[[], bool] = never
     study: Path | None = None
     measure: Callable[[Sequence[Widths]], Sequence[float]] | None = None
+    image_budget: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("dense_ms", self.dense_ms), ("target_ms", self.target_ms)):

@@ -163,6 +163,7 @@ def make_problem(shop: Workshop, target_ms: float) -> Problem:
         stop=shop.stop,
         study=shop.folder.path / "study.log",
         measure=lambda candidates: measured_use(shop, candidates),
+        image_budget=round(settings.total_epochs * len(shop.data.train)) or None,
     )
 
 
