@@ -74,6 +74,12 @@ class TrainingDiverged(HwpruneError):
     exit_code = 1
 
 
+class MethodGaveUp(HwpruneError):
+    """A method ended without an answer that it stands by: this run failed, others of its kind need not."""
+
+    exit_code = 1
+
+
 class Interrupted(HwpruneError):
     """The user asked to stop; everything up to the last finished step is saved."""
 
