@@ -19,7 +19,7 @@ from hwprune.core.events import OnEvent, Progress, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Round, Target
 from hwprune.devices.reference import REFERENCE_NAME, probe_model, reference_model
 from hwprune.runtimes._base import AbstractRuntime, AbstractSession
-from hwprune.runtimes._timing import Reference, TimingLoop, calibrate
+from hwprune.runtimes._timing import Reference, TimingLoop, as_it_ran, calibrate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,10 +127,11 @@ class Board(AbstractBoard):
         self._prepare = prepare
         self._latest: tuple[bytes, AbstractSession] | None = None
         plain = runtime.fingerprint(target)
-        self.fingerprint = replace(plain, flags=(*plain.flags, ("reference", REFERENCE_NAME)))
+        promised = replace(plain, flags=(*plain.flags, ("reference", REFERENCE_NAME)))
         self._clock = runtime.clock(target)
         single = replace(target, batch=1)
         self._session: AbstractSession = runtime.open(reference or prepare(reference_model(), single), single)
+        self.fingerprint = as_it_ran(promised, self._session.facts)  # as engines run here, not as was asked for
         with runtime.measuring(target):
             calibration = calibrate(self._session, self._clock)
         self._reference = Reference(self._session, self._clock, calibration)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from hwprune.core.errors import Interrupted, NetworkUnfit, TableError
 from hwprune.core.events import Caution, OnEvent, Progress, ignore
 from hwprune.core.files import lock
-from hwprune.core.measurement import explain
+from hwprune.core.measurement import Measurement, explain
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.latency.crew import share_out
 from hwprune.latency.features import restrict
@@ -56,9 +56,9 @@ def profile(
     session, which is what the label noise is known from. `stop` is asked between batches; when it says True, the
     table is complete up to there and `Interrupted` is raised. `others` are more devices of the same fingerprint: all
     take batches from one queue, and what a lost one had in hand goes to the next. A network that ends the process
-    which measures it, cannot be built or is not computed right is left out, with a `Caution`; so is told what an
-    engine warns of, each kind once. Raises `TableError` for a table of another network, space or fingerprint, and
-    `NetworkUnfit` when the first network cannot be measured either.
+    which measures it, cannot be built, is not computed right or runs in another way than the device's fingerprint says
+    is left out, with a `Caution`; so is told what an engine warns of, each kind once. Raises `TableError` for a table
+    of another network, space or fingerprint, and `NetworkUnfit` when the first network cannot be measured either.
     """
     for device in (board, *others):
         table.check(device.fingerprint)
@@ -158,11 +158,16 @@ class _Profile:
         place = [id(item) for item in self.boards].index(id(board))
         label = session if len(self.boards) == 1 else f"{session} {place}"
         with self.lock:
-            for number, (widths, kind) in enumerate(batch):
-                row = TableRow.of(widths.values_tuple(), measured[str(number)], kind=kind, session=label)
-                self.table.append(row, fingerprint=measured[str(number)].fingerprint)
             self._tell(note for item in measured.values() for note in item.notes)
-            self._progress(len(batch), f"{measured[str(len(batch) - 1)].latency_ms:.3g} ms")
+            unlike = [item for item in measured.values() if board.fingerprint.differences(item.fingerprint)]
+            for (widths, kind), found in zip(batch, measured.values(), strict=True):
+                if found in unlike:
+                    continue
+                row = TableRow.of(widths.values_tuple(), found, kind=kind, session=label)
+                self.table.append(row, fingerprint=found.fingerprint)
+            for found in unlike:
+                self._leave_out(_ran_otherwise(board, found))
+            self._progress(len(batch) - len(unlike), f"{measured[str(len(batch) - 1)].latency_ms:.3g} ms")
 
     def _tell(self, notes: Iterable[str]) -> None:
         """Pass on what engines warn of, once a kind: most networks of a table have it in common."""
@@ -204,6 +209,13 @@ class _Profile:
 def _batches(planned: Sequence[Planned], size: int) -> Iterator[Sequence[Planned]]:
     for begin in range(0, len(planned), size):
         yield planned[begin : begin + size]
+
+
+def _ran_otherwise(board: AbstractBoard, found: Measurement) -> NetworkUnfit:
+    """Why an engine that ran in another way than the others is not in their table."""
+    differing = "; ".join(board.fingerprint.differences(found.fingerprint))
+    hint = "choose options under which all networks run alike, such as graph = false for TensorRT"
+    return NetworkUnfit(f"it ran in another way than the table's networks ({differing})", hint=hint)
 
 
 def _session(name: str) -> str:

@@ -79,8 +79,9 @@ class AbstractSession(ABC):
     def facts(self) -> Mapping[str, str]:
         """What is known of this engine besides its time, in words.
 
-        A fact with the name of a fingerprint flag replaces that flag in the measurement's fingerprint: an engine that
-        ran in another way than the runtime promises is not taken into a table.
+        A fact with the name of a fingerprint flag replaces that flag: those of the reference kernel's engine in the
+        board's fingerprint, those of another engine in its measurement's. An engine that ran in another way than the
+        reference kernel is not taken into a table.
         """
         return {}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_gpu import Gpu
 
-from hwprune.core.errors import DeviceError, HwpruneError, TableError
+from hwprune.core.errors import DeviceError, HwpruneError, NetworkUnfit
 from hwprune.core.events import Caution, Event, OnEvent, ignore
 from hwprune.core.measurement import Measurement, Protocol, Target, explain
 from hwprune.core.widths import Widths
@@ -100,8 +100,8 @@ def test_each_fault_has_its_own_error_and_makes_no_row(fault: str, gpu: Gpu, tmp
     assert gpu.live() == before, "a failed session left something on the GPU"
 
 
-class OneWithoutEngine(Template):
-    """The fourth network it is asked for is wider than the builder has kernels for."""
+class OneOdd(Template):
+    """The fourth network it is asked for is wider than the others."""
 
     def __init__(self) -> None:
         self._known: list[tuple[int, ...]] = []
@@ -126,7 +126,7 @@ def test_one_network_without_an_engine_is_left_out_of_the_table(
 
     monkeypatch.setattr(PlanBuilder, "plan", plan)
     events: list[Event] = []
-    table, error = profiled(board, tmp_path, events.append, OneWithoutEngine())
+    table, error = profiled(board, tmp_path, events.append, OneOdd())
     assert error is None
     assert len({row.widths for row in table.rows}) == 5
     told = [event.text for event in events if isinstance(event, Caution)]
@@ -163,9 +163,24 @@ def test_a_refused_capture_is_a_warning_and_another_fingerprint(code: int, gpu: 
     assert "CUDA graph" in explain("no_cuda_graph")
     assert board.fingerprint.differences(found.fingerprint) == ("flag graph: captured != enqueued",)
     table, error = profiled(board, tmp_path)
-    assert isinstance(error, TableError)
-    assert "flag graph: captured != enqueued" in str(error)
+    assert type(error) is NetworkUnfit
+    assert "flag graph: captured != enqueued" in error.message
+    assert "graph = false" in error.hint
     assert table.rows == ()
+
+
+def test_where_capture_never_works_there_is_a_table_all_the_same(gpu: Gpu, tmp_path: Path) -> None:
+    gpu.set(capture_error=900)
+    board = board_of(gpu)
+    assert dict(board.fingerprint.flags)["graph"] == "enqueued"
+    events: list[Event] = []
+    table, error = profiled(board, tmp_path, events.append)
+    assert error is None
+    assert len({row.widths for row in table.rows}) == 6
+    assert [event.text for event in events if isinstance(event, Caution)] == [explain("no_cuda_graph")]
+    found = measured(board)
+    assert found.fingerprint == board.fingerprint == table.fingerprint
+    assert found.warnings[-1] == "no_cuda_graph"
 
 
 def test_without_graphs_from_the_beginning_the_rows_agree(gpu: Gpu, tmp_path: Path) -> None:
@@ -175,6 +190,35 @@ def test_without_graphs_from_the_beginning_the_rows_agree(gpu: Gpu, tmp_path: Pa
     assert error is None
     assert len(table.rows) >= 6
     assert "no_cuda_graph" not in measured(board).warnings
+
+
+def test_one_network_that_cannot_be_captured_is_benched_and_left_out_of_the_table(
+    gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = board_of(gpu)
+    build = PlanBuilder.plan
+
+    def plan(builder: PlanBuilder, model: bytes, *rest: Any) -> bytes:
+        gpu.set(capture_error=900 if model == conv_net(48) else 0)
+        return build(builder, model, *rest)
+
+    monkeypatch.setattr(PlanBuilder, "plan", plan)
+    benched = board.measure({"good": conv_net(16), "odd": conv_net(48)}, protocol=QUICK)
+    assert {name: found.warnings for name, found in benched.items()} == {"good": (), "odd": ("no_cuda_graph",)}
+    assert {name: dict(found.facts)["graph"] for name, found in benched.items()} == {
+        "good": "captured",
+        "odd": "enqueued",
+    }
+    events: list[Event] = []
+    table, error = profiled(board, tmp_path, events.append, OneOdd())
+    assert error is None
+    assert len({row.widths for row in table.rows}) == 5
+    told = {event.text for event in events if isinstance(event, Caution)}
+    assert told == {
+        explain("no_cuda_graph"),
+        "a network is left out of the table: it ran in another way than the table's networks "
+        "(flag graph: captured != enqueued)",
+    }
 
 
 def test_a_sticky_error_ends_the_use_of_the_gpu(gpu: Gpu, tmp_path: Path) -> None:
