@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _FLOOR = 0.25
 _SURVEYED = 1000
-FORWARD_COST = 1 / 3  # of a forward and backward pass
+_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,24 @@ class Judge:
 
     def __init__(self, problem: Problem, net: PruningNet, fitness: str, recalibration_images: int) -> None:
         self.problem, self.net, self.fitness = problem, net, fitness
-        self.recalibration_images = recalibration_images
+        self.recalibration_images = min(recalibration_images, len(problem.data.train))
+        self._batch_size = min(_BATCH, self.recalibration_images)
         self._full = copy.deepcopy(problem.model)
         self._reference = predict(problem.model, problem.data, "val") if fitness == "distance" else None
 
     @property
     def images(self) -> int:
         """The images that pass forward for one candidate."""
-        return min(self.recalibration_images, len(self.problem.data.train)) + len(self.problem.data.val)
+        batches = self.recalibration_images // self._batch_size
+        return batches * self._batch_size + len(self.problem.data.val)
 
     def network(self, widths: Widths) -> nn.Module:
         """The real, smaller network of a structure, with generated weights and recalibrated batch norms."""
         problem = self.problem
         self._full.load_state_dict(self.net.state(widths))
         small = cut(self._full, problem.graph, self.net.crop(widths).keep).eval()
-        return recalibrate_bn(small, problem.data, self.recalibration_images, seed=problem.seed)
+        count, batch_size = self.recalibration_images, self._batch_size
+        return recalibrate_bn(small, problem.data, count, batch_size=batch_size, seed=problem.seed)
 
     def __call__(self, widths: Widths) -> float:
         """The fitness. Raises `TrainingDiverged` when the network's outputs are not finite."""

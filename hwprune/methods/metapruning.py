@@ -6,7 +6,8 @@ Automatic Neural Network Channel Pruning" (arXiv 1903.10258), and the code at gi
 differ: the budget is the predicted latency of the whole network, the widths are those of the search space, W0 starts
 as the trained weights in order of importance (warm_start), PruningNet follows the dense network's outputs
 (distill_alpha), half of its steps train structures near the budget (near_budget), candidates are compared by their loss
-(fitness: a few hundred images give many candidates the same score), and there are fewer of them.
+(fitness: a few hundred images give many candidates the same score), and there are fewer of them, on fewer images
+where the images of the whole run are bounded.
 
 The candidates of a run are an Optuna study in RUN/study.log: `optuna-dashboard RUN/study.log` shows them.
 """
@@ -26,6 +27,7 @@ from hwprune.core.events import Caution, Note
 from hwprune.methods._adjust import check_feasible
 from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option, top_units
 from hwprune.methods._joint import train_search
+from hwprune.methods._metapruning_budget import FORWARD_COST, within_image_budget
 from hwprune.methods._metapruning_net import PruningNet, with_random_weights
 from hwprune.methods._metapruning_training import StructureTraining, check_size
 from hwprune.methods._saliency import dense_answer, taylor, weight_norm
@@ -87,24 +89,26 @@ class MetaPruning(AbstractMethod):
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Train PruningNet by `problem.plan`, evolve, measure the best, yield the one answer.
 
-        When the dense network fits, it is the answer. Raises `UsageError` for a PruningNet that memory does not hold,
+        When the dense network fits, it is the answer. With an `image_budget` the search is cut to half of it. Raises
+        `UsageError` for a PruningNet that memory does not hold and for an `image_budget` without a generation in it,
         `RunError` for a study of another search.
         """
         check_feasible(problem.space, problem.latency, problem.target_ms)
         dense_ms = problem.latency.predict(problem.space.dense()).latency_ms
-        if dense_ms > problem.target_ms:
-            check_size(problem, self.hidden, self.encoding, self.memory_gb)
+        if dense_ms <= problem.target_ms:
+            saliency = taylor(problem, images=self.saliency_images)
+            scores = self._ordered(problem, saliency.scores)
+            yield replace(dense_answer(problem, saliency), scores=scores, predicted_ms=dense_ms)
+            return
+        check_size(problem, self.hidden, self.encoding, self.memory_gb)
+        limited, options = within_image_budget(problem, self)
+        yield options._searched(limited)
+
+    def _searched(self, problem: Problem) -> Answer:
+        from hwprune.methods._metapruning_search import Evolution, Judge
+
         saliency = taylor(problem, images=self.saliency_images)
         scores = self._ordered(problem, saliency.scores)
-        if dense_ms <= problem.target_ms:
-            dense = dense_answer(problem, saliency)
-            yield replace(dense, scores=scores, predicted_ms=dense_ms)
-            return
-        yield self._searched(problem, scores, saliency.image_passes)
-
-    def _searched(self, problem: Problem, scores: Mapping[str, np.ndarray], passes: int) -> Answer:
-        from hwprune.methods._metapruning_search import FORWARD_COST, Evolution, Judge
-
         evolution = Evolution(problem, self, scores)
         net = self.pruning_net(problem, scores)
         judge = Judge(problem, net, self.fitness, self.recalibration_images)
@@ -122,7 +126,7 @@ class MetaPruning(AbstractMethod):
             winner.predicted_ms,
             scores,
             self._weights(problem, net, winner),
-            passes + log.image_passes + forward,
+            saliency.image_passes + log.image_passes + forward,
             log,
         )
         return answer if winner.predicted_ms <= problem.target_ms else self.refit(problem, answer, problem.target_ms)
