@@ -1,20 +1,26 @@
-"""Several devices at once: each has a session of its own; those of one fingerprint fill one table together."""
+"""Several devices at once: each has a session of its own; those of one fingerprint fill one table together.
+
+Devices of other machines are measured at the same time. Those of this one (processor, local GPU) would disturb each
+other, so they are opened and measured one after the other.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor, nn
 
-from hwprune.core.errors import HwpruneError, UsageError
+from hwprune.core.errors import HwpruneError, Interrupted, UsageError
 from hwprune.core.events import Caution, Event, Note, OnEvent, ignore
 from hwprune.core.measurement import Target
-from hwprune.devices import AbstractBoard, check, connect, resolve
+from hwprune.devices import AbstractBoard, check, connect, find_device, resolve
+from hwprune.devices.files import measured_as
 from hwprune.graph import ChannelGraph, OnnxTemplate
 from hwprune.latency.profile import profile
 from hwprune.latency.table import LatencyTable
@@ -24,6 +30,8 @@ from hwprune.search.survey import traced
 from hwprune.search.tile import target_space
 
 Stop = Callable[[], bool]
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class _Task:
     seed: int
     on_event: OnEvent
     stop: Stop
+    probing: Mapping[str, threading.Lock]  # by device: what is known of its tile stands in one file
 
 
 def profile_devices(
@@ -64,7 +73,8 @@ def profile_devices(
     """`profile` on several devices in parallel; one table for each fingerprint, in the order of the devices.
 
     Devices whose fingerprints agree take batches from one queue, and a device that is lost leaves its batch to them.
-    When all devices of a table are lost, the others are finished before the error is raised.
+    When all devices of a table are lost, the others are finished before the error is raised. Devices of this machine
+    take turns; of several with one fingerprint, the first does all.
     """
     chosen = [resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads)) for device in devices]
     names = [target.device for target in chosen]
@@ -78,7 +88,8 @@ def profile_devices(
     graph = traced(network, example, told)
     template = OnnxTemplate.export(network, graph)
     keep = DEFAULTS.min_keep if min_keep is None else min_keep
-    task = _Task(graph, template, name, Path(tables), keep, parse_tile(tile), depth, samples, seed, told, stop)
+    probing = {target.device: threading.Lock() for target in map(measured_as, chosen)}
+    task = _Task(graph, template, name, Path(tables), keep, parse_tile(tile), depth, samples, seed, told, stop, probing)
     with opened(chosen) as boards:
         return _profiled(grouped(boards), task)
 
@@ -96,10 +107,9 @@ def one_at_a_time(on_event: OnEvent) -> OnEvent:
 
 @contextlib.contextmanager
 def opened(targets: Sequence[Target]) -> Iterator[list[AbstractBoard]]:
-    """All boards, opened at the same time; when one cannot be, the others are closed and its error is raised."""
+    """All boards, in the order of the targets; when one cannot be opened, the others are closed, its error raised."""
     with contextlib.ExitStack() as stack:
-        with ThreadPoolExecutor(len(targets)) as pool:
-            opening = [pool.submit(connect, target) for target in targets]
+        opening = in_turns(connect, targets, [_is_here(target) for target in targets])
         failed = [done for done in opening if done.exception() is not None]
         boards = [stack.enter_context(done.result()) for done in opening if done not in failed]
         for done in failed:
@@ -115,17 +125,46 @@ def grouped(boards: Sequence[AbstractBoard]) -> list[list[AbstractBoard]]:
     return list(groups.values())
 
 
+def in_turns(work: Callable[[U], T], items: Sequence[U], here: Sequence[bool]) -> list[Future[T]]:
+    """`work` done for every item, in threads: at the same time, except for those that are `here`, one after another."""
+    with ThreadPoolExecutor(1) as turns, ThreadPoolExecutor(len(items)) as together:
+        return [(turns if alone else together).submit(work, item) for item, alone in zip(items, here, strict=True)]
+
+
+def _is_here(target: Target) -> bool:
+    """Whether this machine's hardware is timed, which nothing else may use meanwhile."""
+    return target.runtime != "simulated" and find_device(target.device).connection.kind == "local"
+
+
+def _is_alone(board: AbstractBoard) -> bool:
+    """`_is_here` of an open board."""
+    return not board.simulated and not board.distant
+
+
 def _profiled(groups: list[list[AbstractBoard]], task: _Task) -> tuple[LatencyTable, ...]:
-    tables = [_table(group, task) for group in groups]
-    with ThreadPoolExecutor(len(groups)) as pool:
-        running = [pool.submit(_profile, group, table, task) for group, table in zip(groups, tables, strict=True)]
+    running = in_turns(lambda group: _filled(group, task), groups, [any(map(_is_alone, group)) for group in groups])
     errors = [done.exception() for done in running]
     known = [error for error in errors if isinstance(error, HwpruneError)]
     for error in known[1:]:
         task.on_event(Caution(error.message, error.hint))
-    for done in running:
-        done.result()
-    return tuple(tables)
+    return tuple(done.result() for done in running)
+
+
+def _filled(group: list[AbstractBoard], task: _Task) -> LatencyTable:
+    """The table of one fingerprint, profiled."""
+    if task.stop():
+        raise Interrupted(f"stopped before {group[0].label()} was profiled", hint="the same command goes on from there")
+    first, *rest = sorted(group, key=_is_alone, reverse=True)
+    idle = [board for board in rest if _is_alone(board)]
+    if idle:
+        task.on_event(
+            Caution(f"{len(idle) + 1} of the devices are this machine ({first.label()}): one measures for all")
+        )
+    serving = [board for board in group if all(board is not other for other in idle)]
+    with task.probing[first.fingerprint.device]:
+        table = _table(serving, task)
+    _profile(serving, table, task)
+    return table
 
 
 def _table(group: list[AbstractBoard], task: _Task) -> LatencyTable:

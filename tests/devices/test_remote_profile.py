@@ -16,8 +16,8 @@ from torch import nn
 from hwprune import api
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.events import Caution, Event, Note, OnEvent, ignore
-from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol
-from hwprune.devices import AbstractBoard, WorkerDied
+from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Target
+from hwprune.devices import AbstractBoard, WorkerDied, connect, resolve
 from hwprune.latency.crew import share_out
 from hwprune.latency.plan import plan_widths
 from hwprune.latency.profile import profile
@@ -42,6 +42,38 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def write_simulated(name: str, text: str = "") -> None:
     """A simulated device of this machine."""
     Path(f"devices/{name}.toml").write_text(f'schema = 1\nname = "{name}"\n{text}\n[runtimes.simulated]\n')
+
+
+class Watch:
+    """Counts the boards that measure at one moment; each waits for `crowd` of them, but not for long."""
+
+    def __init__(self, crowd: int) -> None:
+        self.most = self._now = 0
+        self._crowd = crowd
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._now += 1
+            self.most = max(self.most, self._now)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.most >= self._crowd, timeout=0.25)
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            self._now -= 1
+
+
+def watched(board: AbstractBoard, watch: Watch) -> AbstractBoard:
+    """The same board under a watch."""
+    measure = board.measure
+
+    def watching(*models: object, **options: object) -> dict[str, Measurement]:
+        with watch:
+            return measure(*models, **options)  # type: ignore[arg-type]
+
+    board.measure = watching  # type: ignore[method-assign,assignment]
+    return board
 
 
 def rows(table: LatencyTable) -> list[tuple[tuple[int, ...], float]]:
@@ -124,6 +156,70 @@ class TestSeveral:
         with pytest.raises(DeviceError, match="gone cannot be reached"):
             api.profile_devices(NETWORK, SHAPE, devices=("one", "gone"), tables=tmp_path / "t")
         assert not list((tmp_path / "t").rglob("rows.jsonl"))
+
+    def test_devices_of_this_machine_take_turns(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        most = {True: 0, False: 0}
+        for alone in (True, False):
+            watch = Watch(2)
+            monkeypatch.setattr(fleet, "connect", lambda target, watch=watch: watched(connect(target), watch))
+            monkeypatch.setattr(fleet, "_is_here", lambda target, alone=alone: alone)
+            monkeypatch.setattr(fleet, "_is_alone", lambda board, alone=alone: alone)
+            for name in ("one", "two"):
+                write_simulated(name)
+            tables = api.profile_devices(
+                NETWORK, SHAPE, devices=("one", "two"), samples=SAMPLES, tables=tmp_path / str(alone), tile=16
+            )
+            assert [table.fingerprint.device for table in tables] == ["one", "two"]
+            assert [len(table.measured()) for table in tables] == [SAMPLES] * 2
+            most[alone] = watch.most
+        assert most == {True: 1, False: 2}
+
+    def test_which_devices_are_this_machine(self, tmp_path: Path) -> None:
+        write_simulated("far", '[connection]\nkind = "ssh"\nhost = "far"')
+        assert fleet._is_here(resolve(Target("cpu")))
+        assert fleet._is_here(resolve(Target("cuda", "tensorrt")))
+        assert not fleet._is_here(resolve(Target("simulated")))
+        assert not fleet._is_here(resolve(Target("far")))
+
+    def test_two_names_of_this_machine_in_one_pool_are_one_device(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        events: list[Event] = []
+        for name in ("left", "right"):
+            write_simulated(name, 'pool = "desk"')
+        monkeypatch.setattr(fleet, "_is_alone", lambda board: True)
+        (table,) = api.profile_devices(
+            NETWORK,
+            SHAPE,
+            devices=("left", "right"),
+            samples=SAMPLES,
+            tables=tmp_path / "t",
+            tile=16,
+            on_event=events.append,
+        )
+        assert len(table.measured()) == SAMPLES
+        (told,) = [event.text for event in events if isinstance(event, Caution)]
+        assert told.startswith("2 of the devices are this machine (SIMULATED desk")
+
+    def test_a_probe_that_fails_on_one_device_does_not_end_the_other(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        probe = fleet.target_space
+
+        def fail_on_one(graph: object, board: AbstractBoard, *rest: object, **options: object) -> object:
+            if board.fingerprint.device == "one":
+                raise DeviceError("one is lost while it is probed")
+            return probe(graph, board, *rest, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(fleet, "target_space", fail_on_one)
+        for name in ("one", "two"):
+            write_simulated(name)
+        with pytest.raises(DeviceError, match="one is lost while it is probed"):
+            api.profile_devices(NETWORK, SHAPE, devices=("one", "two"), samples=SAMPLES, tables=tmp_path / "t", tile=16)
+        (finished,) = (tmp_path / "t").rglob("table.json")
+        table = LatencyTable.open(finished.parent)
+        assert table.fingerprint.device == "two"
+        assert len(table.measured()) == SAMPLES
 
     def test_listeners_hear_one_event_at_a_time(self) -> None:
         inside, most = 0, 0
