@@ -22,7 +22,7 @@ def compare(
     call: Call,
     model: flags.Model = None,
     methods: Annotated[
-        str, typer.Option(metavar="A,B", help="Methods, separated by commas.")
+        str, typer.Option(metavar="A,B", help="Methods, separated by commas; options as NAME:KEY=VALUE.")
     ] = "wgates,greedy,uniform",
     budgets: Annotated[
         str, typer.Option(metavar="75%,60%", help="Budgets: shares of the dense measured latency, or latencies (4ms).")
@@ -32,9 +32,10 @@ def compare(
         str | None, typer.Option(metavar="A,B", help="Methods that differences are counted from [uniform,greedy].")
     ] = None,
     data: flags.Data = None,
-    total_epochs: Annotated[float, flags.epochs_flag("search and finetuning together, equal for all methods")] = (
-        DEFAULTS.epochs + DEFAULTS.finetune_epochs
-    ),
+    finetune_epochs: Annotated[float, flags.epochs_flag("finetuning afterwards")] = DEFAULTS.finetune_epochs,
+    total_epochs: Annotated[
+        float, flags.epochs_flag("search and finetuning together, equal for all methods [--epochs + --finetune-epochs]")
+    ] = DEFAULTS.total_epochs,
     **shared: Any,
 ) -> Outcome:
     """Compare methods on your model, data and device: one run each, one bench of all results, one table and plot.
@@ -44,7 +45,7 @@ def compare(
     """
     chosen, bounds = words(methods, "--methods"), words(budgets, "--budgets")
     for method in chosen:
-        check_method(method)
+        check_method(method.partition(":")[0])
     for budget in bounds:
         check_latency(budget)
     from hwprune import api
@@ -58,7 +59,9 @@ def compare(
             budgets=bounds,
             seeds=seeds,
             baselines=words(baselines, "--baselines") if baselines else None,
+            finetune_epochs=finetune_epochs,
             total_epochs=total_epochs,
+            seed=call.common.seed,
             **shared,
             run_dir=folder,
             on_event=on_event,

@@ -28,27 +28,29 @@ COLOURS = ("#1f7a6d", "#c2541b", "#5b5fc7", "#b3261e", "#8a6d1f", "#2f7fb8", "#8
 class ComparedRun:
     """One run of a comparison. `share` of the dense latency and its interval come from the bench that timed all runs
     in turns; `verdict` and `utilisation` from the run's own final measurement. `divergence`: KL to the dense network's
-    outputs (nats). None where the budget was infeasible. `image_passes`: forward and backward, search included.
+    outputs (nats). None where the budget was infeasible, or the method gave up for a `reason` (verdict `failed`).
+    `image_passes`: forward and backward, search included.
     """
 
     budget: str
     method: str
     seed: int
     verdict: str
-    utilisation: float | None
-    image_passes: int
-    seconds: float
+    utilisation: float | None = None
+    image_passes: int = 0
+    seconds: float = 0.0
     share: float | None = None
     share_ci: tuple[float, float] | None = None
     score: float | None = None
     divergence: float | None = None
+    reason: str = ""
 
     @classmethod
-    def of(cls, result: Result, budget: str) -> ComparedRun:
-        """What the run itself says."""
+    def of(cls, result: Result, budget: str, method: str) -> ComparedRun:
+        """What the run itself says; `budget` and `method` as the comparison names them."""
         return cls(
             budget,
-            result.method,
+            method,
             result.seed,
             result.verdict,
             result.utilisation,
@@ -127,10 +129,11 @@ def comparison_text(found: MethodComparison) -> str:
         epochs = f"{run.image_passes / found.train_images:.2f}"
         own = (run.budget, run.method, str(run.seed), run.verdict, share, percent(run.utilisation))
         rows.append((*own, percent(run.score), kl, epochs, format_duration(run.seconds)))
+    reasons = [f"{run.method} at {run.budget}, seed {run.seed}: {run.reason}" for run in found.runs if run.reason]
     stamp = "SIMULATED: no hardware was timed\n" if found.simulated else ""
     dense = f"dense {found.score_name} {percent(found.dense_score)}"
     head = f"{stamp}{found.model} on {found.data}, {found.target.label()}; {dense}"
-    lines = [head, table(header, rows, left=(0, 1, 3, 4))]
+    lines = [head, table(header, rows, left=(0, 1, 3, 4)), *reasons]
     for baseline in dict.fromkeys(item.baseline for item in found.differences):
         above = f"points of {found.score_name} above {baseline} [95 %, paired]"
         points = [

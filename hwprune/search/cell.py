@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from hwprune.search.settings import SearchSettings
 
 @dataclass(frozen=True)
 class Cell:
-    """A method under a budget with a seed; `budget` as typed, "60%" or "4ms"."""
+    """A method under a budget with a seed, as typed: "60%" or "4ms", `greedy` or `metapruning:sampler=random`."""
 
     budget: str
     method: str
@@ -22,12 +23,35 @@ class Cell:
     @property
     def name(self) -> str:
         """The name of its run folder."""
-        return f"{self.budget.replace('%', 'pct')}_{self.method}_s{self.seed}"
+        method = re.sub(r"[^A-Za-z0-9.-]+", "-", self.method)
+        return f"{self.budget.replace('%', 'pct')}_{method}_s{self.seed}"
 
     def settings(self, base: SearchSettings, dense_ms: float) -> SearchSettings:
         """The settings of its run, the budget in ms. Raises `UsageError` for a budget that is none."""
         budget_ms = Budget.parse(self.budget).in_ms(dense_ms)
-        return replace(base, method=self.method, seed=self.seed, latency_fraction=None, latency_ms=budget_ms)
+        method, options = parse_method(self.method)
+        return replace(
+            base,
+            method=method,
+            options={**base.options, **options},
+            seed=self.seed,
+            latency_fraction=None,
+            latency_ms=budget_ms,
+        )
+
+
+def parse_method(text: str) -> tuple[str, dict[str, str]]:
+    """(name, options) of `NAME` or `NAME:KEY=VALUE:KEY=VALUE`. Raises `UsageError` for anything else."""
+    name, *pairs = text.split(":")
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key or not value:
+            raise UsageError(
+                f"'{pair}' in the method '{text}' is not KEY=VALUE", hint="write it as metapruning:sampler=random"
+            )
+        options[key] = value
+    return name, options
 
 
 def cells_of(methods: Sequence[str], budgets: Sequence[str], seeds: int) -> tuple[Cell, ...]:
@@ -36,8 +60,9 @@ def cells_of(methods: Sequence[str], budgets: Sequence[str], seeds: int) -> tupl
     Raises `UsageError` for an unknown method, and for nothing to compare.
     """
     for method in methods:
-        if method not in known_methods.names():
-            raise unknown_name("method", method, known_methods.names())
+        name, _ = parse_method(method)
+        if name not in known_methods.names():
+            raise unknown_name("method", name, known_methods.names())
     if not methods or not budgets or seeds < 1:
         raise UsageError(
             "a comparison needs methods, budgets and at least one seed",

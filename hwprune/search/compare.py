@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import load as load_tensors
 from torch import nn
 
-from hwprune.core.errors import RunError, TrainingDiverged
+from hwprune.core.errors import BudgetInfeasible, MethodGaveUp, RunError, TrainingDiverged
 from hwprune.core.events import Caution, Note, OnEvent, ignore
 from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement, Protocol
@@ -23,8 +24,8 @@ from hwprune.report.comparison import MethodComparison, write_comparison
 from hwprune.search.cell import Cell
 from hwprune.search.judge import dense_outputs, judge
 from hwprune.search.run import named_model, run_search
-from hwprune.search.settings import SearchSettings
-from hwprune.search.stages import train_if_needed
+from hwprune.search.settings import DEFAULTS, SearchSettings
+from hwprune.search.stages import make_method, train_if_needed
 from hwprune.search.workshop import Stop, survey_of
 from hwprune.training import Classification, Data, Task
 
@@ -42,15 +43,21 @@ def run_comparison(
     on_event: OnEvent = ignore,
     stop: Stop = lambda: False,
 ) -> MethodComparison:
-    """Run what is missing, then measure and evaluate everything that is there; writes `comparison.json` and `.html`.
+    """Run what is missing, then measure and evaluate all; writes `comparison.json` and `.html`.
 
     The seed of a cell is that of its search and finetuning; the dense network is the same for all: `model` or what
-    `base` names, trained once if it has no weights. A cell whose method gives up is reported and left out.
+    `base` names, trained once if it has no weights. A cell whose method gives up is reported as failed. Raises
+    `RunError` for a folder that was begun with other settings or data.
     """
     task = task or Classification()
+    _check_same(base, data, folder)
+    for cell in cells:
+        chosen = cell.settings(base, 1.0)
+        make_method(chosen.method, dict(chosen.options))
     dense = _dense(base, folder, model, data, task, on_event, stop)
     dense_ms = _dense_ms(base, folder, dense, data, tables, on_event)
     dense_score = float(task.scores(dense_outputs(dense, data, folder), data.test.targets).mean())
+    failed: dict[Cell, str] = {}
     for number, cell in enumerate(cells, start=1):
         on_event(Note(f"run {number} of {len(cells)}: {cell.method} at {cell.budget}, seed {cell.seed}"))
         try:
@@ -65,13 +72,28 @@ def run_comparison(
                 stop=stop,
                 dense_score=dense_score,
             )
-        except (TrainingDiverged, RunError) as error:
+        except (BudgetInfeasible, MethodGaveUp, TrainingDiverged) as error:
             on_event(Caution(f"{cell.name} has no result: {error.message}", error.hint))
-    done = [cell for cell in cells if (folder / cell.name / "result.json").exists()]
-    found = judge(base, done, folder, baselines=baselines, dense=dense, data=data, task=task)
+            failed[cell] = error.message
+    found = judge(base, cells, folder, failed=failed, baselines=baselines, dense=dense, data=data, task=task)
     write_json(folder / "comparison.json", found.to_json())
     write_comparison(found, folder)
     return found
+
+
+def _check_same(base: SearchSettings, data: Data, folder: Path) -> None:
+    """Keep what is equal for all runs of a folder, or raise `RunError` when it was begun with something else."""
+    common = replace(base, method=DEFAULTS.method, latency_ms=None, latency_fraction=1.0)
+    document = {"settings": common.to_json(), "data": data.fingerprint}
+    kept = folder / "comparison_settings.json"
+    if not kept.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(kept, document)
+        return
+    found = read_json(kept)
+    common.check_same(SearchSettings.from_json(found["settings"]), folder)
+    if found["data"] != data.fingerprint:
+        raise RunError(f"{folder} holds a comparison on other data", hint="choose another --run-dir")
 
 
 def _dense(

@@ -33,6 +33,7 @@ def judge(
     cells: Sequence[Cell],
     folder: Path,
     *,
+    failed: Mapping[Cell, str],
     baselines: Sequence[str],
     dense: nn.Module,
     data: Data,
@@ -40,10 +41,12 @@ def judge(
 ) -> MethodComparison:
     """Time all networks in turns in one session, evaluate them on the test split, and compare image by image.
 
-    What a network answers on the test split is kept beside it: only the timing is new when a comparison grows.
+    `failed` says why a cell has no result. What a network answers on the test split is kept beside it: only the
+    timing is new when a comparison grows.
     """
-    results = {cell: Result.from_json(read_json(folder / cell.name / "result.json")) for cell in cells}
-    pruned = [cell for cell in cells if results[cell].verdict != "infeasible"]
+    ended = [cell for cell in cells if cell not in failed]
+    results = {cell: Result.from_json(read_json(folder / cell.name / "result.json")) for cell in ended}
+    pruned = [cell for cell in ended if results[cell].verdict != "infeasible"]
     if not pruned:
         raise RunError(f"no run in {folder} has ended with a network", hint="raise the budgets, see the runs' log.txt")
     reference = dense_outputs(dense, data, folder)
@@ -51,7 +54,10 @@ def judge(
     scores: Scores = {}
     rows = []
     for cell in cells:
-        row = ComparedRun.of(results[cell], cell.budget)
+        if cell in failed:
+            rows.append(ComparedRun(cell.budget, cell.method, cell.seed, "failed", reason=failed[cell]))
+            continue
+        row = ComparedRun.of(results[cell], cell.budget, cell.method)
         if cell in timed:
             found = _judged(cell, folder, dense=dense, data=data, task=task, reference=reference)
             scores[cell] = found["scores"].numpy()

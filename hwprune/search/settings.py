@@ -142,6 +142,11 @@ class SearchSettings:
         """A document of plain values; `options` stay nested."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> SearchSettings:
+        """What `to_json` gave."""
+        return config.from_mapping(cls, document, where="settings")
+
     def default_folder(self, root: Path) -> Path:
         """The run folder of these settings: readable, and the same for the same command."""
         budget = f"{self.latency_fraction:.0%}" if self.latency_fraction else format_ms(self.latency_ms or 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import pytest
 from torch import nn
 
 from hwprune import api
-from hwprune.core.errors import UsageError
-from hwprune.core.events import Event, Note
+from hwprune.core.errors import MethodGaveUp, RunError, UsageError
+from hwprune.core.events import Caution, Event, Note
 from hwprune.core.files import read_json
 from hwprune.core.measurement import Measurement
 from hwprune.report.comparison import MethodComparison, comparison_text
+from hwprune.search import compare as comparing
 from hwprune.search.cell import Cell
 from hwprune.search.judge import differences
+from hwprune.search.run import run_search
 from hwprune.search.settings import SearchSettings
 from hwprune.training import Data
 
@@ -93,6 +96,46 @@ def test_goes_on_run_by_run(found: MethodComparison, dense: nn.Module, few_digit
     assert [(item.method, item.baseline) for item in more.differences] == [("magnitude", "uniform")]
 
 
+def test_other_settings_or_data_are_another_comparison(
+    found: MethodComparison, dense: nn.Module, few_digits: Data, folder: Path
+) -> None:
+    with pytest.raises(RunError, match=r"other settings \(epochs: 0\.5 there, 0\.25 now\)"):
+        compare(dense, few_digits, folder, epochs=0.25)
+    part = few_digits.train
+    fewer = replace(few_digits, train=replace(part, images=part.images[:99], targets=part.targets[:99]))
+    with pytest.raises(RunError, match="holds a comparison on other data"):
+        compare(dense, fewer, folder)
+
+
+def test_a_method_that_gives_up_fails_alone(
+    found: MethodComparison, dense: nn.Module, few_digits: Data, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(settings: SearchSettings, *args: Any, **options: Any) -> Any:
+        if settings.method == "magnitude":
+            raise MethodGaveUp(f"norms of {settings.options['score']} say nothing", hint="look elsewhere")
+        return run_search(settings, *args, **options)
+
+    monkeypatch.setattr(comparing, "run_search", give_up)
+    heard: list[Event] = []
+    more = compare(
+        dense, few_digits, folder, methods=("magnitude:score=l2", "uniform"), budgets=("60%",), on_event=heard.append
+    )
+    lost = next(run for run in more.runs if run.method == "magnitude:score=l2")
+    assert (lost.verdict, lost.score, lost.reason) == ("failed", None, "norms of l2 say nothing")
+    assert more.verdict == "fail"
+    assert "magnitude:score=l2 at 60%, seed 0: norms of l2 say nothing" in comparison_text(more)
+    assert any(isinstance(event, Caution) and event.hint == "look elsewhere" for event in heard)
+    assert MethodComparison.from_json(read_json(folder / "runs" / "comparison.json")) == more
+
+
+def test_a_method_with_options() -> None:
+    cell = Cell("60%", "metapruning:sampler=random:evaluations=50", 1)
+    assert cell.name == "60pct_metapruning-sampler-random-evaluations-50_s1"
+    settings = cell.settings(SearchSettings(latency_fraction=1.0, options={"parents": "5"}), 2.0)
+    assert (settings.method, settings.latency_ms, settings.seed) == ("metapruning", pytest.approx(1.2), 1)
+    assert settings.options == {"parents": "5", "sampler": "random", "evaluations": "50"}
+
+
 def test_differences_are_paired_over_images_and_averaged_over_seeds() -> None:
     rng = np.random.default_rng(0)
     scores = {Cell("60%", method, seed): (rng.random(500) < 0.7).astype(float) for method in "ab" for seed in (0, 1)}
@@ -110,6 +153,8 @@ def test_differences_are_paired_over_images_and_averaged_over_seeds() -> None:
     ("change", "message"),
     [
         ({"methods": ("wgatse",)}, "unknown method 'wgatse'.*wgates"),
+        ({"methods": ("uniform:channels",)}, "'channels' in the method 'uniform:channels' is not KEY=VALUE"),
+        ({"methods": ("uniform:chanels=l1",)}, "unknown key 'chanels'. Did you mean 'channels'"),
         ({"methods": ()}, "needs methods, budgets"),
         ({"seeds": 0}, "at least one seed"),
         ({"baselines": ("greedy",)}, "unknown baseline 'greedy'"),
