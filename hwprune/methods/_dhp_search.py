@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD, Optimizer
 
-from hwprune.core.events import Note, SearchStep
+from hwprune.core.events import Caution, Note, SearchStep
 from hwprune.core.widths import Widths
 from hwprune.methods._base import Problem, top_units
 from hwprune.methods._dhp_budget import needed_travel, threshold_fit, tile_prices
@@ -88,7 +88,7 @@ class DhpSearch(AbstractTrainee):
             if options.latent_lr == 0:
                 self._latent_group["lr"] = self._travelling_lr(float(flat.mean()))
         self.latent_lr = float(self._latent_group["lr"])
-        self._refresh(0)
+        self.refresh(0)
 
     def weights(self, made: Tensor | None = None, read: Tensor | None = None) -> dict[str, Tensor]:
         """The parameters that latents scale; by default from the latents in force, on both sides."""
@@ -135,7 +135,7 @@ class DhpSearch(AbstractTrainee):
         step = round(progress * self.steps) + 1
         arrived = self.options.penalty == 0 and step >= self.options.arrival * self.steps
         if not self.frozen and (arrived or step % self.refresh_every == 0):
-            self._refresh(step)
+            self.refresh(step)
             if arrived or self.cost <= self.target:
                 self.freeze()
         figures = self._figures()
@@ -149,16 +149,47 @@ class DhpSearch(AbstractTrainee):
         """What the next proximal step takes off each latent, `(units of all groups,)`: 0 in groups at their floor."""
         return self._unit_weights() * (float(self._latent_group["lr"]) * self.penalty)
 
+    def refresh(self, step: int) -> None:
+        """Prices and cost at the current widths, and the penalty that brings the latents to the budget on time."""
+        prices = tile_prices(self.efficiency, self.problem.space, self.widths())
+        self.prices, self.cost = prices.weights, prices.cost
+        if self.options.penalty > 0:
+            return
+        weights = self._unit_weights()
+        sizes = self.latents.vector.detach().abs()
+        lifetimes = torch.where(weights > 0, sizes / weights.clamp_min(1e-30), torch.inf)
+        split = [part.double().cpu().numpy() for part in self.latents.split(lifetimes)]
+        travel = needed_travel(self.efficiency, self.problem.space, split, self.target)
+        self.penalty = travel / max(self._rates_until_arrival(step), 1e-30)
+
     def freeze(self) -> None:
-        """Remove for good what the threshold that meets the budget leaves out, and end the proximal steps."""
+        """Remove for good what the threshold that meets the budget leaves out, and end the proximal steps.
+
+        Says whether the proximal steps had met the budget by themselves; `refresh` comes first.
+        """
         problem, ranks = self.problem, self.ranks()
+        live = torch.cat(self._masks()).cpu().numpy()
         keep = top_units(ranks, threshold_fit(problem.space, problem.latency, ranks, problem.target_ms).widths)
         masks = [np.isin(np.arange(len(ranks[name])), keep[name]) for name in problem.space.names]
-        self.latents.remove(torch.from_numpy(np.concatenate(masks)), debias=self.options.debias)
+        stays = np.concatenate(masks)
+        self.latents.remove(torch.from_numpy(stays), debias=self.options.debias)
         self.frozen, self.penalty = True, 0.0
         cost = float(self.efficiency(torch.tensor([float(mask.sum()) for mask in masks])))
+        self._tell_arrival(float((live & ~stays).sum() / live.sum()), cost)
+
+    def _tell_arrival(self, cut_share: float, cost: float) -> None:
+        """A note when the live units met the budget, a caution when the threshold had to cut some; `cost` is now."""
         steps = f"{self.seen} of {self.steps} steps"
-        problem.on_event(Note(f"search: the latents met the budget after {steps}: cost {cost:.1%} of dense"))
+        if self.cost <= self.target:
+            self.problem.on_event(Note(f"search: the latents met the budget after {steps}: cost {cost:.1%} of dense"))
+            return
+        self.problem.on_event(
+            Caution(
+                f"search: the latents did not meet the budget in {steps}: what was live cost {self.cost:.1%} of dense,"
+                f" the target is {self.target:.1%}. {cut_share:.1%} of the live units were cut at once, to {cost:.1%}",
+                hint="that choice is a ranking, not a search: with more epochs the proximal steps decide",
+            )
+        )
 
     def ranks(self) -> dict[str, np.ndarray]:
         """What a threshold goes by, group -> `(units,)`, larger = keep."""
@@ -193,19 +224,6 @@ class DhpSearch(AbstractTrainee):
             part.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
         seen, self.penalty, self.cost, frozen, *prices = state["numbers"].tolist()
         self.seen, self.frozen, self.prices = int(seen), bool(frozen), np.array(prices)
-
-    def _refresh(self, step: int) -> None:
-        """Prices at the current widths, and the penalty that brings the latents to the budget on time."""
-        prices = tile_prices(self.efficiency, self.problem.space, self.widths())
-        self.prices, self.cost = prices.weights, prices.cost
-        if self.options.penalty > 0:
-            return
-        weights = self._unit_weights()
-        sizes = self.latents.vector.detach().abs()
-        lifetimes = torch.where(weights > 0, sizes / weights.clamp_min(1e-30), torch.inf)
-        split = [part.double().cpu().numpy() for part in self.latents.split(lifetimes)]
-        travel = needed_travel(self.efficiency, self.problem.space, split, self.target)
-        self.penalty = travel / max(self._rates_until_arrival(step), 1e-30)
 
     def _unit_weights(self) -> Tensor:
         """Price of the group times metric of the unit; 0 where a group is at its floor."""

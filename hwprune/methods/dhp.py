@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from hwprune.core.errors import UsageError
-from hwprune.core.units import format_ms
+from hwprune.core.errors import MethodGaveUp, UsageError
 from hwprune.methods._adjust import check_feasible
 from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option
 from hwprune.methods._dhp_budget import threshold_fit
@@ -85,13 +84,17 @@ class DHP(AbstractMethod):
                 raise UsageError(f"{name} is a share in 0..1, not {getattr(self, name)}")
 
     def search(self, problem: Problem) -> Iterator[Answer]:
-        """Train by `problem.plan` until the latents meet the target, then what is left; yield the one answer."""
+        """Train by `problem.plan` until the latents meet the target, then what is left; yield the one answer.
+
+        Raises `MethodGaveUp` when a `penalty` of the user's does not get there.
+        """
         check_feasible(problem.space, problem.latency, problem.target_ms)
         search = DhpSearch(problem, self)
         passes = self._start(problem, search)
         log = train_search(problem, search)
         if not search.frozen:
-            self._check_arrived(problem, search)
+            search.refresh(search.steps)
+            self._check_arrived(search)
             search.freeze()
         passes += log.image_passes
         answer = Answer(search.widths(), {}, 0.0, search.ranks(), search.plain_state(), passes, log)
@@ -110,11 +113,10 @@ class DHP(AbstractMethod):
         search.start(saliency.scores)
         return saliency.image_passes
 
-    def _check_arrived(self, problem: Problem, search: DhpSearch) -> None:
-        if self.penalty > 0 and search.cost > search.target:
-            found_ms = search.cost * problem.dense_ms
-            raise UsageError(
+    def _check_arrived(self, search: DhpSearch) -> None:
+        if search.cost > search.target:
+            raise MethodGaveUp(
                 f"{search.steps} steps with penalty={self.penalty:g} did not shrink the latents to the budget: what is"
-                f" live needs {format_ms(found_ms)}, the target is {format_ms(problem.target_ms)}",
+                f" live costs {search.cost:.1%} of dense ({self.efficiency}), the target is {search.target:.1%}",
                 hint="penalty=0 follows from the budget; else raise it, or search for more epochs",
             )

@@ -1,0 +1,190 @@
+"""Invariants 10 and 11 of the DHP page (section 7): what is counted, and when the budget counts as met."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hwprune.core.errors import MethodGaveUp
+from hwprune.core.events import Caution, Event, Note, SearchStep
+from hwprune.graph import cut, trace
+from hwprune.methods import Answer, Problem, _dhp_search
+from hwprune.methods._dhp_search import DhpSearch
+from hwprune.methods.dhp import DHP
+from hwprune.models import load_model
+from hwprune.testing.methods import tiny_problem
+from hwprune.training.loop import train
+
+
+def started(problem: Problem, **options: Any) -> DhpSearch:
+    method = DHP(**{"saliency_images": 16, **options})
+    search = DhpSearch(problem, method)
+    method._start(problem, search)
+    return search
+
+
+def searched(problem: Problem, **options: Any) -> tuple[Answer, list[Event]]:
+    events: list[Event] = []
+    (answer,) = DHP(**{"saliency_images": 16, **options}).search(replace(problem, on_event=events.append))
+    return answer, events
+
+
+def counted(model: nn.Module, images: Tensor) -> int:
+    """MACs of convolutions and linear layers, seen by hooks; for one image."""
+    macs = 0
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal macs
+        if isinstance(module, nn.ConvTranspose2d):
+            macs += inputs[0][0].numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Conv2d):
+            macs += output[0].numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            macs += output[0].numel() * module.in_features
+
+    handles = [module.register_forward_hook(hook) for module in model.modules()]
+    with torch.no_grad():
+        model.eval()(images)
+    for handle in handles:
+        handle.remove()
+    return macs
+
+
+class _Bottleneck(nn.Module):
+    def __init__(self, c_in: int, middle: int, stride: int) -> None:
+        super().__init__()
+        c_out = 4 * middle
+        convs = (nn.Conv2d(c_in, middle, 1, bias=False), nn.Conv2d(middle, middle, 3, stride, 1, bias=False))
+        self.convs = nn.ModuleList([*convs, nn.Conv2d(middle, c_out, 1, bias=False)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(middle), nn.BatchNorm2d(middle), nn.BatchNorm2d(c_out)])
+        projection = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+        self.shortcut = projection if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            out = norm(conv(torch.relu(out)))
+        return out + self.shortcut(x)  # type: ignore[no-any-return]
+
+
+def bottleneck_resnet(depth: int) -> nn.Module:
+    """ResNet of bottlenecks for 32x32 images with (depth - 2) / 9 blocks a stage, as the paper's code builds it."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)]
+    c_in = 16
+    for middle in (16, 32, 64):
+        for block in range((depth - 2) // 9):
+            layers.append(_Bottleneck(c_in, middle, 2 if block == 0 and middle > 16 else 1))
+            c_in = 4 * middle
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10))
+
+
+@pytest.mark.parametrize(
+    ("name", "golden"),
+    [
+        ("resnet20?option=B", 41.21e6),
+        ("resnet56?option=B", 126.84e6),
+        ("110", 171.90e6),
+        ("164", 254.18e6),
+    ],
+)
+def test_10_the_graph_counts_what_the_paper_s_code_counts_at_full_width(name: str, golden: float) -> None:
+    model = bottleneck_resnet(int(name)) if name.isdigit() else load_model(name)
+    graph = trace(model.eval(), torch.zeros(1, 3, 32, 32), verify=False)
+    norms = sum(op.out_channels * op.out_size[0] * op.out_size[1] for op in graph.ops({}) if op.kind == "norm")
+    assert graph.macs(graph.dense()) + 2 * norms == pytest.approx(golden, abs=0.005e6)
+
+
+@pytest.mark.parametrize("name", ["resnet_option_b", "mobilenetv2", "unet"])
+def test_10_the_share_of_macs_is_that_of_the_cut_network(name: str) -> None:
+    problem = tiny_problem(name, 0.6)
+    search = started(problem)
+    train(search, problem.data, plan=problem.plan)
+    answer, _ = searched(problem)
+    images = problem.data.train.images[:1]
+    small = cut(problem.model, problem.graph, answer.keep)
+    share = counted(small, images) / counted(problem.model, images)
+    assert search._figures()["macs"] == pytest.approx(share)
+
+
+def test_11_the_first_check_within_the_budget_ends_the_proximal_steps_and_is_logged() -> None:
+    _, events = searched(tiny_problem(budget=0.6), penalty=60.0, latent_lr=0.01, report_every=1)
+    (met,) = [event.text for event in events if isinstance(event, Note) and "met the budget" in event.text]
+    steps = [event for event in events if isinstance(event, SearchStep)]
+    first = next(step for step in steps if step.metrics["penalty"] == 0.0)
+    assert f"after {first.step} of 12 steps" in met
+    assert f"cost {first.metrics['cost']:.1%} of dense" in met
+    assert first.metrics["cost"] <= 0.6
+    assert all(step.metrics["cost"] > 0.6 for step in steps if step.step < first.step)
+    assert 1 < first.step < 12
+
+
+@pytest.mark.parametrize("efficiency", ["latency", "macs"])
+def test_11_a_budget_that_is_not_reached_is_an_error_with_the_cost_at_the_end(efficiency: str) -> None:
+    problem = tiny_problem(budget=0.6)
+    options = {"penalty": 4.0, "latent_lr": 0.01, "efficiency": efficiency, "saliency_images": 16}
+    search = started(problem, **options)
+    train(search, problem.data, plan=problem.plan)
+    images = problem.data.train.images[:1]
+    live = {name: list(range(width)) for name, width in search.widths().items()}
+    share = search.problem.latency.predict(search.widths()).latency_ms / problem.dense_ms
+    if efficiency == "macs":
+        share = counted(cut(problem.model, problem.graph, live), images) / counted(problem.model, images)
+    assert 0.6 < share < 0.99
+    with pytest.raises(MethodGaveUp, match=r"12 steps with penalty=4 did not shrink the latents to the budget") as bad:
+        list(DHP(**options).search(problem))
+    assert f"costs {share:.1%} of dense ({efficiency}), the target is 60.0%" in bad.value.message
+    assert "penalty=0" in bad.value.hint
+
+
+def test_11_a_budget_met_since_the_last_look_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dhp_search, "_LEAST_REFRESHES", 1)  # looks after 7 of the 12 steps, and at the end
+    problem = tiny_problem(budget=0.6)
+    answer, events = searched(problem, penalty=10.0, latent_lr=0.01, report_every=1)
+    steps = {event.step: event.metrics for event in events if isinstance(event, SearchStep)}
+    assert steps[7]["cost"] > 0.6
+    assert steps[12]["penalty"] > 0
+    assert answer.predicted_ms <= problem.target_ms
+    assert any(isinstance(event, Note) and "met the budget after 12 of 12" in event.text for event in events)
+
+
+def test_11_without_a_fixed_penalty_the_budget_is_met_at_the_arrival() -> None:
+    for budget in (0.8, 0.5, 0.35):
+        _, events = searched(tiny_problem(budget=budget), arrival=0.5, report_every=1)
+        penalties = [event.metrics["penalty"] for event in events if isinstance(event, SearchStep)]
+        assert max(penalties) > 0
+        assert all(penalty == 0 for penalty in penalties[5:])
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_11_what_the_proximal_steps_did_not_reach_is_cut_at_once_and_said(
+    monkeypatch: pytest.MonkeyPatch, moving: bool
+) -> None:
+    problem = tiny_problem("mobilenetv2", 0.6)
+    events: list[Event] = []
+    problem = replace(problem, plan=replace(problem.plan, epochs=0.5), on_event=events.append)
+    search = started(problem)
+    if not moving:
+        monkeypatch.setattr(search.latents, "shrink", lambda thresholds, least: None)
+    removed: list[tuple[Tensor, Tensor]] = []
+    remove = search.latents.remove
+
+    def watched(mask: Tensor, *, debias: bool) -> None:
+        removed.append((search.latents.vector.detach().abs() >= 5e-3, mask))
+        remove(mask, debias=debias)
+
+    monkeypatch.setattr(search.latents, "remove", watched)
+    train(search, problem.data, plan=problem.plan)
+    ((live, kept),) = removed
+    counts = [float(part.sum()) for part in search.latents.split(live)]
+    before = problem.latency.predict(problem.space.snap(counts)).latency_ms / problem.dense_ms
+    assert before == 1.0 if not moving else 0.6 < before < 0.9
+    (caution,) = [event for event in events if isinstance(event, Caution)]
+    assert f"did not meet the budget in 2 of 3 steps: what was live cost {before:.1%} of dense" in caution.text
+    share = float((live & ~kept).sum() / live.sum())
+    assert f"the target is 60.0%. {share:.1%} of the live units were cut at once, to 59" in caution.text
+    assert "more epochs" in caution.hint
+    assert not [event for event in events if isinstance(event, Note) and "met the budget" in event.text]
