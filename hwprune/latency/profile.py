@@ -63,9 +63,13 @@ def profile(
     for device in (board, *others):
         table.check(device.fingerprint)
     if table.space.signature() != space.signature():
-        raise TableError(f"the table in {table.folder} was measured for another search space", hint="profile anew")
+        hint = (
+            "choose the tile and the smallest share of channels that it was measured with, or another folder (--tables)"
+        )
+        raise TableError(f"the table in {table.folder} was measured for another search space", hint=hint)
     if table.op_templates != restrict(graph.op_templates, space, graph.dense()):
-        raise TableError(f"the table in {table.folder} was measured for another network", hint="profile anew")
+        hint = f"remove {table.folder}, or choose another folder for tables (--tables)"
+        raise TableError(f"the table in {table.folder} was measured for another network", hint=hint)
     with lock(table.folder):
         plan = plan_widths(space, samples, seed)
         _Profile(template, (board, *others), table, seed, on_event, stop).run(plan)

@@ -1,7 +1,7 @@
 """The latency table: what was measured for one network, one search space and exactly one fingerprint.
 
 A table is a folder, `<root>/<device>/<runtime>-<version>_<precision>_b<batch>_t<threads>/` and in it
-`<model>-<space>-<fingerprint>/`, with `table.json` (fingerprint, reference, space, operators, provenance),
+`<model>-<space>-<fingerprint>-<operators>/`, with `table.json` (fingerprint, reference, space, operators, provenance),
 `rows.jsonl` (whole networks) and `layers.jsonl` (layer times inside the runtime). The two journals are the truth and
 only ever grow; parquet and pandas are exports. The operators are stored with it, so that a latency model can be
 fitted on a machine that never saw the network.
@@ -10,24 +10,26 @@ fitted on a machine that never saw the network.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
-import math
+import json
 import platform
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hwprune.core.errors import TableError
 from hwprune.core.files import Journal, read_json, write_json
-from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol
+from hwprune.core.measurement import Fingerprint, LayerTime, Protocol
 from hwprune.core.ops import OpTemplate
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.latency.features import restrict
 from hwprune.latency.plan import Kind
+from hwprune.latency.row import TableRow
 from hwprune.latency.samples import LayerSample, Samples
 
 if TYPE_CHECKING:
@@ -36,52 +38,10 @@ if TYPE_CHECKING:
     from hwprune.devices import AbstractBoard
     from hwprune.graph import ChannelGraph
 
+__all__ = ["LatencyTable", "Provenance", "TableRow", "table_folder"]
+
 SCHEMA = "hwprune.latency_table/1"
 _ENOUGH = 10  # networks a latency model can be fitted on; below that a disturbed row is better than none
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """One measured sub-network: widths in space order, latency with its 95 % interval, and every paired ratio.
-
-    `ratios` are laps over the reference kernel timed beside them; `kind` says why the row was measured; `session`
-    which opening of the device it belongs to. `disturbed`: other load on the machine voided every round.
-    """
-
-    widths: tuple[int, ...]
-    latency_ms: float
-    ci_ms: tuple[float, float]
-    ratios: tuple[float, ...]
-    kind: Kind
-    session: str
-    disturbed: bool = False
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.latency_ms) or self.latency_ms <= 0:
-            raise TableError(f"a latency of {self.latency_ms} ms cannot stand in a table")
-        if self.kind not in get_args(Kind):
-            raise TableError(f"unknown kind of row '{self.kind}'", hint=f"known: {', '.join(get_args(Kind))}")
-
-    @classmethod
-    def of(cls, widths: Sequence[int], measurement: Measurement, *, kind: Kind, session: str) -> TableRow:
-        """The row for a measurement of the sub-network with these widths."""
-        ratios = tuple(float(f"{ratio:.6g}") for item in measurement.valid_rounds for ratio in item.ratios)
-        disturbed = all(item.void for item in measurement.rounds)
-        return cls(tuple(widths), measurement.latency_ms, measurement.ci_ms, ratios, kind, session, disturbed)
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> TableRow:
-        """The row that `asdict` wrote."""
-        low, high = document["ci_ms"]
-        return cls(
-            tuple(int(width) for width in document["widths"]),
-            float(document["latency_ms"]),
-            (math.nan if low is None else float(low), math.nan if high is None else float(high)),
-            tuple(float(ratio) for ratio in document["ratios"]),
-            document["kind"],
-            str(document["session"]),
-            bool(document["disturbed"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -138,7 +98,7 @@ class LatencyTable:
         Operators may depend on groups of the space only (`features.restrict` fixes the others). Raises `TableError`
         where a table already stands.
         """
-        folder = table_folder(root, model_name, fingerprint, space)
+        folder = table_folder(root, model_name, fingerprint, space, op_templates)
         if (folder / "table.json").exists():
             cls.open(folder).check(fingerprint)
             raise TableError(f"there is a latency table in {folder} already", hint="open it, or remove the folder")
@@ -170,18 +130,28 @@ class LatencyTable:
 
     @classmethod
     def find(
-        cls, root: str | Path, *, model_name: str, fingerprint: Fingerprint, space: SearchSpace
+        cls,
+        root: str | Path,
+        *,
+        model_name: str,
+        fingerprint: Fingerprint,
+        space: SearchSpace,
+        op_templates: Sequence[OpTemplate],
     ) -> LatencyTable | None:
         """The table of this network, space and fingerprint under `root`; None where there is none.
 
-        Raises `TableError` when one stands there that was measured under another fingerprint.
+        Tables whose folder is named without their operators, as they were first, are found too. Raises
+        `TableError` when one stands there that was measured under another fingerprint.
         """
-        folder = table_folder(root, model_name, fingerprint, space)
-        if not (folder / "table.json").exists():
-            return None
-        table = cls.open(folder)
-        table.check(fingerprint)
-        return table
+        for named in (op_templates, ()):
+            folder = table_folder(root, model_name, fingerprint, space, named)
+            if not (folder / "table.json").exists():
+                continue
+            table = cls.open(folder)
+            if table.op_templates == tuple(op_templates):
+                table.check(fingerprint)
+                return table
+        return None
 
     @classmethod
     def obtain(
@@ -196,14 +166,15 @@ class LatencyTable:
         protocol: Protocol | None = None,
     ) -> LatencyTable:
         """The table that belongs to a traced network on an open device: found, or created empty."""
-        found = cls.find(root, model_name=model_name, fingerprint=board.fingerprint, space=space)
+        mark, templates = board.fingerprint, restrict(graph.op_templates, space, graph.dense())
+        found = cls.find(root, model_name=model_name, fingerprint=mark, space=space, op_templates=templates)
         return found or cls.create(
             root,
             model_name=model_name,
-            fingerprint=board.fingerprint,
+            fingerprint=mark,
             reference_ms=board.reference_ms,
             space=space,
-            op_templates=restrict(graph.op_templates, space, graph.dense()),
+            op_templates=templates,
             tile=tile,
             protocol=protocol,
         )
@@ -294,12 +265,12 @@ class LatencyTable:
         good = tuple(row for row in self._rows if not row.disturbed)
         return good if len({row.widths for row in good}) >= _ENOUGH else self.rows
 
-    def samples(self, *, kinds: Collection[Kind] | None = None) -> Samples:
-        """The good rows (of these kinds only, when given) as arrays for a latency model.
+    def samples(self, *, kinds: Collection[Kind] | None = None, session: str = "") -> Samples:
+        """The good rows as arrays for a latency model: all, or those of `kinds` and those of a `session`.
 
         Raises `TableError` when there is none.
         """
-        rows = [row for row in self.good_rows if kinds is None or row.kind in kinds]
+        rows = [row for row in self.good_rows if kinds is None or row.kind in kinds or row.session == session]
         if not rows:
             raise TableError(f"the latency table in {self.folder} has no rows", hint="run: hwprune profile")
         values = np.array([row.widths for row in rows], dtype=np.int64)
@@ -307,7 +278,7 @@ class LatencyTable:
         return Samples(self.space, self.op_templates, self.tile, values, latency_ms, self.layer_rows, self.fingerprint)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One line a row: a column for each group's width, then latency, interval, laps, kind and session."""
+        """One line a row: a column for each group's width, then latency, interval, laps, kind, session and the rest."""
         import pandas
 
         records = [
@@ -320,6 +291,9 @@ class LatencyTable:
                 "kind": row.kind,
                 "session": row.session,
                 "disturbed": row.disturbed,
+                "wall_ms": row.wall_ms,
+                "facts": "; ".join(f"{name} {value}" for name, value in row.facts),
+                "notes": "; ".join(row.notes),
             }
             for row in self._rows
         ]
@@ -330,14 +304,24 @@ class LatencyTable:
         self.to_pandas().to_parquet(path, index=False)
 
 
-def table_folder(root: str | Path, model_name: str, fingerprint: Fingerprint, space: SearchSpace) -> Path:
-    """Where a table stands under `root`: target, then model, space and fingerprint.
+def table_folder(
+    root: str | Path,
+    model_name: str,
+    fingerprint: Fingerprint,
+    space: SearchSpace,
+    op_templates: Sequence[OpTemplate] = (),
+) -> Path:
+    """Where a table stands under `root`: target, then model, space, fingerprint and, where given, operators.
 
-    The fingerprint is part of the name, so that tables of two machines lie side by side under one root.
+    The fingerprint is part of the name, so that tables of two machines lie side by side under one root; so are the
+    operators, since a network of one name may have another image size or number of classes.
     """
     runtime = f"{fingerprint.runtime}-{fingerprint.runtime_version}"
     target = f"{runtime}_{fingerprint.precision}_b{fingerprint.batch}_t{fingerprint.threads}"
     name = f"{_slug(model_name)}-{space.signature()[:8]}-{fingerprint.digest()[:8]}"
+    if op_templates:
+        text = json.dumps([op.to_json() for op in op_templates], sort_keys=True)
+        name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return Path(root) / _slug(fingerprint.device) / _slug(target) / name
 
 

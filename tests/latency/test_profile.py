@@ -161,8 +161,9 @@ def test_another_network_space_or_device_is_refused(tmp_path: Path) -> None:
         profile(StaircaseTemplate(), StaircaseGraph(), staircase_space(32), StaircaseBoard(), table=table)
     graph = StaircaseGraph()
     graph.op_templates = staircase_ops()[1:]
-    with pytest.raises(TableError, match="another network"):
+    with pytest.raises(TableError, match="another network") as caught:
         profile(StaircaseTemplate(), graph, SPACE, StaircaseBoard(), table=table)
+    assert f"remove {table.folder}" in caught.value.hint
     with pytest.raises(TableError, match="threads: 1 != 2"):
         _profile(table, StaircaseBoard(fingerprint=replace(FINGERPRINT, threads=2)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,24 +11,24 @@ import numpy as np
 import pytest
 
 from hwprune.core.errors import TableError, UsageError
-from hwprune.core.measurement import LayerTime, Protocol
+from hwprune.core.measurement import Fingerprint, LayerTime, Protocol
 from hwprune.latency.samples import LayerSample
 from hwprune.latency.table import LatencyTable, TableRow, table_folder
-from hwprune.testing.staircase import FINGERPRINT, staircase_ops, staircase_space
+from hwprune.testing.staircase import FINGERPRINT, StaircaseBoard, staircase_ops, staircase_space
 
 SPACE = staircase_space()
 DENSE = SPACE.dense().values_tuple()
 SMALLEST = SPACE.smallest().values_tuple()
 
 
-def _table(root: Path) -> LatencyTable:
+def _table(root: Path, **changes: object) -> LatencyTable:
     return LatencyTable.create(
         root,
         model_name="zoo:net",
         fingerprint=FINGERPRINT,
         reference_ms=0.5,
         space=SPACE,
-        op_templates=staircase_ops(),
+        op_templates=tuple(replace(op, **changes) for op in staircase_ops()),
         tile=16,
     )
 
@@ -38,14 +39,11 @@ def _row(widths: tuple[int, ...] = DENSE, latency_ms: float = 1.5, session: str 
 
 def test_stands_where_its_target_says(tmp_path: Path) -> None:
     table = _table(tmp_path)
-    expected = (
-        tmp_path
-        / "staircase"
-        / "simulated-1_fp32_b1_t1"
-        / f"zoo-net-{SPACE.signature()[:8]}-{FINGERPRINT.digest()[:8]}"
-    )
-    assert table.folder == expected == table_folder(tmp_path, "zoo:net", FINGERPRINT, SPACE)
-    document = json.loads((expected / "table.json").read_text())
+    assert table.folder.parent == tmp_path / "staircase" / "simulated-1_fp32_b1_t1"
+    named = f"zoo-net-{SPACE.signature()[:8]}-{FINGERPRINT.digest()[:8]}"
+    assert re.fullmatch(rf"{named}-[0-9a-f]{{8}}", table.folder.name)
+    assert table.folder == table_folder(tmp_path, "zoo:net", FINGERPRINT, SPACE, staircase_ops())
+    document = json.loads((table.folder / "table.json").read_text())
     assert document["simulated"] is True
     assert document["provenance"]["protocol"]["name"] == "sample"
 
@@ -83,14 +81,64 @@ def test_every_field_counts(tmp_path: Path, name: str) -> None:
         _table(tmp_path).check(foreign)
 
 
+def _found(root: Path, fingerprint: Fingerprint = FINGERPRINT, **changes: object) -> LatencyTable | None:
+    ops = tuple(replace(op, **changes) for op in staircase_ops())
+    return LatencyTable.find(root, model_name="zoo:net", fingerprint=fingerprint, space=SPACE, op_templates=ops)
+
+
 def test_find_is_none_or_the_table_or_an_error(tmp_path: Path) -> None:
-    assert LatencyTable.find(tmp_path, model_name="zoo:net", fingerprint=FINGERPRINT, space=SPACE) is None
+    assert _found(tmp_path) is None
     table = _table(tmp_path)
-    assert LatencyTable.find(tmp_path, model_name="zoo:net", fingerprint=FINGERPRINT, space=SPACE) == table
+    assert _found(tmp_path) == table
     other = replace(FINGERPRINT, cpu_model="other")
-    assert LatencyTable.find(tmp_path, model_name="zoo:net", fingerprint=other, space=SPACE) is None
+    assert _found(tmp_path, other) is None
     with pytest.raises(TableError, match="cpu_model: none != other"):
         table.check(other)
+
+
+def test_networks_of_one_name_and_space_have_tables_of_their_own(tmp_path: Path) -> None:
+    first = _table(tmp_path)
+    assert _found(tmp_path, in_size=(96, 96)) is None
+    second = _table(tmp_path, in_size=(96, 96))
+    assert second.folder.parent == first.folder.parent
+    assert second.folder != first.folder
+    assert _found(tmp_path) == first
+    assert _found(tmp_path, in_size=(96, 96)) == second
+
+
+def test_a_table_from_before_the_operators_were_in_its_name_is_found(tmp_path: Path) -> None:
+    table = _table(tmp_path)
+    table.append(_row(), fingerprint=FINGERPRINT)
+    named_before = table_folder(tmp_path, "zoo:net", FINGERPRINT, SPACE)
+    assert table.folder.name.startswith(named_before.name)
+    table.folder.rename(named_before)
+    found = _found(tmp_path)
+    assert found is not None
+    assert (found.folder, found.rows) == (named_before, (_row(),))
+    assert _found(tmp_path, in_size=(96, 96)) is None
+    assert _table(tmp_path, in_size=(96, 96)).rows == ()
+
+
+def test_a_row_keeps_what_is_known_of_its_engine(tmp_path: Path) -> None:
+    measured = StaircaseBoard().measure({"net": json.dumps(dict(SPACE.dense())).encode()}, protocol=Protocol.sample())
+    rounds = tuple(replace(item, wall_ms=2.5) for item in measured["net"].rounds)
+    told = replace(
+        measured["net"], rounds=rounds, facts=(("graph", "captured"), ("kernels", "4")), notes=("host_bound",)
+    )
+    row = TableRow.of(DENSE, told, kind="dense", session="one")
+    assert (row.wall_ms, row.facts, row.notes) == (2.5, (("graph", "captured"), ("kernels", "4")), ("host_bound",))
+    table = _table(tmp_path)
+    table.append(row, fingerprint=FINGERPRINT)
+    again = LatencyTable.open(table.folder)
+    assert again.rows == (row,)
+    (line,) = again.to_pandas().to_dict("records")
+    assert (line["wall_ms"], line["facts"], line["notes"]) == (2.5, "graph captured; kernels 4", "host_bound")
+
+
+def test_rows_written_before_that_can_be_read() -> None:
+    document = {"widths": [16], "latency_ms": 1.5, "ci_ms": [1.4, None], "ratios": [3.0], "kind": "dense"}
+    row = TableRow.from_json({**document, "session": "one", "disturbed": False})
+    assert (row.wall_ms, row.facts, row.notes) == (0.0, (), ())
 
 
 def test_a_row_moved_between_tables_is_refused(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def test_with_nothing_wrong_there_are_rows_and_no_warnings(gpu: Gpu, tmp_path: P
     assert error is None
     assert len(table.rows) >= 6
     assert len(table.layer_rows) == 6
+    assert {row.facts for row in table.rows} == {(("graph", "captured"), ("kernels", "4"))}
+    assert all(row.wall_ms > row.latency_ms > 0 and row.notes == () for row in table.rows)
     found = measured(board)
     assert found.warnings == ()
     assert found.fingerprint == board.fingerprint
