@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,7 +32,14 @@ from hwprune.methods._metapruning_sampler import (
     WithinBudget,
     gene_of,
 )
-from hwprune.methods._metapruning_study import kept_target_ms, open_storage, open_study, quiet, same_network
+from hwprune.methods._metapruning_study import (
+    STUDY_NAME,
+    open_storage,
+    open_study,
+    quiet,
+    same_network,
+    without_password,
+)
 from hwprune.training import evaluate, recalibrate_bn
 from hwprune.training._random import mix
 from hwprune.training.tasks import predict
@@ -42,6 +50,8 @@ if TYPE_CHECKING:
 _FLOOR = 0.25
 _SURVEYED = 1000
 _BATCH = 128
+# Options that change neither which candidates come nor what they score.
+_SAME_SCORES = ("evaluations", "measured", "weights", "memory_gb", "storage")
 
 
 @dataclass(frozen=True)
@@ -106,19 +116,22 @@ class Judge:
 class Evolution:
     """The candidates of one search, in the order of their evaluation, kept in an Optuna study.
 
-    The study is opened here, so that one of another search is refused before anything is trained, and so that the
-    target stays the one the search was begun with. Raises `RunError` and `BudgetInfeasible`.
+    The study is opened here, so that one of another search is refused before anything is trained. In a storage of the
+    user's, which may hold several, its name says what is searched. Raises `RunError`, `UsageError` and
+    `BudgetInfeasible`.
     """
 
     def __init__(self, problem: Problem, options: MetaPruning, scores: Mapping[str, np.ndarray]) -> None:
         self.problem, self.options = problem, options
-        where = options.storage or str(problem.study)
+        where = without_password(options.storage) or str(problem.study or "")
         storage = open_storage(problem.study, options.storage)
-        target_ms = kept_target_ms(storage, problem.target_ms)
-        self.genes = GeneSpace.within(problem.space, problem.latency, target_ms, options.least_use)
+        self.genes = GeneSpace.within(problem.space, problem.latency, problem.target_ms, options.least_use)
         self.first = first_genes(problem, self.genes, scores) if options.first == "baselines" else ()
         self.sampler = self._sampler(0)
-        self.study = open_study(storage, self._spec(), self.sampler, where)
+        name = self._shared_name() if options.storage else STUDY_NAME
+        self.study = open_study(storage, self._spec(), self.sampler, where, name)
+        if where:
+            problem.on_event(Note(f"watch the candidates: optuna-dashboard {where}"))
         asked = len(self.study.get_trials(deepcopy=False))
         if asked and isinstance(self.sampler, WithinBudget):
             # The state of Optuna's own samplers is not kept: with the old seed they would repeat themselves.
@@ -224,6 +237,13 @@ class Evolution:
             "data": self.problem.data.fingerprint,
             "widths": {name: list(allowed) for name, allowed in zip(space.names, space.widths, strict=True)},
         }
+
+    def _shared_name(self) -> str:
+        """A name that no other search has: it depends on all that its candidates and their scores depend on."""
+        options = {name: value for name, value in vars(self.options).items() if name not in _SAME_SCORES}
+        whole = [self._spec(), options, vars(self.problem.plan), digest(self.problem.model)]
+        text = json.dumps(whole, sort_keys=True)
+        return f"{STUDY_NAME}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def _complete(self) -> Iterator[tuple[Gene, FrozenTrial]]:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,14 +20,15 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, InMemoryStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
-from hwprune.core.errors import RunError
+from hwprune.core.errors import RunError, UsageError
 
 STUDY_NAME = "metapruning"
 SPEC = "hwprune"
 NETWORK = "hwprune:network"
-# A measured dense latency differs a little each time, and so does a budget that is a fraction of it.
-_SAME_TARGET = 0.05
+# A target is computed anew on every resume; anything but a rounding error is another budget.
+_SAME_TARGET = 1e-9
 _STALE_LOCK_S = 5.0
 
 
@@ -45,10 +48,10 @@ def quiet() -> Iterator[None]:
 def open_storage(path: Path | None, url: str) -> BaseStorage:
     """The storage behind `url` when there is one, else the journal file `path`, else memory.
 
-    Raises `RunError` for a journal with a damaged line in its middle.
+    Raises `UsageError` for a URL that cannot be opened, `RunError` for a journal with a damaged line in its middle.
     """
     if url:
-        return get_storage(url)
+        return _open_url(url)
     if path is None:
         return InMemoryStorage()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +61,23 @@ def open_storage(path: Path | None, url: str) -> BaseStorage:
     except ValueError as error:
         raise RunError(
             f"{path} is damaged and cannot be read: {error}", hint="move it away: the search then begins anew"
+        ) from error
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    return re.sub(r"(//[^/@]*:)[^/]*@", r"\1***@", url)
+
+
+def _open_url(url: str) -> BaseStorage:
+    try:
+        return get_storage(url)
+    # What Optuna raises for a bad scheme or an old schema, and what SQLAlchemy and a missing driver raise through it.
+    except (ImportError, OSError, RuntimeError, SQLAlchemyError, ValueError, optuna.exceptions.OptunaError) as error:
+        reason = str(error).partition("\n")[0].replace(url, without_password(url))
+        raise UsageError(
+            f"storage '{without_password(url)}' cannot be opened: {reason}",
+            hint="a storage is a database URL such as sqlite:///FILE; without one the candidates go to RUN/study.log",
         ) from error
 
 
@@ -89,16 +109,18 @@ def _end_of_last_line(path: Path) -> int:
     return end
 
 
-def open_study(storage: BaseStorage, spec: Mapping[str, Any], sampler: BaseSampler, where: str) -> optuna.Study:
+def open_study(
+    storage: BaseStorage, spec: Mapping[str, Any], sampler: BaseSampler, where: str, name: str = STUDY_NAME
+) -> optuna.Study:
     """The study of this search, new or continued; what a killed process was evaluating is failed and made again.
 
     Raises `RunError` when the study belongs to another search, naming what differs.
     """
     with quiet():
-        if STUDY_NAME in optuna.get_all_study_names(storage):
-            study = optuna.load_study(study_name=STUDY_NAME, storage=storage, sampler=sampler)
+        if name in optuna.get_all_study_names(storage):
+            study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
         else:
-            study = optuna.create_study(study_name=STUDY_NAME, storage=storage, sampler=sampler, direction="maximize")
+            study = optuna.create_study(study_name=name, storage=storage, sampler=sampler, direction="maximize")
         kept = study.user_attrs.get(SPEC)
         if kept is None and study.get_trials(deepcopy=False):
             raise RunError(f"{where} holds a study that is not of hwprune", hint="choose another run folder")
@@ -123,27 +145,18 @@ def same_network(study: optuna.Study, digest: str) -> None:
         )
 
 
-def kept_target_ms(storage: BaseStorage, target_ms: float) -> float:
-    """The target the study in `storage` was begun with, when there is one and it is nearly the same."""
-    for summary in optuna.get_all_study_summaries(storage):
-        if summary.study_name == STUDY_NAME:
-            kept = float(summary.user_attrs.get(SPEC, {}).get("target_ms", target_ms))
-            return kept if _same_target(kept, target_ms) else target_ms
-    return target_ms
-
-
-def _same_target(kept: float, wanted: float) -> bool:
-    return abs(kept / wanted - 1) <= _SAME_TARGET
-
-
 def _check_same(kept: Mapping[str, Any], spec: Mapping[str, Any], where: str) -> None:
     differing = [
         f"{name}: {kept.get(name)} there, {value} now"
         for name, value in spec.items()
-        if kept.get(name) != value and not (name == "target_ms" and _same_target(float(kept.get(name, 0)), value))
+        if kept.get(name) != value and not (name == "target_ms" and _same_target(kept.get(name, math.nan), value))
     ]
     if differing:
         raise RunError(
             f"the study in {where} belongs to another search ({'; '.join(differing)})",
             hint="go back to the old settings, or choose another run folder",
         )
+
+
+def _same_target(kept: float, wanted: float) -> bool:
+    return math.isclose(kept, wanted, rel_tol=_SAME_TARGET)

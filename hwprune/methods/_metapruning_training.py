@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hwprune.core.errors import UsageError
+from hwprune.core.errors import MethodGaveUp
 from hwprune.core.events import Note
 from hwprune.core.units import format_bytes, format_count
 from hwprune.core.widths import Widths
@@ -76,7 +76,7 @@ class StructureTraining(AbstractTrainee):
 
 
 def check_size(problem: Problem, hidden: int, encoding: Encoding, memory_gb: float) -> None:
-    """Say how large PruningNet will be, or raise `UsageError` before it is made when memory does not hold it."""
+    """Say how large PruningNet will be, or raise `MethodGaveUp` before it is made when memory does not hold it."""
     weight = next(problem.model.parameters())
     limit = memory_gb * 2**30 if memory_gb > 0 else _MEMORY_SHARE * _memory_bytes(weight.device)
 
@@ -93,7 +93,7 @@ def check_size(problem: Problem, hidden: int, encoding: Encoding, memory_gb: flo
     hint = "the dense network alone is too large to be trained here"
     if fitting is not None:
         hint = f"--set hidden={fitting} fits, hidden=0 is plain weight sharing; or allow more with --set memory_gb"
-    raise UsageError(f"{text}, and {format_bytes(limit)} are allowed", hint=hint)
+    raise MethodGaveUp(f"{text}, and {format_bytes(limit)} are allowed", hint=hint)
 
 
 def _memory_bytes(device: torch.device) -> float:

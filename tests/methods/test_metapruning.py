@@ -21,7 +21,7 @@ from hwprune.core.events import Caution, EpochDone, Event, Note, Progress, Searc
 from hwprune.core.widths import Widths
 from hwprune.graph import cut
 from hwprune.methods import Answer, Problem
-from hwprune.methods._metapruning_net import PruningNet, parameter_count
+from hwprune.methods._metapruning_net import PruningNet
 from hwprune.methods._metapruning_search import Evolution, Judge
 from hwprune.methods._saliency import weight_norm
 from hwprune.methods.metapruning import MetaPruning, _warn_if_not_ready
@@ -138,6 +138,7 @@ def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
         (replace(tiny_problem("chain", tile=2), study=problem.study), {}, "space: "),
         (replace(problem, seed=1), {}, "seed: 0 there, 1 now"),
         (replace(problem, target_ms=0.7 * problem.dense_ms), {}, "target_ms: "),
+        (replace(problem, target_ms=0.99 * problem.target_ms), {}, "target_ms: "),
         (problem, {"fitness": "score"}, "fitness: loss there, score now"),
     ]
     events: list[Event] = []
@@ -149,19 +150,29 @@ def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
         solve(problem, hidden=3)
 
 
-def test_a_budget_measured_again_is_the_one_the_search_began_with(
-    whole: tuple[Answer, list[tuple[int, ...]]], tmp_path: Path
-) -> None:
-    problem = in_folder(small_problem(), tmp_path)
-    asked = iter(range(100))
-    with pytest.raises(Interrupted, match="stopped after step"):
-        solve(replace(problem, stop=lambda: next(asked) >= 4))
-    asked = iter(range(100))
-    with pytest.raises(Interrupted, match="of 12 candidates"):
-        solve(replace(problem, target_ms=1.02 * problem.target_ms, stop=lambda: next(asked) >= 12))
-    lower = solve(replace(problem, target_ms=0.99 * problem.target_ms))
-    assert genes_of(tmp_path / "study.log") == whole[1]
-    assert lower.predicted_ms <= 0.99 * problem.target_ms
+def test_one_storage_holds_several_searches(whole: tuple[Answer, list[tuple[int, ...]]], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    first = solve(small_problem(), storage=url)
+    tighter = solve(small_problem(0.55), storage=url)
+    larger = solve(small_problem(), storage=url, hidden=3)
+    again = solve(small_problem(), storage=url, measured=0, weights="dense")
+    assert equal(first, whole[0])
+    assert tighter.predicted_ms <= small_problem(0.55).target_ms
+    assert larger.log is not None
+    assert again.widths == first.widths
+    names = optuna.get_all_study_names(url)
+    assert len(set(names)) == 3
+    assert all(name.startswith("metapruning-") for name in names)
+
+
+def test_the_command_that_shows_the_candidates_is_said(tmp_path: Path) -> None:
+    events: list[Event] = []
+    problem = replace(small_problem(), on_event=events.append)
+    scores = weight_norm(problem.model, problem.graph, problem.space, "l1")
+    Evolution(problem, MetaPruning(**QUICK), scores)
+    assert "optuna-dashboard" not in str(events)
+    Evolution(replace(problem, study=tmp_path / "study.log"), MetaPruning(**QUICK), scores)
+    assert Note(f"watch the candidates: optuna-dashboard {tmp_path}/study.log") in events
 
 
 def test_the_best_candidate_wins_and_ties_go_to_the_earlier() -> None:
@@ -303,24 +314,6 @@ def test_channels_go_in_the_order_that_was_asked_for() -> None:
     taylor = solve(problem).scores
     for name, values in by_norm.scores.items():
         np.testing.assert_array_equal(np.sort(values), np.sort(taylor[name]))
-
-
-def test_a_pruning_net_too_large_says_its_size_and_what_shrinks_it() -> None:
-    problem = small_problem()
-
-    def gib(hidden: int) -> float:
-        count = parameter_count(problem.model, problem.graph, problem.space, hidden, "block")
-        assert count == sum(p.numel() for p in pruning_net(problem, hidden).parameters())
-        return 12 * count / 2**30
-
-    with pytest.raises(
-        UsageError, match=r"PruningNet has .* parameters \(hidden=32\): .*iB in training, and"
-    ) as caught:
-        solve(problem, hidden=32, memory_gb=gib(5))
-    assert "--set hidden=5 fits" in caught.value.hint
-    with pytest.raises(UsageError, match="PruningNet has") as caught:
-        solve(problem, memory_gb=0.5 * gib(0))
-    assert "too large to be trained here" in caught.value.hint
 
 
 def test_progress_is_told_in_generations() -> None:

@@ -1,4 +1,4 @@
-"""A bound on the images of the whole run: what the search really sees, how it is cut, and when there is too little."""
+"""What a search may spend: images of the whole run and memory; how it is cut, and when there is too little."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from hwprune.core.errors import UsageError
+from hwprune.core.errors import MethodGaveUp, UsageError
 from hwprune.core.events import Event, Note
 from hwprune.methods import Problem
 from hwprune.methods._metapruning_budget import Spending, shared_out, within_image_budget
+from hwprune.methods._metapruning_net import PruningNet, parameter_count
 from hwprune.methods._metapruning_search import Judge
+from hwprune.methods._saliency import weight_norm
 from hwprune.methods.metapruning import MetaPruning
 from hwprune.testing.methods import tiny_problem
 from hwprune.training.data import ArraySet, Data
@@ -114,3 +116,23 @@ def test_too_little_for_one_generation_is_refused_before_any_training(seen: Coun
         list(MetaPruning(**{**QUICK, "population": 12}).search(problem))
     assert "raise --total-epochs" in caught.value.hint
     assert not seen
+
+
+def test_a_pruning_net_too_large_says_its_size_and_what_shrinks_it() -> None:
+    problem = tiny_problem("chain", 0.6, tile=1)
+    scores = weight_norm(problem.model, problem.graph, problem.space, "l1")
+
+    def gib(hidden: int) -> float:
+        count = parameter_count(problem.model, problem.graph, problem.space, hidden, "block")
+        net = PruningNet(problem.model, problem.graph, problem.space, scores, hidden=hidden)
+        assert count == sum(p.numel() for p in net.parameters())
+        return 12 * count / 2**30
+
+    with pytest.raises(
+        MethodGaveUp, match=r"PruningNet has .* parameters \(hidden=32\): .*iB in training, and"
+    ) as caught:
+        list(MetaPruning(**{**QUICK, "hidden": 32}, memory_gb=gib(5)).search(problem))
+    assert "--set hidden=5 fits" in caught.value.hint
+    with pytest.raises(MethodGaveUp, match="PruningNet has") as caught:
+        list(MetaPruning(**QUICK, memory_gb=0.5 * gib(0)).search(problem))
+    assert "too large to be trained here" in caught.value.hint

@@ -16,9 +16,9 @@ from optuna.samplers import RandomSampler
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
 
-from hwprune.core.errors import RunError
+from hwprune.core.errors import RunError, UsageError
 from hwprune.methods import metapruning
-from hwprune.methods._metapruning_study import SPEC, kept_target_ms, mend_journal, open_storage, open_study, quiet
+from hwprune.methods._metapruning_study import SPEC, mend_journal, open_storage, open_study, quiet
 
 OURS = {"space": "abc", "target_ms": 2.0, "seed": 0}
 
@@ -89,13 +89,29 @@ def test_a_study_of_somebody_else_is_refused(tmp_path: Path) -> None:
         opened(path)
 
 
-def test_a_budget_measured_again_is_the_same_budget(tmp_path: Path) -> None:
+def test_a_target_that_differs_by_rounding_is_the_same(tmp_path: Path) -> None:
     path = tmp_path / "study.log"
-    assert kept_target_ms(open_storage(path, ""), 2.0) == 2.0
     opened(path)
-    assert kept_target_ms(open_storage(path, ""), 2.05) == 2.0
-    assert kept_target_ms(open_storage(path, ""), 3.0) == 3.0
-    assert opened(path, target_ms=2.05).user_attrs[SPEC]["target_ms"] == 2.0
+    assert opened(path, target_ms=2.0 * (1 + 1e-12)).user_attrs[SPEC]["target_ms"] == 2.0
+    with pytest.raises(RunError, match=r"another search \(target_ms: 2.0 there, 2.0001 now\)"):
+        opened(path, target_ms=2.0001)
+
+
+@pytest.mark.parametrize(
+    "url", ["studies.db", "nosuch://host/db", "mysql+nosuch://me:secret@host/db", "sqlite:////nosuch/folder/x.db"]
+)
+def test_a_storage_that_cannot_be_opened_is_named_without_its_password(url: str) -> None:
+    with pytest.raises(UsageError, match=r"^storage '.*' cannot be opened: ") as caught:
+        open_storage(None, url)
+    assert url.replace("secret", "***") in caught.value.message
+    assert "secret" not in caught.value.message
+    assert "sqlite:///FILE" in caught.value.hint
+
+
+def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"no database" * 100)
+    with pytest.raises(UsageError, match=r"x\.db' cannot be opened: .*not a database"):
+        open_storage(None, f"sqlite:///{tmp_path}/x.db")
 
 
 def test_what_was_running_when_the_process_died_is_failed(tmp_path: Path) -> None:
