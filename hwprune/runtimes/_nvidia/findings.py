@@ -54,8 +54,9 @@ def _power_mode(board: Jetson) -> Finding:
 def _jetson_clock(board: Jetson) -> Finding:
     clock = board.gpu_clock()
     lock = "sudo jetson_clocks --store && sudo jetson_clocks (undo: sudo jetson_clocks --restore; gone after a restart)"
-    if clock is None:
-        return Finding("GPU clock", "warn", "not found: whether it is locked cannot be told", lock)
+    if clock is None or not clock.known:
+        what = "not found" if clock is None else "its bounds cannot be read"
+        return Finding("GPU clock", "warn", f"{what}: whether it is locked cannot be told", lock)
     if clock.locked:
         return Finding("GPU clock", "pass", f"locked at {clock.highest_mhz} MHz")
     span = f"{clock.lowest_mhz} to {clock.highest_mhz} MHz, governor {clock.governor or 'unknown'}"

@@ -31,7 +31,7 @@ class PowerMode:
 
 @dataclass(frozen=True)
 class GpuClock:
-    """The GPU's clock in MHz and the bounds it moves in; `locked` when they leave it no room."""
+    """The GPU's clock in MHz and the bounds it moves in; `locked` when they leave it no room. -1: cannot be read."""
 
     current_mhz: int
     lowest_mhz: int
@@ -39,9 +39,14 @@ class GpuClock:
     governor: str = ""
 
     @property
+    def known(self) -> bool:
+        """Whether both bounds could be read."""
+        return min(self.lowest_mhz, self.highest_mhz) >= 0
+
+    @property
     def locked(self) -> bool:
-        """Whether it stands still."""
-        return self.lowest_mhz == self.highest_mhz
+        """Whether it stands still, as far as is known."""
+        return self.known and self.lowest_mhz == self.highest_mhz
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,9 @@ class Jetson:
         rows = [("board", self.model), ("l4t", self.l4t or "unknown"), ("power_mode", str(mode) if mode else "unknown")]
         if clock is None:
             return (*rows, ("gpu_clock", "unknown"))
-        span = f"locked {clock.highest_mhz} MHz" if clock.locked else f"{clock.lowest_mhz} to {clock.highest_mhz} MHz"
+        span = f"{clock.lowest_mhz} to {clock.highest_mhz} MHz" if clock.known else "unknown"
+        if clock.locked:
+            span = f"locked {clock.highest_mhz} MHz"
         return (*rows, ("gpu_clock", span), ("gpu_governor", clock.governor or "unknown"))
 
 

@@ -70,6 +70,25 @@ def test_the_gpu_is_found_by_its_node(board: FakeJetson) -> None:
     assert Jetson(board.root, MODEL).gpu_clock() is not None
 
 
+@pytest.mark.parametrize("unreadable", [("min", "max"), ("min",), ("max",)])
+def test_bounds_that_cannot_be_read_are_not_taken_for_locked_clocks(
+    board: FakeJetson, unreadable: tuple[str, ...]
+) -> None:
+    board.clock(cur=1020, low=1020, high=1020)
+    for name in unreadable:
+        (board.root / board.gpu / f"{name}_freq").unlink()
+    clock = Jetson(board.root, MODEL).gpu_clock()
+    assert clock is not None
+    assert not clock.locked
+    assert dict(_nvidia.facts(root=board.root))["gpu_clock"] == "unknown"
+    (found,) = [item for item in _nvidia.findings(root=board.root) if item.name == "GPU clock"]
+    assert (found.status, found.detail) == (
+        "warn",
+        "its bounds cannot be read: whether it is locked cannot be told",
+    )
+    assert "sudo jetson_clocks" in found.fix
+
+
 def test_temperatures_and_their_limits(board: FakeJetson) -> None:
     jetson = Jetson(board.root, MODEL)
     assert jetson.temperatures() == {"cpu-thermal": 47.125, "gpu-thermal": 48.5}
