@@ -130,7 +130,8 @@ class Board(AbstractBoard):
         promised = replace(plain, flags=(*plain.flags, ("reference", REFERENCE_NAME)))
         self._clock = runtime.clock(target)
         single = replace(target, batch=1)
-        self._session: AbstractSession = runtime.open(reference or prepare(reference_model(), single), single)
+        kernel = reference or prepare(reference_model(), single)
+        self._session: AbstractSession = runtime.open_reference(kernel, single)
         self.fingerprint = as_it_ran(promised, self._session.facts)  # as engines run here, not as was asked for
         with runtime.measuring(target):
             calibration = calibrate(self._session, self._clock)

@@ -217,7 +217,7 @@ class _Run:
         openers = {pair.subject: self._opener(lane, pair.model) for pair, lane in pairs.items()}
         lane = self._gauge
         single = replace(lane.target, batch=1)
-        session = lane.runtime.open(prepare(reference_model(), single), single)
+        session = lane.runtime.open_reference(prepare(reference_model(), single), single)
         try:
             calibration = calibrate(session, self.clock)
             loop = TimingLoop(

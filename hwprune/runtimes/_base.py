@@ -126,6 +126,10 @@ class AbstractRuntime(ABC):
     def open(self, model: bytes, target: Target) -> AbstractSession:
         """Build a session. Raises `UsageError` when the bytes are no model this runtime can run."""
 
+    def open_reference(self, model: bytes, target: Target) -> AbstractSession:
+        """`open` for the reference kernel, which only is a gauge: a runtime does not refuse it for what it warns of."""
+        return self.open(model, target)
+
     @abstractmethod
     def layer_times(self, model: bytes, target: Target, *, runs: int) -> tuple[LayerTime, ...]:
         """The time of each operator inside the whole network, the mean of `runs` runs, in order of execution."""

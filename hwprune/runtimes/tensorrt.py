@@ -29,6 +29,7 @@ from hwprune.runtimes._tensorrt.timing_cache import default_folder
 
 MIB = 1 << 20
 SHOWN = 5  # layers named in a warning
+TF32_SINCE = 8  # compute capability
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,18 @@ class TensorRt(AbstractRuntime):
             )
         if target.threads != 1:
             raise UsageError(f"{target.threads} threads: a GPU has no threads to choose", hint="leave threads at 1")
-        trt = self._platform().trt
-        api.check_precision(trt, target)
-        api.is_strongly_typed(trt, self.typing)
+        place = self._platform()
+        api.is_strongly_typed(place.trt, self.typing)
+        if target.precision == "tf32" and place.cuda.attribute("major") < TF32_SINCE:
+            raise UsageError(
+                f"this GPU has no TF32: its compute capability is {_capability(place)}, and TF32 begins with 8.0",
+                hint="use fp32 or fp16",
+            )
 
     def fingerprint(self, target: Target) -> Fingerprint:
         place = self._platform()
         cuda = place.cuda
         runtime, driver = cuda.versions()
-        capability = f"{cuda.attribute('major')}.{cuda.attribute('minor')}"
         cores = cuda.attribute("multiprocessors")
         state = facts(self.gpu)
         named = dict(state)
@@ -84,7 +88,7 @@ class TensorRt(AbstractRuntime):
             ("aux_streams", str(self.aux_streams)),
             ("graph", "captured" if self.graph else "enqueued"),
             ("clock", "device"),
-            ("compute_capability", capability),
+            ("compute_capability", _capability(place)),
             ("memory_mib", str(cuda.memory_bytes()[1] // MIB)),
             ("cuda", runtime),
             ("driver_cuda", driver),
@@ -116,6 +120,9 @@ class TensorRt(AbstractRuntime):
             raise
         return session
 
+    def open_reference(self, model: bytes, target: Target) -> TrtSession:
+        return self._opened(self._platform(), model, target)
+
     def layer_times(self, model: bytes, target: Target, *, runs: int) -> tuple[LayerTime, ...]:
         place = self._platform()
         session = self._opened(place, model, target)
@@ -143,10 +150,13 @@ class TensorRt(AbstractRuntime):
         return session
 
     def _judge(self, place: Platform, session: TrtSession, target: Target) -> None:
-        """Look whether weak typing has left layers in fp32. Raises `MixedPrecision` where the option says so."""
+        """Look whether weak typing has left layers in fp32 that the file wants narrower.
+
+        Raises `MixedPrecision` where the option says so.
+        """
         if target.precision not in ("fp16", "int8") or api.is_strongly_typed(place.trt, self.typing):
             return
-        left = fp32_layers(_information(place, session))
+        left = fp32_layers(_information(place, session), target.precision)
         if not left:
             return
         more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
@@ -159,13 +169,20 @@ class TensorRt(AbstractRuntime):
         session.note(f"mixed_precision: {names}")
 
     def _platform(self) -> Platform:
-        return platform(self._access())
+        place = platform(self._access())
+        place.cuda.ensure_alive()
+        return place
 
     def _access(self) -> Access:
         return Access(self.package, self.cuda, self.cudart, self.gpu)
 
     def _build_options(self) -> BuildOptions:
         return BuildOptions(self.typing, self.optimisation_level, self.workspace_mib, self.aux_streams)
+
+
+def _capability(place: Platform) -> str:
+    """The GPU's compute capability: `8.7`."""
+    return f"{place.cuda.attribute('major')}.{place.cuda.attribute('minor')}"
 
 
 def _information(place: Platform, session: TrtSession) -> str:

@@ -32,7 +32,7 @@ static struct {
     X(resolution_ns, 500) X(jitter, 0) X(wander, 0) X(spikes, 0) X(drift, 0) X(drift_period_s, 60) X(flip_rise, 0) \
     X(flip_s, 1) X(throttle_rise, 0) X(throttle_from_s, 0) X(throttle_to_s, 0) X(dead_from_s, 0) X(dead_to_s, 0) \
     X(seed, 0) X(sticky_after, -1) X(sticky_code, 700) X(capture_error, 0) X(count_error, 0) X(devices, 1) \
-    X(driver, 12060) X(memory_left, -1)
+    X(driver, 12060) X(memory_left, -1) X(capability, 8.7) X(flags_error, 0)
 #define FIELD(name, standard) double name;
 static struct { SETTINGS(FIELD) } set;
 
@@ -51,6 +51,11 @@ void fake_reset(void) {
     fake_set("seed", 0);
 }
 
+static _Thread_local int device; /* what CUDA keeps for each thread */
+static unsigned flags;
+
+int fake_device(void) { return device; }
+unsigned fake_flags(void) { return flags; }
 double fake_now_s(void) { return now.host_ns / 1e9; }
 void fake_pass(double seconds) { now.host_ns += 1e9 * seconds; }
 long fake_live(int kind) { return now.live[kind]; }
@@ -125,9 +130,18 @@ int cudaGetDeviceCount(int *count) {
     *count = (int)set.devices;
     return (int)set.count_error;
 }
-int cudaSetDevice(int index) { return finish(index < set.devices ? 0 : 101); }
+int cudaSetDevice(int index) {
+    if (index < set.devices) device = index;
+    return finish(index < set.devices ? 0 : 101);
+}
+int cudaSetDeviceFlags(unsigned wanted) {
+    if (set.flags_error <= 0) flags = wanted;
+    return finish((int)set.flags_error);
+}
 int cudaDeviceGetAttribute(int *value, int attribute, int index) {
-    *value = attribute == 16 ? 14 : attribute == 75 ? 8 : attribute == 76 ? 7 : attribute == 38 ? 4 << 20 : 0;
+    int tenths = (int)(10 * set.capability + 0.5);
+    *value = attribute == 16 ? 14 : attribute == 75 ? tenths / 10 : attribute == 76 ? tenths % 10
+           : attribute == 38 ? 4 << 20 : 0;
     return finish(index < set.devices ? 0 : 101);
 }
 int cudaMemGetInfo(size_t *available, size_t *total) {

@@ -46,9 +46,17 @@ class Announcing(AbstractRuntime):
         return self.inner.clock(target)
 
     def open(self, model: bytes, target: Target) -> AbstractSession:
+        return self._announced(self.inner.open, model, target)
+
+    def open_reference(self, model: bytes, target: Target) -> AbstractSession:
+        return self._announced(self.inner.open_reference, model, target)
+
+    def _announced(
+        self, open_: Callable[[bytes, Target], AbstractSession], model: bytes, target: Target
+    ) -> AbstractSession:
         self.say({"type": "stage", "stage": "build", "bytes": len(model)})
         begin = time.monotonic()
-        session = self.inner.open(model, target)
+        session = open_(model, target)
         self.say({"type": "built", "ms": round(1e3 * (time.monotonic() - begin), 3), "bytes": len(model)})
         return session
 

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 from hwprune.core.errors import DeviceError, UsageError
-
-if TYPE_CHECKING:
-    from hwprune.core.measurement import Target
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")
 STRONG_TYPING_SINCE = (10, 12)  # the flag is older, but NVIDIA calls it complete from here on
@@ -211,9 +208,3 @@ def is_strongly_typed(trt: Module, typing: str) -> bool:
     if typing == "auto":
         return has_strong and (not has_weak or version(trt) >= STRONG_TYPING_SINCE)
     return typing == "strong"
-
-
-def check_precision(trt: Module, target: Target) -> None:
-    """Raise `UsageError` for a precision that this TensorRT has no means for."""
-    if target.precision == "tf32" and not hasattr(trt.BuilderFlag, "TF32"):
-        raise UsageError(f"TensorRT {trt.__version__} cannot compute in tf32", hint="use fp32 or fp16")

@@ -1,11 +1,12 @@
 """One GPU of this process: memory, a stream, events, graphs; every failed call becomes one exception.
 
-One process, one context (the primary one), one thread that works with the GPU.
+One process, one context (the primary one), one thread at a time that works with the GPU.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,11 @@ from hwprune.runtimes._tensorrt.errors import CudaError, DeviceLost
 
 TO_DEVICE, TO_HOST = 1, 2
 NON_BLOCKING = 1  # a stream that does not wait for the default one
-SPINNING_EVENT = 0  # waiting by spinning; sleeping until an interrupt adds its jitter
+PLAIN_EVENT = 0  # one that has a time stamp and follows the device's way of waiting
+SPINNING = 1  # the host waits by spinning; sleeping until an interrupt, as on a Jetson by itself, adds its jitter
 THREAD_LOCAL = 1  # capture that other threads do not disturb
 NO_GPU, OLD_DRIVER = 100, 35
+CURRENT = threading.local()  # `index`: the GPU that CUDA uses in a thread; a new thread begins with number 0
 ATTRIBUTES = {"multiprocessors": 16, "major": 75, "minor": 76, "l2_bytes": 38}
 
 
@@ -36,7 +39,8 @@ class Cuda:
         code, count = calls.call("cudaGetDeviceCount")
         if code or index >= count:
             raise _no_gpu(calls, code, count, index)
-        self._call("cudaSetDevice", index)
+        self._become_current()
+        self._wait_by_spinning()
         self.stream = int(self._call("cudaStreamCreateWithFlags", NON_BLOCKING))
         self._wait = self._quick("cudaStreamSynchronize", self.stream)
 
@@ -57,7 +61,7 @@ class Cuda:
 
     def memory_bytes(self) -> tuple[int, int]:
         """(free, total) memory of the device."""
-        code, free, total = self._calls.call("cudaMemGetInfo")
+        code, free, total = self._raw("cudaMemGetInfo")
         self._check(code, "cudaMemGetInfo")
         return int(free), int(total)
 
@@ -98,7 +102,7 @@ class Cuda:
 
     def event(self) -> int:
         """A new event with a time stamp (about 0.5 us fine)."""
-        return int(self._call("cudaEventCreateWithFlags", SPINNING_EVENT))
+        return int(self._call("cudaEventCreateWithFlags", PLAIN_EVENT))
 
     def recorder(self, event: int) -> Callable[[], None]:
         """A function that marks the event on the stream."""
@@ -179,9 +183,23 @@ class Cuda:
         return self._lost
 
     def ensure_alive(self) -> None:
-        """Raise `DeviceLost` at once when the GPU is out of use for this process."""
+        """Raise `DeviceLost` at once when the GPU is out of use for this process; else make it this thread's GPU."""
         if self._lost is not None:
             raise self._lost
+        if getattr(CURRENT, "index", None) != self.index:
+            self._become_current()
+
+    def _become_current(self) -> None:
+        """Choose this GPU for the calling thread, which TensorRT's own calls rest on too."""
+        code = self._calls.call("cudaSetDevice", self.index)[0]
+        self._check(code, "cudaSetDevice")
+        CURRENT.index = self.index
+
+    def _wait_by_spinning(self) -> None:
+        """Where CUDA refuses it, the device's own way of waiting stays: end to end times are then longer."""
+        code = self._raw("cudaSetDeviceFlags", SPINNING)[0]
+        if code:
+            self._forget(code, "cudaSetDeviceFlags")
 
     def _quick(self, function: str, *values: int) -> Callable[[], None]:
         prepared = self._calls.prepared(function, *values)

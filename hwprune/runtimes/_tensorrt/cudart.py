@@ -25,6 +25,7 @@ _PTR, _INT, _UINT, _SIZE, _U64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, c
 SIGNATURES: dict[str, tuple[tuple[str, Any], ...]] = {
     "cudaGetDeviceCount": ((OUT, _INT),),
     "cudaSetDevice": ((IN, _INT),),
+    "cudaSetDeviceFlags": ((IN, _UINT),),
     "cudaDeviceGetAttribute": ((OUT, _INT), (IN, _INT), (IN, _INT)),
     "cudaMemGetInfo": ((OUT, _SIZE), (OUT, _SIZE)),
     "cudaRuntimeGetVersion": ((OUT, _INT),),

@@ -42,6 +42,22 @@ _OPERATORS = {  # TensorRT's words for layers, where no ONNX node says better
     "SoftMax": "Softmax",
 }
 _MAIN = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the node that a fusion is called by
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm")  # those that have weights, even where the document tells none
+# What `hwprune.graph.onnx.half` leaves in fp32 on purpose: a runtime cannot import it, a test compares the two
+KEPT_IN_FP32 = (
+    "CumSum",
+    "InstanceNormalization",
+    "LpNormalization",
+    "MeanVarianceNormalization",
+    "Pow",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+)
 _SMALL_CHANGE = ("QuantizeLinear", "DequantizeLinear", "Cast")  # the nodes that it is not called by
 _INSERTED_KINDS = ("Reformat", "NoOp", "shape_call", "Signal", "Wait")
 _INSERTED_NAMES = re.compile(r"^Reformatting CopyNode|\b(?:in|out)put reformatter \d|^dummy_shape_call")
@@ -171,13 +187,21 @@ def type_in(text: str) -> str:
     return next((TYPES[word] for word in re.findall(r"[a-z0-9]+", text.lower()) if word in TYPES), "")
 
 
-def fp32_layers(text: str) -> tuple[str, ...]:
+def fp32_layers(text: str, precision: str) -> tuple[str, ...]:
     """The layers that compute in fp32, by their ONNX node: what weak typing has left of it in a narrower engine.
 
-    Formats and types that are changed at the ends of the network are no such layers.
+    Formats and types that are changed at the ends of the network are no such layers, nor is what the ONNX file keeps
+    in fp32 on purpose: in fp16 some operators, in int8 all layers without weights.
     """
-    layers = [layer for layer in read_layers(text) if not layer.inserted]
-    return tuple(layer.main_node for layer in layers if layer.computes_in == "fp32")
+    layers = [layer for layer in read_layers(text) if not layer.inserted and layer.computes_in == "fp32"]
+    return tuple(layer.main_node for layer in layers if not _kept_on_purpose(layer, precision))
+
+
+def _kept_on_purpose(layer: EngineLayer, precision: str) -> bool:
+    computing = [word for word in map(operator_of, layer.nodes) if word not in _SMALL_CHANGE]
+    if precision == "int8":
+        return not layer.weights and not any(word in _WEIGHTED for word in computing)
+    return bool(computing) and all(word in KEPT_IN_FP32 for word in computing)
 
 
 def layer_times(text: str, times: Iterable[tuple[str, float]] = ()) -> tuple[LayerTime, ...]:

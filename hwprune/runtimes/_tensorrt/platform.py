@@ -75,9 +75,12 @@ class Platform:
             timings.save()
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=None)  # noqa: UP033 - Python 3.8 has no functools.cache
 def platform(access: Access) -> Platform:
-    """The platform of this process, opened at the first call. Raises `DeviceError` where a part of it is missing."""
+    """The platform of this process for one access, opened at the first call.
+
+    Raises `DeviceError` where a part of it is missing.
+    """
     trt = api.load(access.package)
     calls = load_calls(access.cuda, access.cudart)
     primary = _primary_context(access.gpu) if access.cuda == "pycuda" else None

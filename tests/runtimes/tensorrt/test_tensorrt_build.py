@@ -220,6 +220,16 @@ def test_several_threads_are_refused(gpu: Gpu) -> None:
         gpu.runtime().check(Target(device="cuda", runtime="tensorrt", threads=2))
 
 
+def test_tf32_takes_a_gpu_that_has_it(gpu: Gpu) -> None:
+    tf32 = Target(device="cuda", runtime="tensorrt", precision="tf32")
+    gpu.runtime().check(tf32)
+    gpu.set(capability=7.5)
+    with pytest.raises(UsageError, match=r"this GPU has no TF32: its compute capability is 7\.5") as caught:
+        gpu.runtime().check(tf32)
+    assert caught.value.hint == "use fp32 or fp16"
+    gpu.runtime().check(TARGET)
+
+
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     platform.cache_clear()

@@ -14,6 +14,7 @@ from hwprune.core.events import Caution, Event, OnEvent, ignore
 from hwprune.core.measurement import Measurement, Protocol, Target, explain
 from hwprune.core.widths import Widths
 from hwprune.devices import Board
+from hwprune.devices.reference import reference_model
 from hwprune.graph.onnx.precision import to_precision
 from hwprune.latency.profile import profile
 from hwprune.latency.table import LatencyTable
@@ -282,6 +283,15 @@ def test_such_layers_can_be_refused(gpu: Gpu, tmp_path: Path) -> None:
     assert "weak typing left 1 layers in fp32: conv1" in str(error)
     assert table.rows == ()
     assert gpu.live() == before
+
+
+def test_the_reference_kernel_is_never_refused(gpu: Gpu) -> None:
+    gpu.install("10.3.0")
+    gpu.script.fp32_layers = ("stem",)
+    with board_of(gpu, HALF, mixed="refuse") as board:
+        assert measured(board).warnings == ()
+        with pytest.raises(MixedPrecision, match="weak typing left 1 layers in fp32: stem"):
+            board.measure({"reference": to_precision(reference_model(), "fp16")}, protocol=QUICK)
 
 
 def test_strong_typing_is_not_suspected(gpu: Gpu) -> None:

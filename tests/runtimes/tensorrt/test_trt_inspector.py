@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from hwprune.core.measurement import LayerTime
+from hwprune.graph.onnx import half
 from hwprune.runtimes._tensorrt.errors import RunFailed
 from hwprune.runtimes._tensorrt.inspector import (
+    KEPT_IN_FP32,
     end_names,
     fp32_layers,
     layer_times,
@@ -137,7 +139,7 @@ def test_real_documents_of_version_10(network: str) -> None:
     layers = read_layers(text)
     assert len(layers) == len(profile) == count
     assert end_names(text) == ("input", "output")
-    assert fp32_layers(text) == ()
+    assert fp32_layers(text, "fp16") == ()
     assert {layer.computes_in for layer in layers if not layer.inserted} == {"fp16"}
     rows = layer_times(text, [(item["name"], item["averageMs"]) for item in profile])
     assert [row.kind for row in rows].count("Conv") + [row.kind for row in rows].count("Gemm") == weighted
@@ -167,7 +169,7 @@ def test_a_document_of_version_8() -> None:
         ("norm/InstanceNormalization", "InstanceNormalization", 4.0),
         ("left/Conv", "Conv", 24.0),
     ]
-    assert fp32_layers(EIGHT) == ("norm/InstanceNormalization", "left/Conv")
+    assert fp32_layers(EIGHT, "fp16") == ("left/Conv",), "the file keeps an InstanceNormalization in fp32"
     assert end_names(EIGHT) == ("input", "output")
 
 
@@ -181,7 +183,8 @@ def test_a_document_of_version_11() -> None:
     assert layers[1].nodes == ("conv1.weight/QuantizeLinear", "conv1/Conv", "act/Relu")
     assert [layer.computes_in for layer in layers] == ["int8", "int8", "fp32"]
     assert [tensor.kind for tensor in layers[1].inputs + layers[1].outputs] == ["int8", "fp32"]
-    assert fp32_layers(ELEVEN) == ("silu/Sigmoid",)
+    assert fp32_layers(ELEVEN, "fp16") == ("silu/Sigmoid",)
+    assert fp32_layers(ELEVEN, "int8") == ()
     assert end_names(ELEVEN) == ("input", "output")
 
 
@@ -192,7 +195,27 @@ def test_names_alone() -> None:
         ("conv1/Conv", "Conv", 0.0),
         ("fc/Gemm", "Gemm", 3.0),
     ]
-    assert fp32_layers(text) == ()
+    assert fp32_layers(text, "fp16") == ()
+
+
+def _left(name: str, precision: str, **more: object) -> tuple[str, ...]:
+    ends = {"Inputs": [_tensor("a", [1, 8], LINEAR)], "Outputs": [_tensor("b", [1, 8], LINEAR)]}
+    return fp32_layers(_document([{"Name": name, "LayerType": "kgen", **ends, **more}]), precision)
+
+
+def test_what_the_file_keeps_in_fp32_is_not_left_there_by_weak_typing() -> None:
+    assert KEPT_IN_FP32 == half.FP32_OPS
+    for name in half.FP32_OPS:
+        assert _left(f"norm/{name}", "fp16") == ()
+        assert _left(f"norm/{name} + norm/Cast", "fp16") == ()
+    assert _left("norm/Pow + norm/Mul", "fp16") == ("norm/Pow",)
+    assert _left("ForeignNode", "fp16") == ("ForeignNode",)
+
+
+def test_in_int8_only_layers_with_weights_count() -> None:
+    assert _left("act/Sigmoid", "int8") == _left("attention/MatMul", "int8") == ()
+    assert _left("fc/Gemm", "int8") == ("fc/Gemm",)
+    assert _left("fc/MatMul", "int8", Weights={"Type": "Float", "Count": 64}) == ("fc/MatMul",)
 
 
 def test_inserted_layers_in_a_row_go_to_the_layer_that_reads_the_last() -> None:
