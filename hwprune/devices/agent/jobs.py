@@ -26,11 +26,6 @@ class Job:
         self._silent_slices = 0
 
     @property
-    def builds(self) -> int:
-        """How many engines it makes the worker build."""
-        return max(len(self.arguments.get("models", ())), 1)
-
-    @property
     def patience_s(self) -> float:
         """How long the present stage may take without a word."""
         return self._limits["round_s"] if self.stage == "measure" else self._limits["build_s"]

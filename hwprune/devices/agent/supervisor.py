@@ -237,7 +237,6 @@ class Supervisor:
 
     def _give(self, worker: WorkerProcess, job: Job) -> None:
         job.opening = False
-        self._worker_builds += job.builds
         self._order(
             worker, {"kind": job.kind, "arguments": job.arguments}, [self._blobs.frame(name) for name in job.blobs]
         )
@@ -259,6 +258,7 @@ class Supervisor:
         if job is None:
             return
         job.heard(said)
+        self._worker_builds += said["type"] == "stage" and said["stage"] == "build"
         if said["type"] in ("stage", "built", "round"):
             self._say({**said, "job": job.name})
         elif said["type"] == "error":
