@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from hwprune.core.errors import DeviceError, TableError, UsageError
 from hwprune.core.events import OnEvent, Progress, ignore
 from hwprune.latency.features import Array, IntArray
 from hwprune.latency.models._base import LEAST_SAMPLES, AbstractLatencyModel, make_model
+from hwprune.latency.plan import Kind
 from hwprune.latency.samples import Samples
 from hwprune.latency.scores import Scores, label_noise, one_group_pairs, score
 from hwprune.latency.table import LatencyTable
@@ -71,9 +72,11 @@ def fit(
     kinds: Sequence[str] = KINDS,
     seed: int = 0,
     holdout: float = 0.25,
+    rows: Collection[Kind] | None = None,
     on_event: OnEvent = ignore,
 ) -> FitReport:
-    """Fit and compare latency models on a table; `holdout` is the share of networks the comparison keeps back.
+    """Fit and compare latency models on a table, or on its `rows` of some kinds; `holdout` is the share of networks
+    that the comparison keeps back.
 
     A sweep stays on one side of the split. LPNet is chosen unless another kind is better by more than the standard
     error of the difference of their errors; the chosen kind is then fitted again on every network. Raises
@@ -83,7 +86,7 @@ def fit(
         raise UsageError(f"holdout must lie between 0 and 1, not {holdout}", hint="0.25 keeps a quarter back")
     if not kinds:
         raise UsageError("no kind of latency model was named", hint=f"known: {', '.join(KINDS)}")
-    samples = table.samples()
+    samples = table.samples(kinds=rows)
     noise = label_noise((row.widths, row.latency_ms, row.session) for row in table.good_rows)
     train, test = split(table, samples.merged(), holdout, seed)
     comparison, errors = compare(train, test, kinds=kinds, seed=seed, noise=noise, on_event=on_event)

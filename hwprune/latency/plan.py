@@ -15,6 +15,7 @@ from hwprune.core.errors import UsageError
 from hwprune.core.widths import SearchSpace, Widths
 
 Kind = Literal["dense", "uniform", "ratio", "sweep", "corner", "search"]
+PROFILED: tuple[Kind, ...] = ("dense", "uniform", "ratio", "sweep", "corner")  # all but what a search has measured
 
 # Twenty rows with the shares above: a sweep is three of them, one after the other.
 _CYCLE: tuple[Kind, ...] = (

@@ -71,7 +71,8 @@ def save_settlement(settled: Settlement, folder: Path) -> None:
         }
         for trial in settled.trials
     ]
-    write_json(folder / "trials.json", {"chosen": settled.trials.index(settled.chosen), "trials": trials})
+    chosen = settled.trials.index(settled.chosen)
+    write_json(folder / "trials.json", {"chosen": chosen, "exhausted": settled.exhausted, "trials": trials})
 
 
 def load_settlement(folder: Path, space: SearchSpace, answer: Answer) -> Settlement:
@@ -87,4 +88,4 @@ def load_settlement(folder: Path, space: SearchSpace, answer: Answer) -> Settlem
         tried = chosen if place == document["chosen"] else Answer(widths, {}, float(entry["predicted_ms"]), {})
         low, high = entry["measured_ci_ms"]
         trials.append(Trial(tried, float(entry["measured_ms"]), (float(low), float(high)), float(entry["budget_ms"])))
-    return Settlement(trials[document["chosen"]], tuple(trials))
+    return Settlement(trials[document["chosen"]], tuple(trials), bool(document["exhausted"]))

@@ -57,10 +57,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Settlement:
-    """The chosen trial, which uses the budget best of those within it (the fastest when none is), and all trials."""
+    """The chosen trial, which uses the budget best of those within it (the fastest when none is), and all trials.
+
+    `exhausted`: the method had no further answer, so that no candidate of its grid lies between the trials; else the
+    controller gave up after its number of tries.
+    """
 
     chosen: Trial
     trials: tuple[Trial, ...]
+    exhausted: bool = False
 
     @property
     def next_wider(self) -> Trial | None:
@@ -110,7 +115,8 @@ class BudgetController:
                 trials[least.widths.values_tuple()] = self._try(least)
         within = [trial for trial in trials.values() if trial.within]
         fastest = min(trials.values(), key=lambda trial: trial.measured_ms)
-        return Settlement(max(within, key=lambda trial: trial.utilisation, default=fastest), tuple(trials.values()))
+        chosen = max(within, key=lambda trial: trial.utilisation, default=fastest)
+        return Settlement(chosen, tuple(trials.values()), exhausted=following is None)
 
     def _doubtful(self, trials: dict[tuple[int, ...], Trial], doubted: set[tuple[int, ...]]) -> Answer | None:
         """The fastest candidate over the budget, once, where what passed leaves too much unused below it.

@@ -83,7 +83,9 @@ def finish(shop: Workshop, answer: Answer, attempt: int, *, candidate_ms: float)
         shop.dense_score = evaluate(shop.model, shop.data, "test", task=shop.task).score
     scores = {"dense": shop.dense_score}
     small, passes = shop.folder.stage(stage, lambda: _finetuned(shop, answer, stage, scores))
-    shipped = shop.folder.stage("export", lambda: export_network(shop, small, answer.keep))
+    shipment = shop.folder.stage("export", lambda: export_network(shop, small, answer.keep))
+    shipment.write(shop)
+    shipped = shipment.onnx
     seed = shop.settings.seed + 1000 + attempt
     verified = shop.folder.stage("verify", lambda: verify(shop, shipped, seed=seed, candidate_ms=candidate_ms))
     return Finished(small, answer, scores, verified, passes)
@@ -148,9 +150,25 @@ def finetune_epochs(settings: SearchSettings, search_passes: int, train_images: 
     return max(0.0, settings.total_epochs - search_passes / train_images)
 
 
-def export_network(shop: Workshop, small: nn.Module, keep: Mapping[str, Sequence[int]]) -> bytes:
-    """Write what ships: `model.onnx` (checked against torch), `best.safetensors`, `recipe.json`, `dense.onnx`."""
-    folder = shop.folder.path
+@dataclass(frozen=True)
+class Shipment:
+    """The exported network and the files it becomes, once it is to replace what the run folder holds."""
+
+    onnx: bytes
+    model: nn.Module
+    recipe: Recipe
+
+    def write(self, shop: Workshop) -> None:
+        """Write `model.onnx`, `best.safetensors`, `recipe.json` and `dense.onnx`."""
+        folder = shop.folder.path
+        atomic_write_bytes(folder / "dense.onnx", shop.template.dense)
+        atomic_write_bytes(folder / "model.onnx", self.onnx)
+        save_weights(self.model, folder / "best.safetensors")
+        write_json(folder / "recipe.json", self.recipe.to_json())
+
+
+def export_network(shop: Workshop, small: nn.Module, keep: Mapping[str, Sequence[int]]) -> Shipment:
+    """What ships, checked against torch; nothing is written yet."""
     shipped = shop.template.with_state(keep, small.state_dict())
     difference = output_difference(shop, small, shipped)
     if difference > OUTPUT_TOLERANCE:
@@ -159,11 +177,7 @@ def export_network(shop: Workshop, small: nn.Module, keep: Mapping[str, Sequence
             hint="please report this model: the export is wrong",
         )
     shop.folder.emit(Note(f"exported network agrees with torch within {difference:.1e} (relative)"))
-    atomic_write_bytes(folder / "dense.onnx", shop.template.dense)
-    atomic_write_bytes(folder / "model.onnx", shipped)
-    save_weights(small, folder / "best.safetensors")
-    write_json(folder / "recipe.json", Recipe.of(shop.model, shop.graph, keep).to_json())
-    return shipped
+    return Shipment(shipped, small, Recipe.of(shop.model, shop.graph, keep))
 
 
 def output_difference(shop: Workshop, small: nn.Module, shipped: bytes) -> float:

@@ -26,6 +26,7 @@ from hwprune.search.settings import SearchSettings
 from hwprune.training import Data, Task, evaluate, predict
 
 Scores = dict[Cell, np.ndarray]
+JUDGED = "judged.safetensors"  # in a run folder: what its network scored in a comparison
 
 
 def judge(
@@ -119,7 +120,7 @@ def _judged(
         found = evaluate(small, data, "test", task=task, reference=reference)
         return {"scores": found.scores, "divergence": torch.tensor(found.kl, dtype=torch.float64)}
 
-    return _kept(folder / cell.name / "judged.safetensors", work)
+    return _kept(folder / cell.name / JUDGED, work)
 
 
 def _kept(path: Path, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -12,8 +12,10 @@ from hwprune.core.errors import RunError
 from hwprune.core.events import OnEvent, ignore
 from hwprune.core.files import read_json, write_json
 from hwprune.graph import Recipe, apply_recipe
+from hwprune.report.html import write_report
 from hwprune.report.run_data import Result, RunData
 from hwprune.search.finish import export_network, verify
+from hwprune.search.judge import JUDGED
 from hwprune.search.run_folder import RunFolder
 from hwprune.search.settings import SearchSettings
 from hwprune.search.workshop import Stop, open_workshop, training_plan
@@ -34,7 +36,7 @@ def finetune_run(
 ) -> Result:
     """Finetune a run's pruned network for `epochs` more, taught by the dense one, then export and measure it.
 
-    `model` is the network the run began with. The run's result is replaced only when all of it is done. Raises
+    `model` is the network the run began with. The run's files are replaced only when all of it is done. Raises
     `RunError` for a run without a pruned network.
     """
     settings = SearchSettings.read(path / "run.toml")
@@ -61,8 +63,8 @@ def finetune_run(
         ) as shop:
             shop.budget_ms = before.budget_ms
             keep = Recipe.from_json(read_json(path / "recipe.json")).keep
-            shipped = export_network(shop, small, keep)
-            measured = verify(shop, shipped, seed=seed)
+            shipment = export_network(shop, small, keep)
+            measured = verify(shop, shipment.onnx, seed=seed)
             score = evaluate(small, data, "test", task=shop.task).score
             result = dataclasses.replace(
                 before,
@@ -72,5 +74,8 @@ def finetune_run(
                 seconds=round(folder.elapsed_s, 1),
                 image_passes=before.image_passes + log.image_passes,
             )
+            shipment.write(shop)
+        (path / JUDGED).unlink(missing_ok=True)
         write_json(path / "result.json", result.to_json())
+        write_report(path)
         return result

@@ -91,16 +91,20 @@ def named_model(settings: SearchSettings, data: Data) -> nn.Module:
 def _search(shop: Workshop, baseline: Baseline, method: AbstractMethod) -> Result:
     dense_network(shop)
     answer = search_answer(shop, method, baseline.budget_ms)
+    if any(row.session == shop.session for row in shop.table.rows):
+        shop.refit()
     settled = [_settle(shop, method, answer, 0)]
     done = _finish(shop, settled)
+    passes = answer.image_passes + done.image_passes
     while not done.verified.within and settled[-1].chosen.within and len(settled) < ATTEMPTS:
         shop.folder.emit(Note("the finetuned network measures over the budget its candidate had met: stepping back"))
         settled.append(_settle(shop, method, answer, len(settled)))
         done = _finish(shop, settled)
+        passes += done.image_passes
     profile = layer_profile(shop, (shop.folder.path / "model.onnx").read_bytes(), done.answer)
     if profile is not None:
         write_json(shop.folder.path / "layers.json", profile.to_json())
-    return _result(shop, done, settled, answer.image_passes)
+    return _result(shop, done, settled, passes)
 
 
 def _finish(shop: Workshop, settled: Sequence[Settlement]) -> Finished:
@@ -148,7 +152,7 @@ def _fit_scores(scores: Any, label_noise: float | None) -> dict[str, float]:
     return {**kept, **({} if label_noise is None else {"label_noise": label_noise})}
 
 
-def _result(shop: Workshop, done: Finished, settled: list[Settlement], search_passes: int) -> Result:
+def _result(shop: Workshop, done: Finished, settled: list[Settlement], image_passes: int) -> Result:
     widths = done.answer.widths
     candidates = [
         Candidate(dict(t.answer.widths), t.answer.predicted_ms, t.measured_ms, t.measured_ci_ms, t.within)
@@ -166,7 +170,7 @@ def _result(shop: Workshop, done: Finished, settled: list[Settlement], search_pa
         params=shop.graph.params(widths),
         macs=shop.graph.macs(widths),
         stages=shop.folder.seconds,
-        image_passes=search_passes + done.image_passes,
+        image_passes=image_passes,
         predictions=tuple(candidates),
         scores=dict(done.scores),
     )

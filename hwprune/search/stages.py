@@ -18,12 +18,13 @@ from hwprune.core.measurement import Measurement
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Widths
 from hwprune.latency.table import TableRow
+from hwprune.methods._adjust import fastest
 from hwprune.methods._base import AbstractMethod, Answer, Problem
 from hwprune.models import save_weights
 from hwprune.search.answers import load_answer, save_answer
 from hwprune.search.controller import AIM, LITTLE_USED, BudgetController, Settlement, Trial
 from hwprune.search.settings import SearchSettings
-from hwprune.search.workshop import Stop, Workshop
+from hwprune.search.workshop import QUIETER, Stop, Workshop
 from hwprune.training import Data, Task, TrainPlan, evaluate, train_dense
 
 
@@ -180,7 +181,7 @@ def measured_use(shop: Workshop, candidates: Sequence[Widths]) -> list[float]:
         value, low, high = timed[name].statistic(shop.settings.statistic)
         predicted_ms = shop.latency.predict(widths).latency_ms
         shop.folder.emit(CandidateMeasured(dict(widths), predicted_ms, value, (low, high), high <= shop.budget_ms))
-        row = TableRow.of(widths.values_tuple(), timed[name], kind="search", session=f"search-{shop.folder.path.name}")
+        row = TableRow.of(widths.values_tuple(), timed[name], kind="search", session=shop.session)
         shop.table.append(row, fingerprint=shop.board.fingerprint)
         uses.append(high / shop.budget_ms)
     return uses
@@ -191,7 +192,9 @@ def search_answer(shop: Workshop, method: AbstractMethod, budget_ms: float) -> A
     folder = shop.folder.path / "answer"
 
     def work() -> Answer:
-        problem = make_problem(shop, AIM * budget_ms)
+        # The measured smallest network meets a budget that its prediction may miss: measurements decide.
+        least_ms = fastest(shop.table.space, shop.latency).predicted_ms
+        problem = make_problem(shop, max(AIM * budget_ms, least_ms))
         answers = list(method.search(problem))
         save_answer(answers[-1], folder)
         return answers[-1]
@@ -201,7 +204,6 @@ def search_answer(shop: Workshop, method: AbstractMethod, budget_ms: float) -> A
 
 def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float = AIM) -> Settlement:
     """Measure and move until the candidate meets the budget and uses it."""
-    session = f"search-{shop.folder.path.name}"
     statistic = shop.settings.statistic
     tried: list[Trial] = []
 
@@ -216,7 +218,7 @@ def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float
         found, measurement = trial(candidate, decides=False)
         if found.settled:
             found, measurement = trial(candidate, decides=True)
-        row = TableRow.of(candidate.widths.values_tuple(), measurement, kind="search", session=session)
+        row = TableRow.of(candidate.widths.values_tuple(), measurement, kind="search", session=shop.session)
         shop.learn(row)
         tried.append(found)
         return found
@@ -236,9 +238,24 @@ def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float
         on_event=shop.folder.emit,
     )
     settled = controller.settle(answer, aim=aim)
-    if settled.chosen.within and settled.chosen.utilisation < LITTLE_USED:
-        wider = settled.next_wider
-        detail = f"; the next wider candidate needs {format_ms(wider.measured_ms)}" if wider else ""
-        text = f"{settled.chosen.utilisation:.1%} of the budget is used: the grid has no candidate between{detail}"
-        shop.folder.emit(Caution(text, hint="a smaller --tile or --min-keep gives a finer grid"))
+    _tell_unused(shop, settled)
     return settled
+
+
+def _tell_unused(shop: Workshop, settled: Settlement) -> None:
+    """Say that a part of the budget stays unused, and why."""
+    if not settled.chosen.within or settled.chosen.utilisation >= LITTLE_USED:
+        return
+    used = f"{settled.chosen.utilisation:.1%} of the budget is used"
+    if not settled.exhausted:
+        text = f"{used} after {len(settled.trials)} candidates: the measurements contradicted one another"
+        shop.folder.emit(Caution(text, hint=QUIETER))
+        return
+    wider = settled.next_wider
+    detail = f"; the next wider candidate needs {format_ms(wider.measured_ms)}" if wider else ""
+    shop.folder.emit(
+        Caution(
+            f"{used}: the method has no candidate between{detail}",
+            hint="a smaller --tile or --min-keep gives a finer grid",
+        )
+    )

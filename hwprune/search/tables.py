@@ -58,6 +58,12 @@ def store_model(table: LatencyTable, model: AbstractLatencyModel) -> None:
     model.save(table.folder / MODEL_FILE)
 
 
+def keep_model(table: LatencyTable, model: AbstractLatencyModel) -> None:
+    """Store a latency model unless the table has one, which may have been fitted on more networks."""
+    if not (table.folder / MODEL_FILE).exists():
+        store_model(table, model)
+
+
 def stored_model(table: LatencyTable, seed: int = 0) -> AbstractLatencyModel:
     """The latency model kept beside a table; fitted now where there is none or the table has grown since."""
     path = table.folder / MODEL_FILE

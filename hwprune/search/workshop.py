@@ -19,18 +19,20 @@ from hwprune.devices import AbstractBoard
 from hwprune.graph import ChannelGraph, OnnxTemplate
 from hwprune.latency.fit import FitReport, fit
 from hwprune.latency.models._base import AbstractLatencyModel
+from hwprune.latency.plan import PROFILED
 from hwprune.latency.profile import profile
 from hwprune.latency.table import LatencyTable, TableRow
 from hwprune.search.run_folder import RunFolder
 from hwprune.search.settings import SearchSettings
 from hwprune.search.survey import Survey, survey
-from hwprune.search.tables import store_model, table_name
+from hwprune.search.tables import keep_model, table_name
 from hwprune.training import FINETUNE, Data, Task, TrainPlan
 
 Stop = Callable[[], bool]
 SESSIONS = 3
 PATIENCE_S = 30.0  # what a run may wait for a quiet machine, all in all; as long as it has worked, if that is more
 STEADY = 0.02  # half the width of a 95 % interval, relative; undisturbed sessions stop at half of that
+FIT_MAPE, FIT_WRONG_SIGN, FIT_COSINE = 0.05, 0.02, 0.9  # held out; what a latency model should reach to be steered by
 QUIETER = "measure when the machine is quiet: hwprune doctor"
 
 
@@ -101,7 +103,20 @@ class Workshop:
     def learn(self, row: TableRow) -> None:
         """Add a measured network to the table and fit the latency model again."""
         self.table.append(row, fingerprint=self.board.fingerprint)
-        self.latency = type(self.latency)(**self.latency.options()).fit(self.table.samples(), seed=self.settings.seed)
+        self.refit()
+
+    def refit(self) -> None:
+        """Fit the latency model on the profile and on what this run has measured.
+
+        Not on what other runs have left in the table: a run must not depend on which ones came before it.
+        """
+        samples = self.table.samples(kinds=PROFILED, session=self.session)
+        self.latency = type(self.latency)(**self.latency.options()).fit(samples, seed=self.settings.seed)
+
+    @property
+    def session(self) -> str:
+        """The name of this run's own rows in the latency table."""
+        return f"search-{self.folder.path.name}"
 
 
 def training_plan(settings: SearchSettings, epochs: float) -> TrainPlan:
@@ -149,9 +164,11 @@ def open_workshop(
     with survey_of(folder.settings, model, data, tables, folder.emit) as found:
         table = folder.stage("profile", lambda: _profiled(found, folder, stop))
         report = folder.stage(
-            "fit", lambda: fit(table, kinds=("lpnet",), seed=folder.settings.seed, on_event=folder.emit)
+            "fit",
+            lambda: fit(table, kinds=("lpnet",), seed=folder.settings.seed, rows=PROFILED, on_event=folder.emit),
         )
-        store_model(table, report.model)
+        _judge_fit(report, folder)
+        keep_model(table, report.model)
         _write_environment(folder, found.board, data)
         yield Workshop(
             folder, model, data, task, found.graph, found.template, found.board, table, report.model, report, stop
@@ -171,6 +188,19 @@ def _profiled(found: Survey, folder: RunFolder, stop: Stop) -> LatencyTable:
         on_event=folder.emit,
         stop=stop,
     )
+
+
+def _judge_fit(report: FitReport, folder: RunFolder) -> None:
+    """Say when the latency model steers worse than a gradient search should be steered; measurements still decide."""
+    found = report.scores
+    doubts = {
+        f"errs by {found.mape:.1%} on networks it has not seen": found.mape > FIT_MAPE,
+        f"has the wrong sign in {found.wrong_sign:.0%} of the steps of one tile": found.wrong_sign > FIT_WRONG_SIGN,
+        f"has slopes at a cosine of {found.cosine:.2f} to the measured ones": found.cosine < FIT_COSINE,
+    }
+    if any(doubts.values()):
+        text = "; ".join(doubt for doubt, holds in doubts.items() if holds)
+        folder.emit(Caution(f"the latency model {text}", hint="a quieter machine or more --samples make a better one"))
 
 
 def _write_environment(folder: RunFolder, board: AbstractBoard, data: Data) -> None:

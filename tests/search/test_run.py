@@ -25,7 +25,7 @@ from hwprune.core.files import Journal, read_json
 from hwprune.core.measurement import Measurement
 from hwprune.devices import connect
 from hwprune.report.run_data import RunData
-from hwprune.search import finish
+from hwprune.search import finish, refine
 from hwprune.search import run as running
 from hwprune.search.outcomes import Run
 from hwprune.training import Data, evaluate
@@ -48,10 +48,12 @@ def check_pass(run: Run, fraction: float) -> None:
 
 
 def used_or_nothing_between(run: Run) -> bool:
-    """At least 95 % of the budget is used, or the next wider candidate that was timed is over it."""
-    result = run.result
-    over = [c for c in result.predictions if not c.within_budget and c.measured_ms > result.budget_ms * 0.97]
-    return float(result.utilisation or 0) >= 0.95 or bool(over)
+    """At least 95 % of the budget is used, or the method ran out of answers between what passed and what missed."""
+    if float(run.result.utilisation or 0) >= 0.95:
+        return True
+    events = Journal(run.folder / "journal.jsonl").read()[0]
+    cautions = [event["text"] for event in events if event["event"] == "Caution"]
+    return any("the method has no candidate between" in text for text in cautions)
 
 
 MATRIX = [(percent, "wgates") for percent in (90, 75, 60, 45, 30)] + [(75, "uniform"), (45, "greedy")]
@@ -180,28 +182,32 @@ def test_kill_at_any_moment(search: Search, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     options = {"method": "wgates", "tables": tmp_path / "own tables", "samples": 30}
     rng = random.Random(0)
-    kills, journal = 0, Journal(tmp_path / "run" / "journal.jsonl")
+    kills = runs = 0
     known: list[dict[str, Any]] = []
     while kills < 20:
-        child = context.Process(target=_search_in_child, args=(search, options))
+        folder = tmp_path / f"run {runs}"
+        child = context.Process(target=_search_in_child, args=(search, {**options, "run_dir": folder}))
         child.start()
         child.join(timeout=rng.uniform(0.05, 1.5))
         if child.exitcode is not None:
             assert child.exitcode == 0
-            break
+            runs, known = runs + 1, []
+            continue
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         kills += 1
-        records, damaged = journal.read()
+        records, damaged = Journal(folder / "journal.jsonl").read()
         assert damaged <= kills
         assert records[: len(known)] == known
         known = records
-    run = search(**options)
+    run = search(**options, run_dir=folder)
     check_pass(run, 0.6)
-    done = [record["stage"] for record in journal.read()[0] if record["event"] == "StageDone"]
+    done = [record["stage"] for record in Journal(folder / "journal.jsonl").read()[0] if record["event"] == "StageDone"]
     assert done.count("search") == 1
-    assert kills >= 5
+    straight = search(**options, run_dir=tmp_path / "straight")
+    found, expected = (read_json(item.folder / "answer" / "answer.json") for item in (run, straight))
+    assert found == expected, "the search itself depends on the profile and the seed alone"
 
 
 def test_two_processes_on_one_folder(search: Search, tmp_path: Path) -> None:
@@ -265,6 +271,42 @@ def test_finetune_more(search: Search, dense: nn.Module, few_digits: Data, table
     assert done.verdict == "pass"
     assert done.result.image_passes > run.result.image_passes
     assert done.result.widths == run.result.widths
+    assert (run.folder / "report.html").stat().st_mtime >= (run.folder / "result.json").stat().st_mtime
+
+
+def test_a_finetuning_that_dies_leaves_the_run_as_it_was(
+    search: Search, dense: nn.Module, few_digits: Data, tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = search()
+    files = {name: (run.folder / name).read_bytes() for name in ("model.onnx", "best.safetensors", "result.json")}
+
+    def killed(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(refine, "verify", killed)
+    with pytest.raises(KeyboardInterrupt):
+        api.finetune(run.folder, epochs=0.5, data=few_digits, build=lambda: copy.deepcopy(dense), tables=tables)
+    assert {name: (run.folder / name).read_bytes() for name in files} == files
+
+
+def test_the_smallest_reachable_latency_is_reachable(search: Search, tmp_path: Path) -> None:
+    smallest_ms = search(latency="2%").result.smallest_ms
+    assert smallest_ms is not None
+    run = search(latency=None, latency_ms=1.01 * smallest_ms, run_dir=tmp_path / "least")
+    assert run.verdict in ("pass", "miss")
+    assert run.result.measured_ms is not None
+    assert run.result.measured_ms < 1.03 * smallest_ms
+
+
+def test_a_run_does_not_depend_on_the_runs_before_it(search: Search, tmp_path: Path) -> None:
+    tables = tmp_path / "tables"
+    first, other, again = (
+        search(run_dir=tmp_path / name, tables=tables, method=method, latency=latency)
+        for name, method, latency in (("a", "greedy", "60%"), ("b", "uniform", "45%"), ("c", "greedy", "60%"))
+    )
+    found, expected = (read_json(item.folder / "answer" / "answer.json") for item in (again, first))
+    assert found == expected
+    assert other.result.widths != first.result.widths
 
 
 @pytest.mark.timeout(900)  # it waits for quiet moments of the machine
