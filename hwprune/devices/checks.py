@@ -45,7 +45,7 @@ def _checks(board: Board, probe: bytes) -> Iterator[Check]:
     else:
         yield Check("processor", "pass", f"{print_.cpu_model}, {usable_cores()} cores usable, {print_.threads} used")
         yield virtual_machine(Path("/proc/cpuinfo"))
-        yield governor(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
+        yield governor(Path("/sys/devices/system/cpu/cpu0/cpufreq"), Path("/etc/nv_tegra_release"))
         yield load(Path("/proc/loadavg"), Path("/proc/pressure/cpu"), usable_cores())
         yield memory(Path("/proc/meminfo"))
         yield priority(print_.threads)
@@ -71,19 +71,18 @@ def virtual_machine(cpuinfo: Path) -> Check:
     return Check("virtual machine", "pass", "none seen")
 
 
-def governor(path: Path) -> Check:
-    """Whether the clock is left to change."""
-    name = _text(path).strip()
+def governor(folder: Path, tegra: Path) -> Check:
+    """Whether the clock is left to change. `tegra`: a file that only a Jetson has, which has a command of its own."""
+    name = _text(folder / "scaling_governor").strip()
+    lowest, highest = (_text(folder / f"scaling_{end}_freq").strip() for end in ("min", "max"))
     if not name:
         return Check("clock", "pass", "no frequency control visible")
     if name == "performance":
         return Check("clock", "pass", "governor performance")
-    return Check(
-        "clock",
-        "warn",
-        f"governor {name}: the clock changes with the load",
-        "sudo cpupower frequency-set -g performance",
-    )
+    if lowest and lowest == highest:
+        return Check("clock", "pass", f"governor {name}, locked at {lowest} kHz")
+    fix = "sudo jetson_clocks" if tegra.exists() else "sudo cpupower frequency-set -g performance"
+    return Check("clock", "warn", f"governor {name}: the clock changes with the load", fix)
 
 
 def load(loadavg: Path, pressure: Path, cores: int) -> Check:

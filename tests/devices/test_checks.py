@@ -35,14 +35,27 @@ def test_load_without_pressure_or_without_linux(tmp_path: Path) -> None:
     assert checks.load(average, tmp_path / "none", 2).status == "warn"
 
 
-def test_governor(file: Path) -> None:
-    assert checks.governor(file).status == "pass"
-    file.write_text("performance\n")
-    assert checks.governor(file).status == "pass"
-    file.write_text("powersave\n")
-    found = checks.governor(file)
+def test_governor(tmp_path: Path, file: Path) -> None:
+    assert checks.governor(tmp_path, file).status == "pass"
+    name = tmp_path / "scaling_governor"
+    name.write_text("performance\n")
+    assert checks.governor(tmp_path, file).status == "pass"
+    name.write_text("powersave\n")
+    found = checks.governor(tmp_path, file)
     assert found.status == "warn"
     assert found.fix == "sudo cpupower frequency-set -g performance"
+
+
+def test_governor_of_a_jetson(tmp_path: Path, file: Path) -> None:
+    """`jetson_clocks` leaves the governor and closes the bounds."""
+    file.write_text("# R36 (release), REVISION: 4.3\n")
+    for name, text in {"governor": "schedutil", "min_freq": "729600", "max_freq": "1728000"}.items():
+        (tmp_path / f"scaling_{name}").write_text(f"{text}\n")
+    found = checks.governor(tmp_path, file)
+    assert (found.status, found.fix) == ("warn", "sudo jetson_clocks")
+    (tmp_path / "scaling_min_freq").write_text("1728000\n")
+    found = checks.governor(tmp_path, file)
+    assert (found.status, found.detail) == ("pass", "governor schedutil, locked at 1728000 kHz")
 
 
 def test_memory(file: Path) -> None:

@@ -11,6 +11,7 @@ from hwprune.runtimes._nvidia.nvml import GRAPHICS, MEMORY, SM, Nvml
 if TYPE_CHECKING:
     from hwprune.runtimes._nvidia.jetson import Jetson
 
+COOL_JETSON = "let it cool, with the fan at its highest speed: sudo jetson_clocks --fan"
 LITTLE_ROOM, NO_ROOM = 15.0, 5.0  # degrees below the first limit
 SUSTAINED = 0.8  # of the highest clock: what a GPU mostly holds without reaching its power limit
 
@@ -24,12 +25,10 @@ def _of_jetson(board: Jetson) -> Iterator[Finding]:
     yield Finding("board", "pass", f"{board.model}, Jetson Linux {board.l4t or 'of unknown release'}")
     yield _power_mode(board)
     yield _jetson_clock(board)
-    yield _headroom(board.headroom())
+    yield _headroom(board.headroom(), COOL_JETSON)
     slowed = sorted(name for name, state in board.cooling().items() if state)
     if slowed:
-        yield Finding(
-            "throttling", "fail", f"slowed down now by {', '.join(slowed)}", "let it cool; set the fan to full"
-        )
+        yield Finding("throttling", "fail", f"slowed down now by {', '.join(slowed)}", COOL_JETSON)
     else:
         yield Finding("throttling", "pass", "nothing slows the board down now")
     events = {name: count for name, count in board.over_current_events().items() if count}
@@ -44,7 +43,7 @@ def _of_jetson(board: Jetson) -> Iterator[Finding]:
 def _power_mode(board: Jetson) -> Finding:
     mode = board.power_mode()
     others = ", ".join(f"{other.number} {other.name}" for other in board.power_modes())
-    listed = f"; modes: {others}; another one: sudo nvpmodel -m ID" if others else ""
+    listed = f"; modes: {others}; another one: sudo nvpmodel -m ID, before clocks are locked" if others else ""
     if mode is None:
         fix = f"sudo nvpmodel -q says which; sudo nvpmodel -m ID sets one{f' of {others}' if others else ''}"
         return Finding("power mode", "warn", "cannot be read; latencies differ between modes", fix)
@@ -63,14 +62,14 @@ def _jetson_clock(board: Jetson) -> Finding:
     return Finding("GPU clock", "warn", f"moves with the load: {span}; tables say so", lock)
 
 
-def _headroom(nearest: tuple[str, float, float] | None) -> Finding:
+def _headroom(nearest: tuple[str, float, float] | None, cool: str) -> Finding:
     if nearest is None:
         return Finding("temperature", "pass", "no limits visible")
     zone, now, room = nearest
     detail = f"{zone} {now:.0f} C, {room:.0f} degrees below its first limit"
     if room >= LITTLE_ROOM:
         return Finding("temperature", "pass", detail)
-    return Finding("temperature", "fail" if room < NO_ROOM else "warn", detail, "let it cool; set the fan to full")
+    return Finding("temperature", "fail" if room < NO_ROOM else "warn", detail, cool)
 
 
 def gpu_findings(card: Nvml | None) -> tuple[Finding, ...]:
@@ -86,17 +85,17 @@ def _of_gpu(card: Nvml) -> Iterator[Finding]:
         "GPU", "pass", f"number {card.index}: {card.name() or 'unnamed'}, driver {card.driver() or 'unknown'}"
     )
     yield _clock(card)
+    cool = f"let it cool, or lock the clocks lower: {lock_commands(card)}"
     now, limit = card.reading().celsius, card.slowdown_celsius()
     if now is not None and limit is not None:
-        yield _headroom(("GPU", float(now), float(limit - now)))
+        yield _headroom(("GPU", float(now), float(limit - now)), cool)
     reasons = card.reasons()
     if reasons is None:
         yield Finding("throttling", "warn", "this GPU does not tell", "compare repeated measurements by hand")
     else:
         slowed = [name for name, active in reasons.items() if active]
         detail = f"slowed down now: {', '.join(slowed)}" if slowed else "nothing slows the GPU down now"
-        fix = "let it cool, or lock a lower clock: sudo nvidia-smi -lgc MHZ,MHZ"
-        yield Finding("throttling", "fail" if slowed else "pass", detail, fix if slowed else "")
+        yield Finding("throttling", "fail" if slowed else "pass", detail, cool if slowed else "")
     others = card.other_processes()
     if others:
         numbers = ", ".join(map(str, others))

@@ -159,7 +159,10 @@ def test_findings_give_the_commands(board: FakeJetson) -> None:
     assert [finding.status for finding in found.values()] == ["pass", "pass", "warn", "pass", "pass", "pass"]
     assert found["board"].detail == f"{MODEL}, Jetson Linux 36.4.3"
     assert "25W (1)" in found["power mode"].detail
-    assert "0 15W, 1 25W, 2 MAXN_SUPER; another one: sudo nvpmodel -m ID" in found["power mode"].detail
+    assert (
+        "0 15W, 1 25W, 2 MAXN_SUPER; another one: sudo nvpmodel -m ID, before clocks are locked"
+        in found["power mode"].detail
+    )
     assert found["GPU clock"].fix.startswith("sudo jetson_clocks --store && sudo jetson_clocks ")
     assert "governor nvhost_podgov" in found["GPU clock"].detail
     board.clock(cur=1020, low=1020, high=1020)
@@ -171,6 +174,8 @@ def test_findings_give_the_commands(board: FakeJetson) -> None:
     found = {finding.name: finding for finding in _nvidia.findings(root=board.root)}
     assert found["GPU clock"].status == "pass"
     assert (found["throttling"].status, found["throttling"].detail) == ("fail", "slowed down now by gpu-throttle-alert")
+    assert found["throttling"].fix.endswith("sudo jetson_clocks --fan")
+    assert found["temperature"].fix.endswith("sudo jetson_clocks --fan")
     assert found["power supply"].detail.endswith("oc3 12 events")
     assert (found["temperature"].status, found["temperature"].detail) == (
         "fail",

@@ -157,6 +157,8 @@ def test_findings_of_a_sick_gpu(fake: Fake, tmp_path: Path) -> None:
     assert found["other programs"].status == "warn"
     assert found["temperature"].detail == "GPU 88 C, 2 degrees below its first limit"
     assert found["throttling"].detail == "slowed down now: hw_thermal_slowdown"
+    for name in ("temperature", "throttling"):
+        assert "sudo nvidia-smi -i 0 -lgc 1595,1595" in found[name].fix
     assert "4242" in found["other programs"].detail
     fake.fail("nvmlDeviceGetCurrentClocksEventReasons", 3)
     found = {item.name: item for item in _nvidia.findings(0, root=tmp_path, library=fake.path)}
