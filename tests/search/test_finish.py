@@ -48,39 +48,43 @@ def test_a_device_that_fails_at_it_is_quoted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sessions_ms", "taken_ms", "told"),
+    ("sessions_ms", "patience_s", "taken_ms", "told"),
     [
-        ((0.98,), 0.98, 0),  # within the budget of 1 ms
-        ((1.01,), 1.01, 0),  # over it, as the candidate let one fear
-        ((1.4, 0.985), 0.985, 1),  # a disturbed session
-        ((1.4, 1.3), 1.3, 1),  # slow twice: so it is
+        ((0.98,), 0.0, 0.98, 0),  # within the budget of 1 ms
+        ((1.01,), 0.0, 1.01, 0),  # over it, as the candidate let one fear
+        ((1.4, 0.985), 0.0, 0.985, 1),  # a disturbed session
+        ((1.4, 1.3), 0.0, 1.3, 1),  # slow twice: so it is
+        ((1.4, 1.3, 1.4, 0.98), 35.0, 0.98, 3),  # a session takes 10 s: there was patience for three more
+        ((1.4, 1.3, 1.4, 1.35), 35.0, 1.35, 3),  # slow all along
     ],
 )
 def test_a_verdict_that_contradicts_the_candidate_is_measured_again(
-    sessions_ms: tuple[float, ...], taken_ms: float, told: int
+    sessions_ms: tuple[float, ...], patience_s: float, taken_ms: float, told: int
 ) -> None:
     heard: list[Event] = []
     left = list(sessions_ms)
     seeds = []
 
     def timed(latency_ms: float) -> SimpleNamespace:
-        return SimpleNamespace(statistic=lambda _: (latency_ms, latency_ms, latency_ms))
+        return SimpleNamespace(statistic=lambda _: (latency_ms, latency_ms, latency_ms), scatter=0.001)
 
     def measure(models: dict[str, bytes], *, seed: int, **_: object) -> dict[str, SimpleNamespace]:
         seeds.append(seed)
+        folder.elapsed_s += 10
         return {"dense": timed(2.0), "pruned": timed(left.pop(0))}
 
+    folder = SimpleNamespace(emit=heard.append, elapsed_s=100.0)
     shop = cast(
         Workshop,
         SimpleNamespace(
             measure=measure,
             template=SimpleNamespace(dense=b""),
             settings=SimpleNamespace(statistic="median"),
-            folder=SimpleNamespace(emit=heard.append),
+            folder=folder,
             budget_ms=1.0,
         ),
     )
-    found = verify(shop, b"small", seed=1, candidate_ms=0.985)
+    found = verify(shop, b"small", seed=1, candidate_ms=0.985, patience_s=patience_s)
     assert found.pruned.statistic("median")[0] == taken_ms
     assert found.within == (taken_ms <= 1.0)
     assert not left

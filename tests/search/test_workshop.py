@@ -14,21 +14,27 @@ from hwprune.search.workshop import SESSIONS, STEADY, Workshop
 Intervals = dict[str, float]
 
 
-def measured(sessions: Sequence[Intervals], steady: tuple[str, ...] = ()) -> tuple[int, list[Event]]:
-    """Which session was taken, and the events. A session is half the relative width of each network's interval."""
+def measured(
+    sessions: Sequence[Intervals], steady: tuple[str, ...] = (), *, worked_s: float = 0.0
+) -> tuple[int, list[Event]]:
+    """Which session was taken, and the events. A session is half the relative width of each network's interval.
+
+    A session takes 20 s; the run has worked for `worked_s` before.
+    """
     events: list[Event] = []
     seeds: list[int] = []
+    folder: Any = SimpleNamespace(emit=events.append, elapsed_s=worked_s)
 
     def measure(models: dict[str, bytes], *, seed: int, **_: Any) -> dict[str, SimpleNamespace]:
         number = len(seeds)
         seeds.append(seed)
-        return {
-            name: SimpleNamespace(latency_ms=2.0, ci_ms=(2 - 2 * half, 2 + 2 * half), session=number)
-            for name, half in sessions[number].items()
-        }
+        folder.elapsed_s += 20.0
+        return {name: SimpleNamespace(scatter=half, session=number) for name, half in sessions[number].items()}
 
-    shop: Any = SimpleNamespace(board=SimpleNamespace(measure=measure), folder=SimpleNamespace(emit=events.append))
-    timed: Any = Workshop.measure(shop, dict.fromkeys(sessions[0], b""), seed=5, steady=steady)
+    shop = object.__new__(Workshop)
+    board: Any = SimpleNamespace(measure=measure)
+    shop.board, shop.folder, shop.waited_s = board, folder, 0.0
+    timed: Any = shop.measure(dict.fromkeys(sessions[0], b""), seed=5, steady=steady)
     assert len(set(seeds)) == len(seeds)
     assert {item.session for item in timed.values()} == {timed["pruned"].session}
     return timed["pruned"].session, events
@@ -54,3 +60,12 @@ def test_the_steadiest_of_the_last_resort_is_taken_with_a_warning() -> None:
     session, events = measured([{"pruned": 0.05}, {"pruned": 0.03}, {"pruned": 0.04}])
     assert session == 1
     assert [type(event) for event in events] == [Note] * (SESSIONS - 1) + [Caution]
+
+
+def test_a_run_waits_as_long_as_it_has_worked() -> None:
+    scattered = [{"pruned": 0.05}] * 6
+    session, events = measured([*scattered, {"pruned": 0.01}], worked_s=110.0)
+    assert session == 6, "five repetitions take 100 s of the 130 s that it has worked when the first one ended"
+    assert [type(event) for event in events] == [Note] * 6
+    session, events = measured([*scattered, {"pruned": 0.01}], worked_s=60.0)
+    assert [type(event) for event in events] == [Note] * 4 + [Caution]
