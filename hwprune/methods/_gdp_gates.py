@@ -33,14 +33,6 @@ def soft_threshold(theta: Tensor, amount: Tensor | float) -> Tensor:
     return theta.sign() * (theta.abs() - amount).clamp_min(0.0)
 
 
-def critical_benefit(eps: float, pressure: float) -> float:
-    """The benefit -dL/dg below which a gate slides to zero under a proximal step of `pressure` a unit of time.
-
-    It falls with sqrt(eps): once eps is small nothing closes any more.
-    """
-    return pressure * math.sqrt(eps) / STEEPEST
-
-
 class GateVectors(nn.Module):
     """`theta (units,)` a group, all `START`, and the one `eps` of the gate function, a buffer.
 

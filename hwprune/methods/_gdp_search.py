@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD, Optimizer
 
-from hwprune.core.errors import HwpruneError
+from hwprune.core.errors import MethodGaveUp
 from hwprune.core.events import Caution, SearchStep
 from hwprune.core.widths import Widths
 from hwprune.graph import gate_parameters
@@ -40,10 +40,8 @@ _BETWEEN = (0.05, 0.95)
 _NEVER = -1
 
 
-class NotPolarised(HwpruneError):
+class NotPolarised(MethodGaveUp):
     """A search with gates ended without a clear choice of units; its checkpoint stays."""
-
-    exit_code = 1
 
 
 @dataclass

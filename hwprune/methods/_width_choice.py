@@ -43,12 +43,6 @@ class WidthGrid:
         """P(unit stays), `(units,)` a group: exactly 1 for the units that the least width keeps."""
         return [kept_shares(p)[level] for p, level in zip(probabilities, self.levels, strict=True)]
 
-    def hard_masks(self, widths: Widths) -> list[Tensor]:
-        """1.0 for the units that stay at `widths`, else 0.0, `(units,)` a group."""
-        places = [allowed.index(w) for allowed, w in zip(self.space.widths, widths.values_tuple(), strict=True)]
-        pairs = zip(self.levels, places, self.widths, strict=True)
-        return [(level <= place).to(width.dtype) for level, place, width in pairs]
-
     def expected(self, probabilities: Sequence[Tensor]) -> list[Tensor]:
         """The expected width of each group, `()`."""
         return [(p * widths).sum() for p, widths in zip(probabilities, self.widths, strict=True)]

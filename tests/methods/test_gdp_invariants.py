@@ -13,17 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hwprune.core.errors import Interrupted
+from hwprune.core.errors import Interrupted, public_class
 from hwprune.core.events import Caution, Event, SearchStep
 from hwprune.graph import cut, gate_parameters, mask, trace
-from hwprune.methods import Answer, Problem
+from hwprune.methods import Answer, Problem, _gdp_search
 from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._gdp_gates import (
     START,
     STEEPEST,
     GateVectors,
     absorbed,
-    critical_benefit,
     smoothed_l0,
     soft_threshold,
 )
@@ -243,18 +242,40 @@ def test_6_negative_differences_count_as_zero_and_no_group_is_free() -> None:
     assert weights[1] == pytest.approx(3 * weights[0])
 
 
-@pytest.mark.parametrize("share", [0.2, 0.95, 1.05, 5.0])
-def test_7_a_gate_closes_exactly_when_its_benefit_is_below_the_critical_one(share: float) -> None:
-    eps, pressure, rate = 0.01, 1.0, 1e-3
-    benefit = share * critical_benefit(eps, pressure)
-    theta = torch.tensor([START], dtype=torch.float64, requires_grad=True)
-    for _ in range(200_000 if share < 1 else 4_000):
-        with torch.no_grad():
-            slope = 2 * eps * theta / (theta**2 + eps) ** 2
-            theta.copy_(soft_threshold(theta + rate * benefit * slope, rate * pressure))
-        if float(theta.detach()) == 0.0:
-            break
-    assert (float(theta.detach()) == 0.0) == (share < 1)
+@pytest.mark.parametrize("share", [0.2, 0.9, 1.1, 5.0])
+def test_7_a_gate_closes_exactly_when_its_benefit_is_below_the_critical_one(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search's own steps with known benefits and prices, and a target so low that it never stops pressing."""
+    problem = tiny_problem("chain", 0.6)
+    search = PolarisingSearch(problem, GDP(boost=0.0, warmup=0.0))
+    level, prices = 0.03, np.array([0.5, 1.0, 1.5])
+    search.steps, search.target, search.has_prior = 200, 0.01, True
+    monkeypatch.setattr(_gdp_search, "critical_pressure", lambda *_: level)
+    monkeypatch.setattr(search.prices, "weights", lambda: prices)
+    for square, price in zip(search.square, prices, strict=True):
+        square.copy_(share * level * price * (1 + 1e-6 * torch.arange(len(square))))
+    gate_optimizer = search.optimizers()[-1]
+    for step in range(400):
+        search._set_gate_rate(step / 400)
+        gate_optimizer.zero_grad()
+        before = [theta.detach().clone() for theta in search.gates.theta]
+        pairs = zip(search.benefits(), search.gates(), strict=True)
+        torch.stack([-(benefit * gate).sum() for benefit, gate in pairs]).sum().backward()
+        gate_optimizer.step()
+        search._limit_moves(before)
+        search._press(search.options.hold)
+    least = [allowed[0] for allowed in problem.space.widths]
+    assert search.gates.counts() == (least if share < 1 else [group.units for group in problem.space.groups])
+
+
+def test_7_the_largest_slope_of_a_gate_is_the_one_that_rates_are_set_by() -> None:
+    for eps in (0.1, 1e-3, 1e-6):
+        gates = GateVectors(tiny_problem("chain").space, torch.zeros(1), eps)
+        theta = torch.linspace(0, START, 200_001, dtype=torch.float64, requires_grad=True)
+        gate = theta**2 / (theta**2 + eps) * (START**2 + eps) / START**2
+        (slope,) = torch.autograd.grad(gate.sum(), theta)
+        assert gates.slope_scale() == pytest.approx(float(slope.max()), rel=1e-3)
 
 
 @every_family
@@ -442,8 +463,9 @@ def test_the_critical_pressure_is_the_least_that_the_surplus_cannot_resist() -> 
 def test_a_network_without_any_benefit_is_called_collapsed() -> None:
     problem = tiny_problem(budget=0.6)
     search = PolarisingSearch(problem, GDP())
-    with pytest.raises(NotPolarised, match="no unit has any influence on the loss"):
+    with pytest.raises(NotPolarised, match="no unit has any influence on the loss") as caught:
         search._settle()
+    assert (public_class(caught.value), caught.value.exit_code) == ("MethodGaveUp", 1)
 
 
 def test_theta_is_never_decayed_and_closed_units_keep_their_weights() -> None:

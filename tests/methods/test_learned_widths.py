@@ -90,7 +90,9 @@ def test_masks_multiply_where_a_group_is_read(form: str) -> None:
     problem = tiny_problem("mobilenetv2")
     search = started(problem, form=form)
     widths = problem.space.smallest()
-    gates = dict(zip(problem.space.names, search.grid.hard_masks(widths), strict=True))
+    pairs = zip(search.grid.widths, widths.values_tuple(), strict=True)
+    certain = [(allowed == width).to(allowed.dtype) for allowed, width in pairs]
+    gates = dict(zip(problem.space.names, search.grid.soft_masks(certain), strict=True))
     made = family("mobilenetv2")
     parameters = dict(made.model.named_parameters())
     images, _ = batch(problem)

@@ -219,7 +219,8 @@ def test_6_sliced_masked_and_cut_hard_network_agree_in_both_modes(name: str) -> 
         return _sliced_equals_cut(problem)
     search = scattered(started(problem))
     images, _ = batch(problem)
-    gates = dict(zip(problem.space.names, search.grid.hard_masks(search.hard_widths()), strict=True))
+    keep = top_units(search.scores, search.hard_widths())
+    gates = {g.name: torch.zeros(g.units).index_fill(0, torch.tensor(keep[g.name]), 1.0) for g in problem.space.groups}
     parameters = dict(search.model.named_parameters())
     for training in (False, True):
         search.model.train(training)

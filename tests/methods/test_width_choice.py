@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hwprune.core.widths import Widths
 from hwprune.methods import Problem
 from hwprune.methods._base import top_units
 from hwprune.methods._efficiency import Efficiency
@@ -45,6 +46,12 @@ def choices(grid: WidthGrid) -> list[AbstractWidthChoice]:
     return [SoftmaxChoice.rising(grid, 2.0), SoftmaxChoice.dense(grid, 1.0), SigmoidChoice(grid, 0.7)]
 
 
+def certain(grid: WidthGrid, widths: Widths) -> list[Tensor]:
+    """Probability 1 for these widths."""
+    pairs = zip(grid.widths, widths.values_tuple(), strict=True)
+    return [(allowed == width).to(allowed.dtype) for allowed, width in pairs]
+
+
 def test_kept_shares_are_a_reverse_cumulative_sum_that_begins_with_exactly_1() -> None:
     shares = kept_shares(torch.tensor([0.1, 0.2, 0.3, 0.4]))
     torch.testing.assert_close(shares, torch.tensor([1.0, 0.9, 0.7, 0.4]))
@@ -65,21 +72,23 @@ def test_soft_masks_fall_with_rank_and_sum_to_the_expected_width(name: str) -> N
         assert float(by_rank.sum()) == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_hard_masks_keep_the_best_units() -> None:
+def test_masks_of_certain_widths_keep_the_best_units_and_no_others() -> None:
     problem = tiny_problem("mobilenetv2")
     scores, grid = scores_of(problem), grid_of(problem)
     widths = problem.space.smallest()
     keep = top_units(scores, widths)
-    for name, mask in zip(problem.space.names, grid.hard_masks(widths), strict=True):
+    for name, mask in zip(problem.space.names, grid.soft_masks(certain(grid, widths)), strict=True):
         assert tuple(mask.nonzero().flatten().tolist()) == keep[name]
+        assert set(mask.tolist()) <= {0.0, 1.0}
 
 
 def test_ties_in_the_scores_go_to_the_lower_index() -> None:
     problem = tiny_problem("chain")
     flat = {group.name: np.ones(group.units) for group in problem.space.groups}
     grid = WidthGrid(problem.space, flat, LIKE)
-    keep = top_units(flat, problem.space.smallest())
-    for name, mask in zip(problem.space.names, grid.hard_masks(problem.space.smallest()), strict=True):
+    smallest = problem.space.smallest()
+    keep = top_units(flat, smallest)
+    for name, mask in zip(problem.space.names, grid.soft_masks(certain(grid, smallest)), strict=True):
         assert tuple(mask.nonzero().flatten().tolist()) == keep[name]
 
 
@@ -145,8 +154,8 @@ def test_where_a_branch_may_vanish_width_0_is_a_width_like_others() -> None:
     assert 0 in space.smallest().values_tuple()
     assert grid.above(SoftmaxChoice.dense(grid, 1.0).now(1.0)) == space.dense()
     assert grid.nearest(SigmoidChoice(grid, 0.05).now(0.01)) == space.smallest()
-    hard = dict(zip(space.names, grid.hard_masks(space.smallest()), strict=True))
-    assert all(float(hard[name].sum()) == width for name, width in space.smallest().items())
+    masks = grid.soft_masks(certain(grid, space.smallest()))
+    assert [float(mask.sum()) for mask in masks] == list(space.smallest().values_tuple())
 
 
 def test_widths_above_are_the_least_allowed_ones_not_below_the_expectation() -> None:
