@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -14,15 +14,17 @@ from hwprune.graph import ChannelGraph
 from hwprune.latency.models._base import AbstractLatencyModel
 from hwprune.latency.secant import secant_latency
 
-CostKind = Literal["latency", "macs"]
+# "flops" is what papers call it; it counts as "macs".
+CostKind = Literal["latency", "macs", "flops"]
+COSTS: tuple[CostKind, ...] = get_args(CostKind)
 
 
 @dataclass(frozen=True)
 class Efficiency:
     """`forward` on the hard widths of the grid, `backward` by differences over one step of it.
 
-    `kind` is "latency" (the frozen latency model; predicted ms / predicted dense ms) or "macs". 1.0 is the dense
-    network. Source: the switchable efficiency module of W-Gates (Li et al. 2022).
+    `kind` is "latency" (the frozen latency model; predicted ms / predicted dense ms), or "macs", also called "flops".
+    1.0 is the dense network. Source: the switchable efficiency module of W-Gates (Li et al. 2022).
     """
 
     space: SearchSpace

@@ -52,8 +52,11 @@ class _Step:
 class GateSearch(AbstractTrainee):
     """The model's weights and the gates of a `Problem`, trained by one loss: task + multiplier * log(cost / budget).
 
-    The latency term is there only above the budget. The budget tightens geometrically from the dense cost to the
-    target over the options' `ramp` share of the search, after a `warmup` share without any latency term.
+    Without `project` the latency term is there only above the budget. With it the hard widths are within the budget at
+    every step, so the term would never be there, and nothing would weigh units by what they cost; it stays, and pushes
+    gates down below the budget too. What it pushes all groups alike the projection takes back; what is left is a
+    trade between cheap and dear units. The budget tightens geometrically from the dense cost to the target over the
+    options' `ramp` share of the search, after a `warmup` share without any latency term.
     """
 
     def __init__(self, problem: Problem, options: WGates) -> None:

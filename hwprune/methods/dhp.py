@@ -3,7 +3,8 @@
 Source: Li, Gu, Zhang, Van Gool and Timofte 2020, "DHP: Differentiable Meta Pruning via HyperNetworks" (ECCV;
 arXiv 2003.13683) and its code. What is ours: the latency in the proximal step and in the stopping rule (the paper
 counts FLOPs), the penalty that follows from the budget instead of being tuned for it, the metric of the proximal
-step, gates on consumers without a hypernetwork, and the start from trained weights.
+step, gates on consumers without a hypernetwork, and the start from trained weights. Nothing is measured while the
+search runs; `wgates` says why.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hwprune.methods._adjust import check_feasible
 from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option
 from hwprune.methods._dhp_budget import threshold_fit
 from hwprune.methods._dhp_search import DhpSearch
+from hwprune.methods._efficiency import COSTS
 from hwprune.methods._joint import train_search
 from hwprune.methods._saliency import taylor
 
@@ -26,7 +28,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "start": ("dense", "hyper_fan_in"),
     "biases": ("off", "gated"),
     "metric": ("saliency", "plain"),
-    "efficiency": ("latency", "macs"),
+    "efficiency": COSTS,
 }
 
 
@@ -53,7 +55,9 @@ class DHP(AbstractMethod):
     metric: Literal["saliency", "plain"] = option(
         "saliency", "a proximal step takes off in inverse proportion to a unit's saliency, or (plain) alike in a group"
     )
-    efficiency: Literal["latency", "macs"] = option("latency", "what the proximal step's group weights count")
+    efficiency: Literal["latency", "macs", "flops"] = option(
+        "latency", "what the proximal step's group weights count; flops are macs"
+    )
     arrival: float = option(0.6, "share of the search until the budget is met; the rest trains what is left")
     refresh_every: int = option(100, "steps between two looks at prices and budget; fewer in a short search")
     normalise: bool = option(True, "divide the latents of a group by its scale where they multiply weights")

@@ -6,7 +6,7 @@ into the next layer. Source: Guo et al. 2021, "GDP: Stabilized Neural Network Pr
 Polarization" (arXiv 2109.02220). The paper's text was not available, only its abstract and one figure; what they leave
 open (losses, pressure, schedules) is our design. Knowing deviations: latency differences weight the proximal step
 instead of FLOPs; the gate's gradient can be an estimate over its whole range; the survivors are fixed on the
-hardware's grid when the hold ends.
+hardware's grid when the hold ends. Nothing is measured while the search runs; `wgates` says why.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Literal
 from hwprune.core.errors import UsageError
 from hwprune.methods._adjust import check_feasible
 from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option
+from hwprune.methods._efficiency import COSTS
 from hwprune.methods._gdp_search import PolarisingSearch
 from hwprune.methods._joint import train_search
 from hwprune.methods._saliency import taylor
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "task_gradient": ("tangent", "secant"),
-    "efficiency": ("latency", "macs"),
+    "efficiency": COSTS,
     "late": ("close", "error"),
 }
 
@@ -49,7 +50,7 @@ class GDP(AbstractMethod):
     )
     saliency_images: int = option(1024, "images for the first estimate of the benefits; 0: none")
     saliency_decay: float = option(0.97, "decay of the running gate gradients")
-    efficiency: Literal["latency", "macs"] = option("latency", "what the search's cost counts")
+    efficiency: Literal["latency", "macs", "flops"] = option("latency", "what the search's cost counts; flops are macs")
     late: Literal["close", "error"] = option("close", "hold ends above the target: close the rest at once, or stop")
     exchange: bool = option(True, "improve the widths by exchanges between groups when the units are fixed")
     distill_alpha: float = option(0.7, "weight of the dense network's outputs in the search's loss")

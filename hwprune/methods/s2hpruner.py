@@ -9,6 +9,8 @@ Where this differs, and why: masks multiply where a group is read, since in fron
 soft and hard network have batch-norm statistics of their own; latency in place of FLOPs, as the exact expectation over
 the allowed widths, one-sided; widths are fitted to the target when they freeze, so that the hard network trains at the
 budget; units are in Taylor order unless told otherwise; the dense network is a second teacher (`distill_alpha` 0: not).
+
+Left out: training on several devices, whose logits would have to agree after every step. One process trains.
 """
 
 from __future__ import annotations

@@ -4,7 +4,12 @@ Weights and gates are trained together; the latency model is frozen, reads hard 
 differences over one step of the grid. Afterwards the widths are fitted exactly to the target and the network is cut;
 the jointly trained weights are kept. Source: Li et al. 2022, "Weight-dependent Gates for Network Pruning"
 (doi 10.1109/TCSVT.2022.3175762). The paper's text was not available: what its abstract leaves open (score scale,
-initialisation, where the gate multiplies, multiplier, snapping) is our design, and each choice is an option.
+initialisation, where the gate multiplies, multiplier, snapping) is our design, and each choice is an option. One of
+them, `project`, lets the latency's gradient reach the gates below the budget as well (see `GateSearch`).
+
+Left out: measuring the current architecture on the device every few steps and fitting the latency model again where it
+errs. The search takes minutes and each measurement a quiet machine for seconds, in which the training would wait. The
+controller measures and fits again after the search, and `refit` gives the widths at the corrected target.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import torch
 from hwprune.core.errors import UsageError
 from hwprune.methods._adjust import check_feasible
 from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option
+from hwprune.methods._efficiency import COSTS
 from hwprune.methods._gate_search import GateSearch
 from hwprune.methods._joint import train_search
 from hwprune.methods._saliency import taylor
@@ -28,7 +34,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "gate_sees_weights": ("detach", "attach"),
     "surrogate": ("arctan", "clipped"),
     "task_gradient": ("tangent", "secant"),
-    "efficiency": ("latency", "macs"),
+    "efficiency": COSTS,
     "multiplier": ("closed_form", "dual"),
     "channels": ("gates", "taylor"),
 }
@@ -56,7 +62,7 @@ class WGates(AbstractMethod):
     saliency_decay: float = option(0.97, "decay of the running gate gradients")
     project: bool = option(True, "shift all scores together so that the hard widths keep the budget at every step")
     align: bool = option(True, "open exactly the snapped number of gates in the forward")
-    efficiency: Literal["latency", "macs"] = option("latency", "what the search's cost counts")
+    efficiency: Literal["latency", "macs", "flops"] = option("latency", "what the search's cost counts; flops are macs")
     multiplier: Literal["closed_form", "dual"] = option("closed_form", "weight of the cost: closed_form or dual")
     multiplier_boost: float = option(15.0, "closed form: how much a relative violation of 1 adds")
     multiplier_decay: float = option(0.8, "closed form: decay of the averaged products")

@@ -3,7 +3,8 @@
 The strongest simple rival of the published methods: one threshold a group (`sigmoid`) or a softmax over its allowed
 widths (`softmax`), annealed from soft to hard, with soft masks where the group is read and the exact expectation of
 the predicted latency over each group's widths. Source: our own pilot on EfficientNet-Lite0. Softmax over the allowed
-numbers of channels is also how FBNetV2 (Wan et al. 2020) and S2HPruner (Lin et al. 2024) choose widths.
+numbers of channels is also how FBNetV2 (Wan et al. 2020) and S2HPruner (Lin et al. 2024) choose widths. Nothing is
+measured while the search runs; `wgates` says why.
 """
 
 from __future__ import annotations

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from hwprune import methods
+from hwprune.core import config
 from hwprune.core.errors import UsageError
-from hwprune.testing.methods import MethodConformance
+from hwprune.methods._efficiency import Efficiency
+from hwprune.testing.methods import MethodConformance, tiny_problem
 
 
 class TestUniform(MethodConformance):
@@ -114,3 +117,15 @@ def test_a_bad_option_is_named(name: str, options: dict[str, object], message: s
 def test_an_unknown_method_is_named() -> None:
     with pytest.raises(UsageError, match=r"unknown method 'wgate'. Did you mean 'wgates'"):
         methods.load("wgate")
+
+
+@pytest.mark.parametrize("name", ["wgates", "dhp", "gdp"])
+def test_what_papers_call_flops_are_macs(name: str) -> None:
+    kind = methods.load(name)
+    chosen = config.from_mapping(kind, {"efficiency": "flops"}, where=name)
+    problem = tiny_problem()
+    space = problem.space
+    efficiency = Efficiency(space, problem.graph, problem.latency, getattr(chosen, "efficiency"))  # noqa: B009
+    rows = np.array([space.smallest().values_tuple(), space.dense().values_tuple()])
+    expected = [problem.graph.macs(space.smallest()), problem.graph.macs(space.dense())]
+    assert efficiency.predict_batch(rows).tolist() == expected

@@ -170,17 +170,44 @@ def test_5_the_latency_model_is_in_no_optimizer() -> None:
     assert optimised == own
 
 
+def cost_gradient(search: GateSearch, budget: float) -> Tensor:
+    """What the latency term of the search's own loss adds to the gradient by the biases, `(G,)`, at a budget."""
+    search.model.eval()
+    search.target, found = budget, []
+    for weight in (0.0, 3.0):
+        search.gates.zero_grad()
+        search.multiplier.value = weight
+        search.loss(*batch(search.problem), progress=1.0).backward()
+        assert search.gates.bias.grad is not None
+        found.append(search.gates.bias.grad.clone())
+    return found[1] - found[0]
+
+
 @every_family
 def test_6_the_cost_pushes_biases_down_above_the_budget_and_not_at_all_below(name: str) -> None:
+    search = started(tiny_problem(name), project=False)
+    above = cost_gradient(search, 0.5)
+    assert search._step is not None
+    assert search._step.cost == 1.0
+    scale = float(above.abs().max())
+    assert scale > 0
+    assert float(above.min()) >= -1e-4 * scale
+    assert float(cost_gradient(search, 2.0).abs().max()) == 0.0
+
+
+@every_family
+def test_6_with_projection_the_cost_is_within_the_budget_and_pushes_all_the_same(name: str) -> None:
+    """The deviation that `GateSearch` names: without it the latency would have no say at all."""
     problem = tiny_problem(name)
     search = started(problem)
-    cost, _ = cost_of(search)
-    for budget, pushes in ((0.5, True), (2.0, False)):
-        search.gates.zero_grad()
-        torch.relu(torch.log(cost / budget)).backward(retain_graph=True)
-        gradient = search.gates.bias.grad
-        assert bool((gradient >= 0).all())
-        assert bool((gradient > 0).any()) == pushes
+    least = problem.latency.predict(problem.space.smallest()).latency_ms / problem.dense_ms
+    for budget in (max(0.7, least), 2.0):
+        pushed = cost_gradient(search, budget)
+        assert search._step is not None
+        assert search._step.cost <= budget + 1e-6
+        scale = float(pushed.abs().max())
+        assert scale > 0
+        assert float(pushed.min()) >= -1e-4 * scale
 
 
 def test_7_the_secant_equals_autograd_where_latency_is_linear_and_sees_the_stairs() -> None:
