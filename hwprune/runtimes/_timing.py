@@ -354,5 +354,6 @@ def as_it_ran(fingerprint: Fingerprint, facts: Mapping[str, str]) -> Fingerprint
 
 def _close(subject: _Subject) -> None:
     if subject.session is not None:
+        subject.facts = dict(subject.session.facts)  # some are known at the end only
         subject.session.close()
         subject.session = None

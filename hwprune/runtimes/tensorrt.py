@@ -16,7 +16,7 @@ from hwprune.core.errors import UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, Finding
 from hwprune.runtimes._host import cpu_model
-from hwprune.runtimes._nvidia import facts, findings
+from hwprune.runtimes._nvidia import ClockSpan, facts, findings
 from hwprune.runtimes._tensorrt import api
 from hwprune.runtimes._tensorrt.api import Inspector
 from hwprune.runtimes._tensorrt.builder import BuildOptions
@@ -145,6 +145,7 @@ class TensorRt(AbstractRuntime):
         timings = place.timing_cache(folder, target, lambda: self.fingerprint(target))
         plan = place.builder(self._build_options()).plan(model, target, timings)
         session = TrtSession(place.trt, place.runtime, place.cuda, place.log, plan, graph=self.graph)
+        session.watch_clocks(ClockSpan(place.throttle))
         if timings.refused:
             session.note(f"timing_cache_refused: {timings.refused}")
         return session

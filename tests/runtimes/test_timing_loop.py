@@ -251,3 +251,28 @@ def test_a_hopeless_session_ends() -> None:
     machine = Machine(Disturbances())
     measured = measure_with(CountingClock(machine, waiting=0.9), machine)
     assert len(measured.rounds) <= 2 * measured.protocol.rounds_max + 1
+
+
+class CountingSession(FakeSession):
+    """Knows at the end how often it has run."""
+
+    runs = 0
+
+    def run(self) -> None:
+        self.runs += 1
+        super().run()
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        return {"runs": str(self.runs)}
+
+
+def test_facts_are_those_of_the_end() -> None:
+    machine = Machine(Disturbances(seed=0))
+    clock = VirtualClock(machine)
+    gauge = Reference(FakeSession(machine, REFERENCE_MS), clock, Calibration(0.99 * REFERENCE_MS, REFERENCE_MS, 0.02))
+    loop = TimingLoop(gauge, clock, reference_ms=REFERENCE_MS, fingerprint=FINGERPRINT)
+    session = CountingSession(machine, 1.0)
+    found = loop.measure({"net": lambda: session}, QUICK)["net"]
+    assert found.facts == (("runs", str(session.runs)),)
+    assert session.runs > found.lap_count > 0

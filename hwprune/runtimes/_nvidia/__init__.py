@@ -12,9 +12,9 @@ from hwprune.runtimes._base import Finding
 from hwprune.runtimes._nvidia.findings import gpu_findings, jetson_findings
 from hwprune.runtimes._nvidia.jetson import Jetson
 from hwprune.runtimes._nvidia.nvml import Nvml
-from hwprune.runtimes._nvidia.throttle import Throttle
+from hwprune.runtimes._nvidia.throttle import ClockSpan, Throttle
 
-__all__ = ["Finding", "Jetson", "Nvml", "Throttle", "facts", "findings", "throttle_counters"]
+__all__ = ["ClockSpan", "Finding", "Jetson", "Nvml", "Throttle", "facts", "findings", "throttle_counters"]
 
 ROOT = Path("/")
 

@@ -57,16 +57,45 @@ class Throttle:
             found.update((f"held back by {name}", count) for name, count in self._card.violations_ns().items())
         return found
 
+    def locked(self) -> bool | None:
+        """Whether the GPU's clock is locked; None where that cannot be told, as through NVML."""
+        clock = self._board.gpu_clock() if self._board is not None else None
+        return clock.locked if clock is not None and clock.known else None
+
     def _watch_clock(self) -> None:
-        now = self._clock()
+        now = self.clock_mhz()
         if now is None:
             return
         before, self._clock_mhz = self._clock_mhz, now
-        if before is not None and abs(now - before) > MOVED * before:
+        if before is not None and moved(before, now):
             self._counts["gpu clock moved"] = self._counts.get("gpu clock moved", 0) + 1
 
-    def _clock(self) -> int | None:
+    def clock_mhz(self) -> int | None:
+        """The GPU's clock now, None where it cannot be read."""
         if self._board is not None:
             clock = self._board.gpu_clock()
             return clock.current_mhz if clock is not None and clock.current_mhz > 0 else None
         return self._card.clock_mhz(SM) if self._card is not None else None
+
+
+class ClockSpan:
+    """The GPU's clock from now to whenever it is asked for: a row of a table says so, since few clocks are locked."""
+
+    def __init__(self, throttle: Throttle) -> None:
+        self._throttle = throttle
+        self._begin_mhz = throttle.clock_mhz()
+
+    def facts(self) -> dict[str, str]:
+        """`clocks_locked` (yes, no, unknown: NVML shows at best that they are not) and `sm_mhz` at begin and end."""
+        begin, end, locked = self._begin_mhz, self._throttle.clock_mhz(), self._throttle.locked()
+        found: dict[str, str] = {}
+        if begin is not None and end is not None:
+            found["sm_mhz"] = f"{begin} to {end}"
+            locked = False if locked is None and moved(begin, end) else locked
+        found["clocks_locked"] = "unknown" if locked is None else "yes" if locked else "no"
+        return found
+
+
+def moved(before_mhz: int, after_mhz: int) -> bool:
+    """Whether a clock changed by more than what a locked one shows."""
+    return abs(after_mhz - before_mhz) > MOVED * before_mhz

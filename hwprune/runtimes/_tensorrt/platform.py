@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwprune.core.errors import DeviceError, UsageError
-from hwprune.runtimes._nvidia import throttle_counters
+from hwprune.runtimes._nvidia import Throttle, throttle_counters
 from hwprune.runtimes._tensorrt import api
 from hwprune.runtimes._tensorrt.api import Module, Runtime
 from hwprune.runtimes._tensorrt.builder import BuildOptions, PlanBuilder
@@ -50,6 +50,7 @@ class Platform:
     trt: Module
     cuda: Cuda
     clock: DeviceClock
+    throttle: Throttle
     log: Log
     runtime: Runtime
     builders: dict[BuildOptions, PlanBuilder] = field(default_factory=dict)
@@ -87,7 +88,8 @@ def platform(access: Access) -> Platform:
     cuda = Cuda(calls, access.gpu)
     log = Log(trt)
     runtime: Runtime = log.make("runtime", trt.Runtime)
-    opened = Platform(trt, cuda, DeviceClock(cuda, throttle_counters(access.gpu)), log, runtime, primary=primary)
+    throttle = throttle_counters(access.gpu)
+    opened = Platform(trt, cuda, DeviceClock(cuda, throttle), throttle, log, runtime, primary=primary)
     atexit.register(opened.save)
     return opened
 

@@ -26,6 +26,7 @@ from hwprune.runtimes._tensorrt.log import Log
 if TYPE_CHECKING:
     import numpy as np
 
+    from hwprune.runtimes._nvidia import ClockSpan
     from hwprune.runtimes._tensorrt.api import Runtime
 
 TYPES = {
@@ -68,6 +69,7 @@ class TrtSession(AbstractSession):
         self._bindings: tuple[Binding, ...] = ()
         self._graph: Graph | None = None
         self._notes: list[str] = []
+        self._clocks: ClockSpan | None = None
         self.kernels = 0
         self.engine = _engine(runtime, plan, log)
         self.context = self.new_context()
@@ -89,11 +91,16 @@ class TrtSession(AbstractSession):
 
     @property
     def facts(self) -> Mapping[str, str]:
-        return {"graph": "captured" if self._graph else "enqueued", "kernels": str(self.kernels)}
+        clocks = self._clocks.facts() if self._clocks is not None else {}
+        return {"graph": "captured" if self._graph else "enqueued", "kernels": str(self.kernels), **clocks}
 
     def note(self, warning: str) -> None:
         """Add what became known about this engine."""
         self._notes.append(warning)
+
+    def watch_clocks(self, clocks: ClockSpan) -> None:
+        """Tell of the GPU's clock among the facts."""
+        self._clocks = clocks
 
     def run(self) -> None:
         """Put one inference on the stream; the clock waits for it."""

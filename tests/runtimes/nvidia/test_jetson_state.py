@@ -154,6 +154,17 @@ def test_a_fan_and_a_step_of_the_clock_void_nothing(board: FakeJetson) -> None:
     assert _counts(throttle) == before
 
 
+def test_a_row_says_whether_the_clocks_were_locked(board: FakeJetson) -> None:
+    throttle = _nvidia.throttle_counters(root=board.root, library=NO_NVML)
+    span = _nvidia.ClockSpan(throttle)
+    assert span.facts() == {"sm_mhz": "306 to 306", "clocks_locked": "no"}
+    board.clock(cur=1020, low=1020, high=1020)
+    assert span.facts() == {"sm_mhz": "306 to 1020", "clocks_locked": "yes"}
+    (board.root / board.gpu / "min_freq").unlink()
+    assert span.facts()["clocks_locked"] == "no", "it moved"
+    throttle.close()
+
+
 def test_findings_give_the_commands(board: FakeJetson) -> None:
     found = {finding.name: finding for finding in _nvidia.findings(root=board.root)}
     assert [finding.status for finding in found.values()] == ["pass", "pass", "warn", "pass", "pass", "pass"]

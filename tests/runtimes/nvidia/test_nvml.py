@@ -135,6 +135,18 @@ def test_counters(fake: Fake, tmp_path: Path) -> None:
     assert _counts(throttle)["gpu clock moved"] == 1  # closed: nothing is asked any more
 
 
+def test_a_span_tells_the_clock_at_begin_and_end(fake: Fake, tmp_path: Path) -> None:
+    throttle = _nvidia.throttle_counters(0, root=tmp_path, library=fake.path)
+    fake.set("sm_mhz", 1590)
+    span = _nvidia.ClockSpan(throttle)
+    fake.set("sm_mhz", 1605)
+    assert span.facts() == {"sm_mhz": "1590 to 1605", "clocks_locked": "unknown"}
+    fake.set("sm_mhz", 1410)
+    assert span.facts() == {"sm_mhz": "1590 to 1410", "clocks_locked": "no"}
+    throttle.close()
+    assert span.facts() == {"clocks_locked": "unknown"}
+
+
 def test_findings_of_a_healthy_gpu_give_the_commands(fake: Fake, tmp_path: Path) -> None:
     found = {item.name: item for item in _nvidia.findings(0, root=tmp_path, library=fake.path)}
     assert found["GPU"].detail == "number 0: NVIDIA Fake GPU, driver 570.10.1"

@@ -65,17 +65,18 @@ def measured(board: Board) -> Measurement:
 
 
 def test_with_nothing_wrong_there_are_rows_and_no_warnings(gpu: Gpu, tmp_path: Path) -> None:
+    found_facts = (("clocks_locked", "unknown"), ("graph", "captured"), ("kernels", "4"))
     board = board_of(gpu)
     table, error = profiled(board, tmp_path)
     assert error is None
     assert len(table.rows) >= 6
     assert len(table.layer_rows) == 6
-    assert {row.facts for row in table.rows} == {(("graph", "captured"), ("kernels", "4"))}
+    assert {row.facts for row in table.rows} == {found_facts}
     assert all(row.wall_ms > row.latency_ms > 0 and row.notes == () for row in table.rows)
     found = measured(board)
     assert found.warnings == ()
     assert found.fingerprint == board.fingerprint
-    assert dict(found.facts) == {"graph": "captured", "kernels": "4"}
+    assert found.facts == found_facts
 
 
 FAULTS = {
