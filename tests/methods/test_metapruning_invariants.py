@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hwprune.core.widths import Widths
-from hwprune.graph import cut, trace
+from hwprune.graph import ChannelGraph, cut, trace
 from hwprune.methods import Problem
 from hwprune.methods._metapruning_genes import GeneSpace
 from hwprune.methods._metapruning_net import PruningNet
@@ -282,9 +282,8 @@ def paper_width(base: int, index: int) -> int:
     return base * (10 + 3 * index) // 100
 
 
-def test_13_the_paper_s_mobilenetv2_costs_what_its_log_says() -> None:
-    overall = (18, 23, 18, 18, 28, 28, 28, 27, 27, 27, 27, 2, 2, 2, 12, 12, 12, 15)
-    middles = (4, 12, 25, 23, 20, 14, 24, 8, 19, 26, 2, 10, 24, 16, 6, 26, 10)
+def mobilenetv2_at(overall: tuple[int, ...], middles: tuple[int, ...]) -> tuple[ChannelGraph, dict[str, int]]:
+    """The graph, and the widths of two lists of the paper's scale indices: one gene a stage, one a bottleneck."""
     graph = trace(_MobileNetV2().eval(), torch.zeros(1, 3, 224, 224), verify=False)
     widths = {"stem.0": paper_width(44, overall[0])}
     inputs = (44, *_MobileNetV2.outputs[:-1])
@@ -293,7 +292,13 @@ def test_13_the_paper_s_mobilenetv2_costs_what_its_log_says() -> None:
         widths[f"blocks.{place}.convs.0"] = paper_width(middle, middles[place])
         widths[f"blocks.{place}.convs.2"] = paper_width(base, index)
     free = {group.name: widths[group.name] for group in graph.removable if group.name != "head.0"}
-    assert len(free) == 25  # one gene a stage and one a bottleneck
+    assert len(free) == 25
+    return graph, free
+
+
+def test_13_the_paper_s_mobilenetv2_costs_what_its_log_says() -> None:
+    overall = (18, 23, 18, 18, 28, 28, 28, 27, 27, 27, 27, 2, 2, 2, 12, 12, 12, 15)
+    graph, free = mobilenetv2_at(overall, (4, 12, 25, 23, 20, 14, 24, 8, 19, 26, 2, 10, 24, 16, 6, 26, 10))
     ops = graph.ops(free)
     norms = sum(op.out_channels * op.out_size[0] * op.out_size[1] for op in ops if op.kind == "norm")
     # The search's counter also counts a norm's outputs, the classifier's bias and the inputs of the pooling.
@@ -301,11 +306,32 @@ def test_13_the_paper_s_mobilenetv2_costs_what_its_log_says() -> None:
     assert round(total / 1e6, 2) == 207.98
 
 
+def test_13_the_paper_s_mobilenetv2_of_105_million() -> None:
+    overall = (14, 12, 11, 11, 8, 8, 8, 7, 7, 7, 7, 8, 8, 8, 14, 14, 14, 8)
+    graph, free = mobilenetv2_at(overall, (6, 5, 2, 15, 7, 17, 14, 5, 11, 12, 12, 11, 6, 16, 14, 13, 14))
+    assert round(graph.macs(free) / 1e6, 2) == 104.87
+
+
 @pytest.mark.slow
-def test_13_resnet50_costs_4089_million() -> None:
+def test_13_the_paper_s_resnet50_in_full_and_at_two_sizes() -> None:
     models = pytest.importorskip("torchvision.models")
     graph = trace(models.resnet50(weights=None).eval(), torch.zeros(1, 3, 224, 224), verify=False)
     assert round(graph.macs(graph.dense()) / 1e6) == 4089
+    half = (19, 9, 15, 13, 10, 9, 10, 6, 9, 13, 11, 12, 7, 18, 7, 13, 12, 10, 19, 18)
+    three_quarters = (23, 17, 16, 17, 16, 16, 18, 20, 18, 25, 11, 29, 22, 18, 13, 27, 17, 23, 23, 20)
+    blocks = [(layer, block) for layer, count in enumerate((3, 4, 6, 3), start=1) for block in range(count)]
+    for ids, golden in ((half, 1027.6), (three_quarters, 1989.9)):
+        index = {"conv1": ids[0], "layer4": 30}  # the last stage's outputs stay whole
+        index.update({f"layer{layer}": ids[layer] for layer in (1, 2, 3)})
+        for (layer, block), middle in zip(blocks, ids[4:], strict=True):
+            index.update({f"layer{layer}.{block}.conv1": middle, f"layer{layer}.{block}.conv2": middle})
+        # Where a block ends, or its shortcut does, the width is its stage's.
+        widths = {
+            group.name: paper_width(group.units, index.get(group.name, index.get(group.name.partition(".")[0], -1)))
+            for group in graph.removable
+        }
+        assert len(set(index) - set(widths)) == 4  # the stages, which are named by a layer of theirs
+        assert round(graph.macs(widths) / 1e6, 1) == golden
 
 
 def test_one_structure_a_step_drawn_from_the_step_s_own_numbers() -> None:
