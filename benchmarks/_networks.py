@@ -54,7 +54,7 @@ def compare(name: str, methods: Sequence[str], budgets: Sequence[str], seeds: in
 
 
 def main(description: str, methods: Sequence[str], record: str) -> None:
-    """The command line of a benchmark: run what is missing, print the tables, write `results/RECORD_NETWORK.json` and `.svg`."""
+    """The command line of a benchmark: run what is missing, print the tables, write them and a plot to `results/`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=sorted(SETTINGS), action="append")
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS))

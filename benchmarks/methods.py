@@ -17,6 +17,7 @@ METHODS = (
     "gdp",
     "s2hpruner",
     "metapruning",
+    "metapruning:sampler=random",
     "widths",
     "knapsack",
     "greedy",

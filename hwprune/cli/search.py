@@ -35,6 +35,10 @@ def search(
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the method; repeatable.")
     ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="metapruning: ga, nsga2, tpe or random; short for --set sampler="),
+    ] = None,
     data: flags.Data = None,
     finetune_epochs: Annotated[float, flags.epochs_flag("finetuning afterwards")] = DEFAULTS.finetune_epochs,
     total_epochs: Annotated[
@@ -62,7 +66,7 @@ def search(
             latency=latency,
             statistic=statistic,
             method=method,
-            options=parse_options(options or ()),
+            options=parse_options((*(options or ()), *([f"sampler={sampler}"] if sampler else ()))),
             finetune_epochs=finetune_epochs,
             total_epochs=total_epochs,
             **shared,

@@ -167,7 +167,7 @@ def open_workshop(
             "fit",
             lambda: fit(table, kinds=("lpnet",), seed=folder.settings.seed, rows=PROFILED, on_event=folder.emit),
         )
-        _judge_fit(report, folder)
+        judge_fit(report, folder.emit)
         keep_model(table, report.model)
         _write_environment(folder, found.board, data)
         yield Workshop(
@@ -190,7 +190,7 @@ def _profiled(found: Survey, folder: RunFolder, stop: Stop) -> LatencyTable:
     )
 
 
-def _judge_fit(report: FitReport, folder: RunFolder) -> None:
+def judge_fit(report: FitReport, on_event: OnEvent) -> None:
     """Say when the latency model steers worse than a gradient search should be steered; measurements still decide."""
     found = report.scores
     doubts = {
@@ -200,7 +200,7 @@ def _judge_fit(report: FitReport, folder: RunFolder) -> None:
     }
     if any(doubts.values()):
         text = "; ".join(doubt for doubt, holds in doubts.items() if holds)
-        folder.emit(Caution(f"the latency model {text}", hint="a quieter machine or more --samples make a better one"))
+        on_event(Caution(f"the latency model {text}", hint="a quieter machine or more --samples make a better one"))
 
 
 def _write_environment(folder: RunFolder, board: AbstractBoard, data: Data) -> None:

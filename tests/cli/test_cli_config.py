@@ -187,13 +187,13 @@ def test_defaults_of_flags_are_the_apis(real_api: object) -> None:
     """None in the API stands for the default of the run's settings, which the help shows."""
     import inspect
 
-    from hwprune.cli import _flags, bench, doctor, finetune, fit, predict, profile, search
+    from hwprune.cli import _flags, bench, compare, doctor, finetune, fit, predict, profile, search
     from hwprune.search.settings import DEFAULTS
 
     shared = {"search": _flags.SPACE_FLAGS, "profile": _flags.SPACE_FLAGS, "predict": _flags.TABLE_FLAGS}
     shared["bench"] = _flags.TARGET_FLAGS
     checked = 0
-    for module in (bench, doctor, finetune, fit, predict, profile, search):
+    for module in (bench, compare, doctor, finetune, fit, predict, profile, search):
         name = module.__name__.rsplit(".", 1)[1]
         flags = {item.name: item for item in signature_of(getattr(module, name), shared.get(name, ()))}
         for parameter in inspect.signature(getattr(real_api, name)).parameters.values():

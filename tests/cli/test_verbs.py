@@ -14,8 +14,9 @@ from cli_fakes import Done, FakeApi, FakeRun
 from made_run import DENSE, KEPT, TILE, layer_times, measurement, ops, result
 
 from hwprune.core.errors import DeviceError, UsageError
-from hwprune.core.measurement import Prediction, compare
+from hwprune.core.measurement import Prediction, Target, compare
 from hwprune.core.widths import ChannelGroup, SearchSpace
+from hwprune.report.comparison import ComparedRun, MethodComparison
 from hwprune.report.run_data import LayerProfile, Result
 from hwprune.report.waterfall import waterfall
 
@@ -73,6 +74,30 @@ def test_search_passes_its_flags_on(hw: Hw, api: FakeApi) -> None:
     expected |= {"run_dir": Path("out"), "statistic": "p90", "latency": None}
     assert {key: kwargs[key] for key in expected} == expected
     assert kwargs["stop"]() is False
+
+
+def test_the_sampler_is_an_option_of_the_method(hw: Hw, api: FakeApi) -> None:
+    api.answers["search"] = made()
+    words = ("search", "--latency", "60%", "--method", "metapruning", "--set", "parents=4", "--sampler", "tpe")
+    assert hw(*words).code == 0
+    assert api.last["options"] == {"parents": "4", "sampler": "tpe"}
+
+
+@pytest.mark.parametrize(("verdicts", "code"), [(("pass", "pass"), 0), (("pass", "failed"), 1)])
+def test_compare(hw: Hw, api: FakeApi, verdicts: tuple[str, ...], code: int) -> None:
+    runs = tuple(ComparedRun("60%", name, 0, verdict) for name, verdict in zip("ab", verdicts, strict=True))
+    api.answers["compare"] = MethodComparison("net", "digits", Target(), "top-1", 0.9, 6.0, 100, runs, (), False)
+    api.answers["comparison_folder"] = Path("runs/compare_net")
+    words = (
+        "compare resnet20 --methods greedy,metapruning:sampler=random --budgets 60%,4ms --seeds 3 --seed 7 --epochs 8"
+    )
+    done = hw(*words.split(), "--baselines", "greedy", "--run-dir", "out")
+    assert done.code == code
+    assert done.out.rstrip().endswith("out/comparison.html")
+    expected = {"methods": ("greedy", "metapruning:sampler=random"), "budgets": ("60%", "4ms"), "seeds": 3, "seed": 7}
+    expected |= {"baselines": ("greedy",), "run_dir": Path("out"), "epochs": 8.0, "total_epochs": 0.0}
+    assert {key: api.last[key] for key in expected} == expected
+    assert "unknown method 'greddy'. Did you mean 'greedy'" in hw("compare", "--methods", "greddy").err
 
 
 def test_search_json_is_the_result(hw: Hw, api: FakeApi) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from hwprune.core.events import Caution, Event, Note
-from hwprune.search.workshop import SESSIONS, STEADY, Workshop
+from hwprune.search.workshop import SESSIONS, STEADY, Workshop, judge_fit
 
 Intervals = dict[str, float]
 
@@ -69,3 +70,24 @@ def test_a_run_waits_as_long_as_it_has_worked() -> None:
     assert [type(event) for event in events] == [Note] * 6
     session, events = measured([*scattered, {"pruned": 0.01}], worked_s=60.0)
     assert [type(event) for event in events] == [Note] * 4 + [Caution]
+
+
+@pytest.mark.parametrize(
+    ("mape", "wrong_sign", "cosine", "said"),
+    [
+        (0.049, 0.02, 0.9, None),
+        (0.02, 0.0, math.nan, None),
+        (0.13, 0.0, 0.99, "the latency model errs by 13.0% on networks it has not seen"),
+        (
+            0.02,
+            0.2,
+            0.8,
+            "the latency model has the wrong sign in 20% of the steps of one tile; has slopes at a cosine",
+        ),
+    ],
+)
+def test_a_doubtful_latency_model_is_said(mape: float, wrong_sign: float, cosine: float, said: str | None) -> None:
+    events: list[Event] = []
+    report: Any = SimpleNamespace(scores=SimpleNamespace(mape=mape, wrong_sign=wrong_sign, cosine=cosine))
+    judge_fit(report, events.append)
+    assert [event.text[: len(said or "")] for event in events if isinstance(event, Caution)] == ([said] if said else [])
