@@ -201,13 +201,14 @@ def test_findings_give_the_commands(board: FakeJetson) -> None:
 
 @pytest.mark.jetson
 def test_a_real_jetson() -> None:
-    """Needs a Jetson: run the test suite on the board itself."""
+    """Needs to run on the board itself; what needs a board behind SSH is in tests/devices/test_jetson_device.py."""
     found = Jetson.find(Path("/"))
-    assert found is not None
+    if found is None:
+        pytest.skip("this machine is no Jetson: run the test on the board")
     facts = dict(found.facts())
     assert "unknown" not in facts.values(), facts
     assert found.temperatures()
-    assert set(found.over_current_events()) == {"oc1", "oc2", "oc3"}
+    assert set(found.over_current_events()) <= {"oc1", "oc2", "oc3"}  # a Xavier counts none
     throttle = _nvidia.throttle_counters()
     assert _counts(throttle)
     throttle.close()
