@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from hwprune.core.errors import Interrupted, NetworkUnfit, TableError
+from hwprune.core.errors import DeviceError, Interrupted, NetworkUnfit, TableError
 from hwprune.core.events import Caution, OnEvent, Progress, ignore
 from hwprune.core.files import lock
 from hwprune.core.measurement import Measurement, explain
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.latency.crew import share_out
+from hwprune.latency.deaths import FILE, Deaths
 from hwprune.latency.features import restrict
 from hwprune.latency.light import light
 from hwprune.latency.plan import Kind, plan_widths
@@ -55,10 +56,12 @@ def profile(
     After the rows come layer times of the first few networks, then a second measurement of some networks in a new
     session, which is what the label noise is known from. `stop` is asked between batches; when it says True, the
     table is complete up to there and `Interrupted` is raised. `others` are more devices of the same fingerprint: all
-    take batches from one queue, and what a lost one had in hand goes to the next. A network that ends the process
-    which measures it, cannot be built, is not computed right or runs in another way than the device's fingerprint says
-    is left out, with a `Caution`; so is told what an engine warns of, each kind once. Raises `TableError` for a table
-    of another network, space or fingerprint, and `NetworkUnfit` when the first network cannot be measured either.
+    take batches from one queue, and what a lost one had in hand goes to the next. When this process loses its GPU for
+    good, the same call in another process measures what was in hand one by one, and leaves out what does it twice. A
+    network that ends the process which measures it, cannot be built, is not computed right or runs in another way than
+    the device's fingerprint says is left out, with a `Caution`; so is told what an engine warns of, each kind once.
+    Raises `TableError` for a table of another network, space or fingerprint, and `NetworkUnfit` when the first network
+    cannot be measured either.
     """
     for device in (board, *others):
         table.check(device.fingerprint)
@@ -96,11 +99,13 @@ class _Profile:
         self.stop = stop
         self.lock = threading.RLock()  # held for everything but the measuring itself
         self.told: set[str] = set()
+        self.deaths = Deaths(table.folder)
         self.begin_s = time.monotonic()
         self.done = self.fresh = self.total = 0
 
     def run(self, plan: Sequence[Planned]) -> None:
         """Rows, layer times, repeats: whatever of each is missing."""
+        plan = self._without_deadly(plan)
         have, layered = self.table.measured(), {sample.values for sample in self.table.layer_rows}
         missing = [item for item in plan if item[0] not in have]
         layers = [widths for widths, _ in plan[:LAYER_SAMPLES] if widths.values_tuple() not in layered]
@@ -113,6 +118,14 @@ class _Profile:
         self._measure(self._disturbed(plan), _session("profile again"))
         share_out(layers, self.boards, self._profile_layers, self.on_event)
         self._measure(repeats, _session("repeat"))
+
+    def _without_deadly(self, plan: Sequence[Planned]) -> list[Planned]:
+        """The plan without the networks at which two processes lost the device."""
+        kept = [item for item in plan if not self.deaths.deadly(item[0])]
+        if len(kept) < len(plan):
+            text = f"{len(plan) - len(kept)} networks are left out: two processes lost the device at each"
+            self.on_event(Caution(text, f"to try again, remove {self.table.folder / FILE}"))
+        return kept
 
     def _disturbed(self, plan: Sequence[Planned]) -> list[Planned]:
         """The planned networks without any undisturbed row: they get a second chance, once in every run."""
@@ -135,13 +148,18 @@ class _Profile:
         except NetworkUnfit as error:
             self._leave_out(error)
             return
+        except DeviceError as error:
+            self._bury(error, [widths])
+            raise
         with self.lock:
             if times:  # a runtime may have none
                 self.table.append_layers(LayerSample(widths.values_tuple(), times), fingerprint=board.fingerprint)
             self._progress(1, "layers")
 
     def _measure(self, planned: Sequence[Planned], session: str) -> None:
-        batches = list(_batches(planned, BATCH))
+        usual = [item for item in planned if not self.deaths.suspects(item[0])]
+        alone = [[item] for item in planned if self.deaths.suspects(item[0])]
+        batches = [*_batches(usual, BATCH), *alone]
 
         def work(board: AbstractBoard, batch: Sequence[Planned]) -> None:
             try:
@@ -152,8 +170,18 @@ class _Profile:
                     return
                 for item in batch:
                     work(board, [item])
+            except DeviceError as error:
+                self._bury(error, [widths for widths, _ in batch])
+                raise
 
         share_out(batches, self.boards, work, self.on_event)
+
+    def _bury(self, error: DeviceError, in_hand: Sequence[Widths]) -> None:
+        """Remember what was in hand when this process lost its device."""
+        if error.ends_process:
+            with self.lock:
+                self.deaths.note(in_hand)
+                self.on_event(Caution("the same command goes on, with the networks in hand one at a time"))
 
     def _measure_batch(self, board: AbstractBoard, batch: Sequence[Planned], session: str) -> None:
         models = {str(place): self._model(board, widths) for place, (widths, _) in enumerate(batch)}

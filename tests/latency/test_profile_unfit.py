@@ -11,8 +11,10 @@ import pytest
 from hwprune.core.events import Caution, Event, OnEvent, ignore
 from hwprune.core.measurement import Measurement, Protocol
 from hwprune.devices.prepare import WrongOutputs
+from hwprune.latency.plan import plan_widths
 from hwprune.latency.profile import profile
 from hwprune.latency.table import LatencyTable
+from hwprune.runtimes._tensorrt.errors import DeviceLost
 from hwprune.testing.staircase import StaircaseBoard, StaircaseGraph, StaircaseTemplate, staircase_space
 
 
@@ -29,7 +31,7 @@ class WrongBoard(StaircaseBoard):
         return super().measure(models, protocol=protocol, seed=seed, on_event=on_event)
 
 
-def _profiled(folder: Path, board: WrongBoard, events: list[Event]) -> LatencyTable:
+def _profiled(folder: Path, board: StaircaseBoard, events: list[Event]) -> LatencyTable:
     graph, space = StaircaseGraph(), staircase_space()
     table = LatencyTable.obtain(folder, model_name="net", graph=graph, space=space, board=board, tile=16)  # type: ignore[arg-type]
     return profile(
@@ -54,6 +56,57 @@ def test_a_wrong_network_is_left_out(tmp_path: Path) -> None:
     assert stems[0] not in measured
     assert len(table.rows) >= 10
     assert any(isinstance(event, Caution) and "left out of the table: the outputs" in event.text for event in events)
+
+
+class DeadlyBoard(StaircaseBoard):
+    """Is lost to this process at one network, and from then on."""
+
+    deadly: tuple[int, ...] = ()
+
+    def measure(
+        self, models: Mapping[str, bytes], *, protocol: Protocol, seed: int = 0, on_event: OnEvent = ignore
+    ) -> dict[str, Measurement]:
+        for data in models.values():
+            self._die(data)
+        return super().measure(models, protocol=protocol, seed=seed, on_event=on_event)
+
+    def _die(self, data: bytes) -> None:
+        if tuple(json.loads(data).values()) == self.deadly:
+            raise DeviceLost("the GPU is lost to this process", code=700)
+
+
+def _runs(folder: Path, deadly: tuple[int, ...]) -> tuple[list[bool], list[Event], LatencyTable]:
+    """Whether each run of the same command ended by the error, until one does not; the events of the last."""
+    died: list[bool] = []
+    while True:
+        board, events = DeadlyBoard(), list[Event]()
+        board.deadly = deadly
+        try:
+            return [*died, False], events, _profiled(folder, board, events)
+        except DeviceLost:
+            died.append(True)
+            assert len(died) < 5
+
+
+def test_a_network_that_costs_a_process_its_gpu_is_left_out_after_the_second(tmp_path: Path) -> None:
+    planned = [widths.values_tuple() for widths, _ in plan_widths(staircase_space(), 30)]
+    died, events, table = _runs(tmp_path, planned[12])
+    assert died == [True, True, False]
+    assert {row.widths for row in table.rows} == set(planned) - {planned[12]}
+    (told,) = [event for event in events if isinstance(event, Caution)]
+    assert told.text == "1 networks are left out: two processes lost the device at each"
+    assert (table.folder / "deaths.jsonl").exists()
+    assert str(table.folder / "deaths.jsonl") in told.hint
+
+
+def test_one_lost_gpu_leaves_no_network_out(tmp_path: Path) -> None:
+    planned = [widths.values_tuple() for widths, _ in plan_widths(staircase_space(), 30)]
+    board = DeadlyBoard()
+    board.deadly = planned[12]
+    with pytest.raises(DeviceLost):
+        _profiled(tmp_path, board, [])
+    table = _profiled(tmp_path, DeadlyBoard(), [])
+    assert {row.widths for row in table.rows} == set(planned)
 
 
 def test_where_the_first_network_is_wrong_nothing_is_measured(tmp_path: Path) -> None:
