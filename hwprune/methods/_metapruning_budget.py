@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from hwprune.methods.metapruning import MetaPruning
 
 FORWARD_COST = 1 / 3  # of a forward and backward pass
+RECALIBRATION_BATCH = 128
 # What finetuning is left with decides the result as much as the widths do.
 _SEARCH = 0.5
 # Of the search's images at most; of what is left then, at most.
 _SALIENCY, _TRAINING = 0.25, 0.5
 _SALIENCY_BATCH = 32
 # Fewer images say nothing reliable about a batch norm or a loss.
-_LEAST_IMAGES = 128
+_LEAST_IMAGES = RECALIBRATION_BATCH
+_NAMES = ("saliency images", "training steps", "candidates", "recalibration images", "validation images")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def within_image_budget(problem: Problem, options: MetaPruning) -> tuple[Problem
         return problem, options
     data, batch_size = problem.data, min(problem.plan.batch_size, len(problem.data.train))
     wanted = Spending(
-        min(options.saliency_images, len(data.train)),
+        min(math.ceil(options.saliency_images / _SALIENCY_BATCH) * _SALIENCY_BATCH, len(data.train)),
         step_count(problem),
         options.evaluations,
         min(options.recalibration_images, len(data.train)),
@@ -92,9 +94,6 @@ def within_image_budget(problem: Problem, options: MetaPruning) -> tuple[Problem
     )
 
 
-_NAMES = ("saliency images", "training steps", "candidates", "recalibration images", "validation images")
-
-
 def shared_out(wanted: Spending, allowed: float, batch_size: int) -> Spending:
     """As much of `wanted` as `allowed` images pay for; possibly no candidates at all."""
     batches = max(1, int(_SALIENCY * allowed) // _SALIENCY_BATCH)
@@ -105,8 +104,8 @@ def shared_out(wanted: Spending, allowed: float, batch_size: int) -> Spending:
     each = wanted.recalibration + wanted.validation
     factor = math.sqrt(min(1.0, max(0.0, forward) / (wanted.evaluations * each)))
     recalibration = _shrunk(wanted.recalibration, factor)
-    if recalibration > _LEAST_IMAGES:
-        recalibration -= recalibration % _LEAST_IMAGES  # averages are over whole batches
+    if recalibration > RECALIBRATION_BATCH:
+        recalibration -= recalibration % RECALIBRATION_BATCH  # averages are over whole batches
     validation = _shrunk(wanted.validation, factor)
     evaluations = min(wanted.evaluations, math.floor(forward / (recalibration + validation)))
     return Spending(saliency, steps, evaluations, recalibration, validation)

@@ -24,6 +24,7 @@ from hwprune.graph import cut
 from hwprune.methods._adjust import fit_to_target
 from hwprune.methods._base import Problem
 from hwprune.methods._families import uniform_family, widest_that_fits
+from hwprune.methods._metapruning_budget import RECALIBRATION_BATCH
 from hwprune.methods._metapruning_genes import Gene, GeneSpace
 from hwprune.methods._metapruning_net import PruningNet
 from hwprune.methods._metapruning_sampler import (
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 _FLOOR = 0.25
 _SURVEYED = 1000
-_BATCH = 128
 # Options that change neither which candidates come nor what they score.
 _SAME_SCORES = ("evaluations", "measured", "weights", "memory_gb", "storage")
 
@@ -73,7 +73,7 @@ class Judge:
     def __init__(self, problem: Problem, net: PruningNet, fitness: str, recalibration_images: int) -> None:
         self.problem, self.net, self.fitness = problem, net, fitness
         self.recalibration_images = min(recalibration_images, len(problem.data.train))
-        self._batch_size = min(_BATCH, self.recalibration_images)
+        self._batch_size = min(RECALIBRATION_BATCH, self.recalibration_images)
         self._full = copy.deepcopy(problem.model)
         self._reference = predict(problem.model, problem.data, "val") if fitness == "distance" else None
 

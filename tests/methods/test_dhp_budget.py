@@ -125,7 +125,7 @@ def test_11_the_first_check_within_the_budget_ends_the_proximal_steps_and_is_log
 @pytest.mark.parametrize("efficiency", ["latency", "macs"])
 def test_11_a_budget_that_is_not_reached_is_an_error_with_the_cost_at_the_end(efficiency: str) -> None:
     problem = tiny_problem(budget=0.6)
-    options = {"penalty": 4.0, "latent_lr": 0.01, "efficiency": efficiency, "saliency_images": 16}
+    options: dict[str, Any] = {"penalty": 4.0, "latent_lr": 0.01, "efficiency": efficiency, "saliency_images": 16}
     search = started(problem, **options)
     train(search, problem.data, plan=problem.plan)
     images = problem.data.train.images[:1]
