@@ -82,7 +82,7 @@ def test_a_run_waits_as_long_as_it_has_worked() -> None:
             0.02,
             0.2,
             0.8,
-            "the latency model has the wrong sign in 20% of the steps of one tile; has slopes at a cosine",
+            "the latency model has the wrong sign in 20% of the steps of one tile; has slopes",
         ),
     ],
 )
