@@ -65,11 +65,34 @@ def main(description: str, methods: Sequence[str], record: str) -> None:
     torch.set_num_threads(1)
     for network in options.network or list(SETTINGS):
         found = compare(network, options.methods, options.budgets, options.seeds, options.runs)
-        print(comparison_text(found), flush=True)
+        print(comparison_text(found), as_markdown(found), sep="\n\n", flush=True)
         write_json(RESULTS / f"{record}_{network}.json", found.to_json())
         plot = comparison_plot(found)
         if plot:
             atomic_write_text(RESULTS / f"{record}_{network}.svg", plot)
+
+
+def as_markdown(found: MethodComparison) -> str:
+    """The table of RECORDS.md: a line a run, the seeds' mean differences behind it."""
+    baselines = list(dict.fromkeys(item.baseline for item in found.differences))
+    points = {(item.budget, item.method, item.baseline): item for item in found.differences}
+    columns = ["budget", "method", "seed", "share of dense [95 %]", "used", "top-1 %", "KL", "epochs"]
+    columns += [f"points above {baseline} [95 %]" for baseline in baselines]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for run in found.runs:
+        cells = [run.budget, run.method, str(run.seed)]
+        if run.share is None or run.share_ci is None or run.score is None or run.utilisation is None:
+            cells += [run.verdict] + [""] * (len(columns) - len(cells) - 1)
+        else:
+            cells.append(f"{run.share:.3f} [{run.share_ci[0]:.3f}, {run.share_ci[1]:.3f}]")
+            cells += [f"{run.utilisation:.1%}" + ("" if run.verdict == "pass" else " (miss)"), f"{100 * run.score:.1f}"]
+            cells += [f"{run.divergence:.3f}", f"{run.image_passes / found.train_images:.2f}"]
+            for baseline in baselines:
+                item = points.get((run.budget, run.method, baseline))
+                text = f"{100 * item.score:+.1f} [{100 * item.ci[0]:+.1f}, {100 * item.ci[1]:+.1f}]" if item else ""
+                cells.append(text)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _tell(event: Event) -> None:
