@@ -83,9 +83,12 @@ def load_settlement(folder: Path, space: SearchSpace, answer: Answer) -> Settlem
     document = read_json(folder / "trials.json")
     chosen = replace(load_answer(folder, space), state=answer.state)
     trials = []
-    for place, entry in enumerate(document["trials"]):
-        widths = space.make([int(entry["widths"][name]) for name in space.names])
-        tried = chosen if place == document["chosen"] else Answer(widths, {}, float(entry["predicted_ms"]), {})
-        low, high = entry["measured_ci_ms"]
-        trials.append(Trial(tried, float(entry["measured_ms"]), (float(low), float(high)), float(entry["budget_ms"])))
-    return Settlement(trials[document["chosen"]], tuple(trials), bool(document["exhausted"]))
+    try:
+        for place, entry in enumerate(document["trials"]):
+            widths = space.make([int(entry["widths"][name]) for name in space.names])
+            tried = chosen if place == document["chosen"] else Answer(widths, {}, float(entry["predicted_ms"]), {})
+            low, high = map(float, entry["measured_ci_ms"])
+            trials.append(Trial(tried, float(entry["measured_ms"]), (low, high), float(entry["budget_ms"])))
+        return Settlement(trials[document["chosen"]], tuple(trials), bool(document["exhausted"]))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise RunError(f"{folder / 'trials.json'} cannot be read: {error!r}", hint="remove the run folder") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,13 +68,11 @@ class Workshop:
         """How the search and the finetuning train, for so many epochs."""
         return training_plan(self.settings, epochs)
 
-    def measure(
-        self, models: dict[str, bytes], *, seed: int, decides: bool = False, steady: Sequence[str] = ()
-    ) -> dict[str, Measurement]:
+    def measure(self, models: dict[str, bytes], *, seed: int, decides: bool = False) -> dict[str, Measurement]:
         """Time networks in turns in one session; at length where that decides something for good.
 
-        Others on the machine slow it for minutes and the interval shows it: a session in which one of the `steady`
-        networks (default: all) scatters is repeated as long as the run has `patience`, and the steadiest is taken.
+        Others on the machine slow it for minutes and the interval shows it: a session in which one of the networks
+        scatters is repeated as long as the run has `patience`, and the steadiest is taken.
         """
         protocol = Protocol.verdict() if decides else Protocol.default()
         best: dict[str, Measurement] = {}
@@ -85,7 +83,7 @@ class Workshop:
                 self.folder.emit(Note(f"the interval is +-{scatter:.1%}: measuring again"))
             began_s = self.folder.elapsed_s
             timed = self.board.measure(models, protocol=protocol, seed=seed + sessions, on_event=self.folder.emit)
-            scatter = max(timed[name].scatter for name in steady or timed)
+            scatter = max(found.scatter for found in timed.values())
             if sessions:
                 self.waited_s += self.folder.elapsed_s - began_s
             sessions += 1

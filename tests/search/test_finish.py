@@ -11,6 +11,7 @@ from hwprune.core.errors import DeviceError
 from hwprune.core.events import Event, Note
 from hwprune.core.measurement import LayerTime, Target
 from hwprune.methods._base import Answer
+from hwprune.search import finish
 from hwprune.search.finish import layer_profile, verify
 from hwprune.search.workshop import Workshop
 
@@ -59,8 +60,13 @@ def test_a_device_that_fails_at_it_is_quoted() -> None:
     ],
 )
 def test_a_verdict_that_contradicts_the_candidate_is_measured_again(
-    sessions_ms: tuple[float, ...], patience_s: float, taken_ms: float, told: int
+    sessions_ms: tuple[float, ...],
+    patience_s: float,
+    taken_ms: float,
+    told: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(finish, "compare", lambda dense, pruned: (dense, pruned))
     heard: list[Event] = []
     left = list(sessions_ms)
     seeds = []
@@ -71,13 +77,14 @@ def test_a_verdict_that_contradicts_the_candidate_is_measured_again(
     def measure(models: dict[str, bytes], *, seed: int, **_: object) -> dict[str, SimpleNamespace]:
         seeds.append(seed)
         folder.elapsed_s += 10
-        return {"dense": timed(2.0), "pruned": timed(left.pop(0))}
+        return {"pruned": timed(left.pop(0))}
 
     folder = SimpleNamespace(emit=heard.append, elapsed_s=100.0)
     shop = cast(
         Workshop,
         SimpleNamespace(
             measure=measure,
+            board=SimpleNamespace(measure=lambda models, **_: dict.fromkeys(models, timed(2.0))),
             template=SimpleNamespace(dense=b""),
             settings=SimpleNamespace(statistic="median"),
             folder=folder,
@@ -87,6 +94,7 @@ def test_a_verdict_that_contradicts_the_candidate_is_measured_again(
     found = verify(shop, b"small", seed=1, candidate_ms=0.985, patience_s=patience_s)
     assert found.pruned.statistic("median")[0] == taken_ms
     assert found.within == (taken_ms <= 1.0)
+    assert found.dense.statistic("median")[0] == 2.0
     assert not left
     assert len(set(seeds)) == len(sessions_ms)
     assert [type(event) for event in heard] == [Note] * told

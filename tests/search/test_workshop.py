@@ -15,9 +15,7 @@ from hwprune.search.workshop import SESSIONS, STEADY, Workshop, judge_fit
 Intervals = dict[str, float]
 
 
-def measured(
-    sessions: Sequence[Intervals], steady: tuple[str, ...] = (), *, worked_s: float = 0.0
-) -> tuple[int, list[Event]]:
+def measured(sessions: Sequence[Intervals], *, worked_s: float = 0.0) -> tuple[int, list[Event]]:
     """Which session was taken, and the events. A session is half the relative width of each network's interval.
 
     A session takes 20 s; the run has worked for `worked_s` before.
@@ -35,7 +33,7 @@ def measured(
     shop = object.__new__(Workshop)
     board: Any = SimpleNamespace(measure=measure)
     shop.board, shop.folder, shop.waited_s = board, folder, 0.0
-    timed: Any = shop.measure(dict.fromkeys(sessions[0], b""), seed=5, steady=steady)
+    timed: Any = shop.measure(dict.fromkeys(sessions[0], b""), seed=5)
     assert len(set(seeds)) == len(seeds)
     assert {item.session for item in timed.values()} == {timed["pruned"].session}
     return timed["pruned"].session, events
@@ -51,10 +49,8 @@ def test_a_scattered_session_is_repeated() -> None:
     assert events == [Note("the interval is +-3.5%: measuring again")]
 
 
-@pytest.mark.parametrize(("steady", "taken"), [((), 1), (("pruned",), 0)])
-def test_only_the_networks_that_matter_must_be_steady(steady: tuple[str, ...], taken: int) -> None:
-    sessions = [{"dense": 0.05, "pruned": 0.01}, {"dense": 0.01, "pruned": 0.01}]
-    assert measured(sessions, steady)[0] == taken
+def test_all_networks_must_be_steady() -> None:
+    assert measured([{"dense": 0.05, "pruned": 0.01}, {"dense": 0.01, "pruned": 0.01}])[0] == 1
 
 
 def test_the_steadiest_of_the_last_resort_is_taken_with_a_warning() -> None:
