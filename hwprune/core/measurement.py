@@ -308,11 +308,13 @@ class Comparison:
 def compare(baseline: Measurement, subject: Measurement) -> Comparison:
     """The ratio of two latencies with its 95 % interval: t on the logarithms of the ratios of paired rounds.
 
-    Rounds are paired by index, so both must come from one session: same fingerprint, at least two rounds in common;
-    raises `UsageError` otherwise. Void rounds are used only when fewer than three pairs are undisturbed, those with
-    quiet laps first.
+    Rounds are paired by index, so both must come from one session: same fingerprint, except for what an engine says
+    of itself in its `facts`, and at least two rounds in common; raises `UsageError` otherwise. Void rounds are used
+    only when fewer than three pairs are undisturbed, those with quiet laps first.
     """
-    differing = baseline.fingerprint.differences(subject.fingerprint)
+    own = tuple(f"flag {name}:" for name, _ in (*baseline.facts, *subject.facts))
+    differences = baseline.fingerprint.differences(subject.fingerprint)
+    differing = [text for text in differences if not text.startswith(own)]
     if differing:
         raise UsageError(
             f"'{baseline.subject}' and '{subject.subject}' were measured on different targets ({'; '.join(differing)})",

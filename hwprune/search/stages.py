@@ -17,7 +17,6 @@ from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Widths
-from hwprune.latency.table import TableRow
 from hwprune.methods._adjust import fastest
 from hwprune.methods._base import AbstractMethod, Answer, Problem
 from hwprune.models import save_weights
@@ -181,8 +180,7 @@ def measured_use(shop: Workshop, candidates: Sequence[Widths]) -> list[float]:
         value, low, high = timed[name].statistic(shop.settings.statistic)
         predicted_ms = shop.latency.predict(widths).latency_ms
         shop.folder.emit(CandidateMeasured(dict(widths), predicted_ms, value, (low, high), high <= shop.budget_ms))
-        row = TableRow.of(widths.values_tuple(), timed[name], kind="search", session=shop.session)
-        shop.table.append(row, fingerprint=shop.board.fingerprint)
+        shop.record(widths, timed[name])
         uses.append(high / shop.budget_ms)
     return uses
 
@@ -218,8 +216,7 @@ def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float
         found, measurement = trial(candidate, decides=False)
         if found.settled:
             found, measurement = trial(candidate, decides=True)
-        row = TableRow.of(candidate.widths.values_tuple(), measurement, kind="search", session=shop.session)
-        shop.learn(row)
+        shop.learn(candidate.widths, measurement)
         tried.append(found)
         return found
 

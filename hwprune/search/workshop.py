@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hwprune.core.events import Caution, Note, OnEvent
 from hwprune.core.files import write_json
 from hwprune.core.measurement import Measurement, Protocol
+from hwprune.core.widths import Widths
 from hwprune.devices import AbstractBoard
 from hwprune.graph import ChannelGraph, OnnxTemplate
 from hwprune.latency.fit import FitReport, fit
@@ -98,9 +99,15 @@ class Workshop:
         """How much longer the run may repeat disturbed sessions; to finetune a network in vain costs more."""
         return max(PATIENCE_S, self.folder.elapsed_s - self.waited_s) - self.waited_s
 
-    def learn(self, row: TableRow) -> None:
+    def record(self, widths: Widths, measured: Measurement) -> None:
+        """Add a measured network to the table, unless its engine ran in another way than the table's networks."""
+        if measured.fingerprint == self.table.fingerprint:
+            row = TableRow.of(widths.values_tuple(), measured, kind="search", session=self.session)
+            self.table.append(row, fingerprint=measured.fingerprint)
+
+    def learn(self, widths: Widths, measured: Measurement) -> None:
         """Add a measured network to the table and fit the latency model again."""
-        self.table.append(row, fingerprint=self.board.fingerprint)
+        self.record(widths, measured)
         self.refit()
 
     def refit(self) -> None:

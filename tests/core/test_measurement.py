@@ -182,6 +182,15 @@ class TestCompare:
         found = compare(before, replace(after, rounds=(after.rounds[0], voided, *after.rounds[2:])))
         assert (found.pairs, found.disturbed) == (3, False)
 
+    def test_what_an_engine_says_of_itself_may_differ(self) -> None:
+        before, after = make([2.0] * 3), make([1.0] * 3)
+        enqueued = replace(FINGERPRINT, flags=(("graph", "enqueued"),))
+        captured = replace(FINGERPRINT, flags=(("graph", "captured"),))
+        with pytest.raises(UsageError, match="flag graph: captured != enqueued"):
+            compare(replace(before, fingerprint=captured), replace(after, fingerprint=enqueued))
+        told = replace(after, fingerprint=enqueued, facts=(("graph", "enqueued"),))
+        assert compare(replace(before, fingerprint=captured), told).ratio == pytest.approx(0.5)
+
     def test_takes_disturbed_rounds_where_too_few_others_are_left(self) -> None:
         before, after = make([2.0] * 3), make([1.0] * 3)
         voided = replace(after.rounds[1], void="disturbed")
