@@ -146,12 +146,13 @@ def comparison_text(found: MethodComparison) -> str:
 
 
 def comparison_plot(found: MethodComparison) -> str:
-    """Score against the measured share of the dense latency, a colour a method, an SVG file of its own."""
+    """Score against the measured share of the dense latency with its interval, a colour a method; an SVG file."""
     timed = [(run, run.share, run.score) for run in found.runs if run.share is not None and run.score is not None]
     if not timed:
         return ""
     methods = list(dict.fromkeys(run.method for run in found.runs))
-    x = Axis.around([1.0, *(share for _, share, _ in timed)], "measured share of the dense latency")
+    ends = [end for run, _, _ in timed for end in run.share_ci or ()]
+    x = Axis.around([1.0, *(share for _, share, _ in timed), *ends], "measured share of the dense latency")
     y = Axis.around([found.dense_score, *(score for _, _, score in timed)], found.score_name)
     plot = Plot(x, y, width=640, height=400, label="score against measured latency", percent_y=True)
     plot.dot((1.0, found.dense_score), "dense", f"dense: {percent(found.dense_score)}")
@@ -162,6 +163,8 @@ def comparison_plot(found: MethodComparison) -> str:
         plot.line(means, f"method{place % len(COLOURS)}")
         for run, share, score in own:
             text = f"{method}, {run.budget}, seed {run.seed}: {share:.3f} of dense measured, {percent(score)}"
+            if run.share_ci:
+                plot.line([(end, score) for end in run.share_ci], f"method{place % len(COLOURS)}")
             plot.dot((share, score), f"method{place % len(COLOURS)}", text, radius=4)
         line = -10 - 15 * (len(methods) - 1 - place)
         plot.note((x.high, y.low), method, anchor="end", dx=-8, dy=line, kind=f"method{place % len(COLOURS)}")
