@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hwprune.core.errors import UsageError
+from hwprune.core.errors import MethodGaveUp
 from hwprune.core.events import Note
 from hwprune.methods._base import Problem
 from hwprune.methods._joint import step_count
@@ -56,7 +56,7 @@ def within_image_budget(problem: Problem, options: MetaPruning) -> tuple[Problem
     A quarter of that half is the most for the saliency, half of the rest the most for PruningNet's training. What then
     remains is for the candidates: their number and the images of each shrink by one factor, the images to no fewer
     than 128 for the batch norms and 128 for the score. The figures told after an epoch choose nothing and are not
-    counted. Says what was cut; raises `UsageError` when not one generation is left.
+    counted. Says what was cut; raises `MethodGaveUp` when not one generation is left.
     """
     if problem.image_budget is None:
         return problem, options
@@ -73,7 +73,7 @@ def within_image_budget(problem: Problem, options: MetaPruning) -> tuple[Problem
         return problem, options
     spending = shared_out(wanted, allowed, batch_size)
     if spending.evaluations < min(options.population, options.evaluations):
-        raise UsageError(
+        raise MethodGaveUp(
             f"of the {problem.image_budget} images of the run the search may see {allowed:.0f}: enough for"
             f" {max(0, spending.evaluations)} candidates, and a generation has {options.population}",
             hint="raise --total-epochs, or lower --epochs or --set population",

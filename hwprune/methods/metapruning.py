@@ -90,8 +90,8 @@ class MetaPruning(AbstractMethod):
         """Train PruningNet by `problem.plan`, evolve, measure the best, yield the one answer.
 
         When the dense network fits, it is the answer. With an `image_budget` the search is cut to half of it. Raises
-        `MethodGaveUp` for a PruningNet that memory does not hold, `UsageError` for an `image_budget` without a
-        generation in it and for a storage that cannot be opened, `RunError` for a study of another search.
+        `MethodGaveUp` for a PruningNet that memory does not hold and for an `image_budget` without a generation in
+        it, `UsageError` for a storage that cannot be opened, `RunError` for a study of another search.
         """
         check_feasible(problem.space, problem.latency, problem.target_ms)
         dense_ms = problem.latency.predict(problem.space.dense()).latency_ms

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hwprune.core.errors import MethodGaveUp, UsageError
+from hwprune.core.errors import MethodGaveUp
 from hwprune.core.events import Event, Note
 from hwprune.methods import Problem
 from hwprune.methods._metapruning_budget import Spending, shared_out, within_image_budget
@@ -111,7 +111,7 @@ def test_the_problem_is_cut_to_a_fixed_random_subset_of_the_validation_images() 
 def test_too_little_for_one_generation_is_refused_before_any_training(seen: Counter[str]) -> None:
     problem = replace(problem_of(48, 8), image_budget=300)
     with pytest.raises(
-        UsageError, match=r"of the 300 images .* may see 150: enough for \d candidates.*has 12"
+        MethodGaveUp, match=r"of the 300 images .* may see 150: enough for \d candidates.*has 12"
     ) as caught:
         list(MetaPruning(**{**QUICK, "population": 12}).search(problem))
     assert "raise --total-epochs" in caught.value.hint
