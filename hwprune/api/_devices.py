@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hwprune.core.errors import unknown_name
 from hwprune.core.events import OnEvent, ignore
@@ -17,9 +16,6 @@ from hwprune.devices.together import split_runtimes
 from hwprune.search.outcomes import BenchResult
 from hwprune.search.runtime_bench import bench_runtimes
 from hwprune.search.subjects import onnx_subjects
-
-if TYPE_CHECKING:
-    pass
 
 
 def bench(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from hwprune.api._jobs import Stop, never
 from hwprune.core.errors import UsageError, did_you_mean
-from hwprune.core.events import OnEvent, ignore
+from hwprune.core.events import OnEvent, Stop, ignore, never
 from hwprune.core.measurement import Prediction, Target
 from hwprune.devices import resolve
 from hwprune.devices.files import measured_as
@@ -22,9 +20,6 @@ from hwprune.search.settings import DEFAULTS, parse_tile
 from hwprune.search.subjects import model_and_example, model_name
 from hwprune.search.survey import survey
 from hwprune.search.tables import find_table, store_model, stored_model
-
-if TYPE_CHECKING:
-    pass
 
 
 def profile(

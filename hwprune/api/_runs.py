@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from hwprune.api._jobs import RUNS, Stop, never
 from hwprune.core.errors import UsageError, unknown_name
-from hwprune.core.events import OnEvent, ignore
+from hwprune.core.events import OnEvent, Stop, ignore, never
 from hwprune.core.files import atomic_write_bytes, read_json
 from hwprune.core.measurement import Target
 from hwprune.devices import connect
@@ -28,7 +27,7 @@ from hwprune.search.outcomes import Exported, Run, builder, load
 from hwprune.search.precision import in_precision
 from hwprune.search.refine import finetune_run
 from hwprune.search.run import run_search
-from hwprune.search.run_folder import find_run
+from hwprune.search.run_folder import RUNS, find_run
 from hwprune.search.settings import SearchOptions, SearchSettings
 from hwprune.search.subjects import example_of, model_and_example, model_name, read_onnx
 from hwprune.training import Data, Task, load_data

@@ -87,6 +87,12 @@ class Caution:
 # In the form that Python 3.8 on a device can evaluate.
 Event = Union[StageStarted, StageDone, Progress, EpochDone, SearchStep, CandidateMeasured, Note, Caution]
 OnEvent = Callable[[Event], None]
+Stop = Callable[[], bool]
+
+
+def never() -> bool:
+    """The `stop` of a job that nobody interrupts."""
+    return False
 
 
 def ignore(event: Event) -> None:

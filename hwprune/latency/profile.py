@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from hwprune.core.errors import DeviceError, Interrupted, NetworkUnfit, TableError
-from hwprune.core.events import Caution, OnEvent, Progress, ignore
+from hwprune.core.events import Caution, OnEvent, Progress, Stop, ignore, never
 from hwprune.core.files import lock
 from hwprune.core.measurement import Measurement, explain
 from hwprune.core.widths import SearchSpace, Widths
@@ -49,7 +49,7 @@ def profile(
     samples: int = 100,
     seed: int = 0,
     on_event: OnEvent = ignore,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Stop = never,
 ) -> LatencyTable:
     """Measure what is missing of `samples` planned sub-networks and append it to the table, which is returned.
 

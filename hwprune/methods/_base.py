@@ -17,14 +17,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from hwprune.core.errors import UsageError, did_you_mean
-from hwprune.core.events import OnEvent, ignore
+from hwprune.core.events import OnEvent, Stop, ignore, never
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.graph import ChannelGraph
 from hwprune.latency.models._base import AbstractLatencyModel
 from hwprune.methods._adjust import Fit, fit_to_target
 from hwprune.training._plan import TrainLog, TrainPlan
 from hwprune.training.data import Data
-from hwprune.training.loop import never
 from hwprune.training.tasks import Task
 
 
@@ -52,7 +51,7 @@ class Problem:
     seed: int = 0
     checkpoint: Path | None = None
     on_event: OnEvent = ignore
-    stop: Callable[[], bool] = never
+    stop: Stop = never
     study: Path | None = None
     measure: Callable[[Sequence[Widths]], Sequence[float]] | None = None
     image_budget: int | None = None

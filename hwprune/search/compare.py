@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from torch import nn
 
 from hwprune.core.errors import BudgetInfeasible, MethodGaveUp, RunError, TrainingDiverged
-from hwprune.core.events import Caution, Note, OnEvent, ignore
+from hwprune.core.events import Caution, Note, OnEvent, Stop, ignore, never
 from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement, Protocol
 from hwprune.models import save_weights
@@ -26,7 +26,7 @@ from hwprune.search.judge import dense_outputs, judge
 from hwprune.search.run import named_model, run_search
 from hwprune.search.settings import DEFAULTS, SearchSettings
 from hwprune.search.stages import make_method, train_if_needed
-from hwprune.search.workshop import Stop, survey_of
+from hwprune.search.workshop import survey_of
 from hwprune.training import Classification, Data, Task
 
 
@@ -41,7 +41,7 @@ def run_comparison(
     task: Task | None = None,
     tables: Path = Path("latency_tables"),
     on_event: OnEvent = ignore,
-    stop: Stop = lambda: False,
+    stop: Stop = never,
 ) -> MethodComparison:
     """Run what is missing, then measure and evaluate all; writes `comparison.json` and `.html`.
 

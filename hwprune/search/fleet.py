@@ -17,7 +17,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from hwprune.core.errors import HwpruneError, Interrupted, UsageError
-from hwprune.core.events import Caution, Event, Note, OnEvent, ignore
+from hwprune.core.events import Caution, Event, Note, OnEvent, Stop, ignore, never
 from hwprune.core.measurement import Target
 from hwprune.devices import AbstractBoard, check, connect, find_device, resolve
 from hwprune.devices.files import measured_as
@@ -29,7 +29,6 @@ from hwprune.search.subjects import model_and_example
 from hwprune.search.survey import traced
 from hwprune.search.tile import target_space
 
-Stop = Callable[[], bool]
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -68,7 +67,7 @@ def profile_devices(
     depth: bool = False,
     seed: int = 0,
     on_event: OnEvent = ignore,
-    stop: Stop = lambda: False,
+    stop: Stop = never,
 ) -> tuple[LatencyTable, ...]:
     """`profile` on several devices in parallel; one table for each fingerprint, in the order of the devices.
 

@@ -9,7 +9,7 @@ from safetensors.torch import load as load_tensors
 from torch import nn
 
 from hwprune.core.errors import RunError
-from hwprune.core.events import OnEvent, ignore
+from hwprune.core.events import OnEvent, Stop, ignore, never
 from hwprune.core.files import read_json, write_json
 from hwprune.graph import Recipe, apply_recipe
 from hwprune.report.html import write_report
@@ -18,7 +18,7 @@ from hwprune.search.finish import export_network, verify
 from hwprune.search.judge import JUDGED
 from hwprune.search.run_folder import RunFolder
 from hwprune.search.settings import SearchSettings
-from hwprune.search.workshop import Stop, open_workshop, training_plan
+from hwprune.search.workshop import open_workshop, training_plan
 from hwprune.training import Classification, Data, Task, evaluate, finetune
 
 
@@ -32,7 +32,7 @@ def finetune_run(
     task: Task | None = None,
     tables: Path = Path("latency_tables"),
     on_event: OnEvent = ignore,
-    stop: Stop = lambda: False,
+    stop: Stop = never,
 ) -> Result:
     """Finetune a run's pruned network for `epochs` more, taught by the dense one, then export and measure it.
 

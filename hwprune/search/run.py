@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from hwprune.core.errors import BudgetInfeasible
-from hwprune.core.events import Caution, Note, OnEvent, ignore
+from hwprune.core.events import Caution, Note, OnEvent, Stop, ignore, never
 from hwprune.core.files import read_json, write_json
 from hwprune.methods._base import AbstractMethod, Answer
 from hwprune.models import load_model, load_weights
@@ -29,7 +29,7 @@ from hwprune.search.stages import (
     search_answer,
     settle,
 )
-from hwprune.search.workshop import Stop, Workshop, open_workshop
+from hwprune.search.workshop import Workshop, open_workshop
 from hwprune.training import Classification, Data, Task, load_data
 
 ATTEMPTS = 3
@@ -45,7 +45,7 @@ def run_search(
     task: Task | None = None,
     tables: Path = Path("latency_tables"),
     on_event: OnEvent = ignore,
-    stop: Stop = lambda: False,
+    stop: Stop = never,
     dense_score: float | None = None,
 ) -> Result:
     """Search under a budget and write the run folder; the result's verdict is a measurement.

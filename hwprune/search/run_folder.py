@@ -15,6 +15,7 @@ from hwprune.core.files import Journal, lock
 from hwprune.search.settings import SearchSettings
 
 T = TypeVar("T")
+RUNS = Path("runs")
 
 
 class RunFolder:
@@ -91,7 +92,7 @@ class RunFolder:
         return self.path / "checkpoints" / name
 
 
-def find_run(run: str | Path, root: Path = Path("runs")) -> Path:
+def find_run(run: str | Path, root: Path = RUNS) -> Path:
     """The folder of a run named by its path, its name under `root`, or `last` (the one begun or continued last)."""
     if str(run) == "last":
         begun = sorted(root.glob("*/run.toml"), key=lambda path: (path.parent / "journal.jsonl").stat().st_mtime)

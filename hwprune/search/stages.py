@@ -12,7 +12,7 @@ from torch import nn
 
 from hwprune.core import config, plugins
 from hwprune.core.errors import BudgetInfeasible
-from hwprune.core.events import CandidateMeasured, Caution, Note, OnEvent
+from hwprune.core.events import CandidateMeasured, Caution, Note, OnEvent, Stop
 from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import format_ms
@@ -23,7 +23,7 @@ from hwprune.models import save_weights
 from hwprune.search.answers import load_answer, save_answer
 from hwprune.search.controller import AIM, LITTLE_USED, BudgetController, Settlement, Trial
 from hwprune.search.settings import SearchSettings
-from hwprune.search.workshop import QUIETER, Stop, Workshop
+from hwprune.search.workshop import QUIETER, Workshop
 from hwprune.training import Data, Task, TrainPlan, evaluate, train_dense
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from hwprune.core.events import Caution, Note, OnEvent
+from hwprune.core.events import Caution, Note, OnEvent, Stop
 from hwprune.core.files import write_json
 from hwprune.core.measurement import Measurement, Protocol
 from hwprune.core.widths import Widths
@@ -29,7 +29,6 @@ from hwprune.search.survey import Survey, survey
 from hwprune.search.tables import keep_model, table_name
 from hwprune.training import FINETUNE, Data, Task, TrainPlan
 
-Stop = Callable[[], bool]
 SESSIONS = 3
 PATIENCE_S = 30.0  # what a run may wait for a quiet machine, all in all; as long as it has worked, if that is more
 STEADY = 0.02  # half the width of a 95 % interval, relative; undisturbed sessions stop at half of that

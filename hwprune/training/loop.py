@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hwprune.core.errors import Interrupted, RunError, TrainingDiverged
-from hwprune.core.events import Caution, EpochDone, Note, OnEvent, Progress, ignore
+from hwprune.core.events import Caution, EpochDone, Note, OnEvent, Progress, Stop, ignore, never
 from hwprune.training._checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -34,11 +34,6 @@ PROGRESS_S = 0.5
 CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into writing checkpoints
 
 
-def never() -> bool:
-    """The `stop` of a training that nobody interrupts."""
-    return False
-
-
 def train(
     trainee: AbstractTrainee,
     data: Data,
@@ -48,7 +43,7 @@ def train(
     checkpoint: Path | None = None,
     on_event: OnEvent = ignore,
     stage: str = "train",
-    stop: Callable[[], bool] = never,
+    stop: Stop = never,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
 ) -> TrainLog:
     """Train in place until the plan is done; the result depends on trainee, data, plan and seed alone.

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import nn
 
-from hwprune.core.events import OnEvent, ignore
+from hwprune.core.events import OnEvent, Stop, ignore, never
 from hwprune.training._plan import TrainLog, TrainPlan
 from hwprune.training._trainee import ModelTrainee
 from hwprune.training.data import Data
-from hwprune.training.loop import never, train
+from hwprune.training.loop import train
 from hwprune.training.tasks import Classification, Task, evaluate, predict
 
 # After surgery most of the knowledge is still there. A small rate that only falls guides the weights back; a warm-up to
@@ -28,7 +28,7 @@ def train_dense(
     seed: int = 0,
     checkpoint: Path | None = None,
     on_event: OnEvent = ignore,
-    stop: Callable[[], bool] = never,
+    stop: Stop = never,
     stage: str = "dense",
 ) -> TrainLog:
     """Train `model` in place on the training split; the score on `val` is reported after every epoch."""
@@ -47,7 +47,7 @@ def finetune(
     seed: int = 0,
     checkpoint: Path | None = None,
     on_event: OnEvent = ignore,
-    stop: Callable[[], bool] = never,
+    stop: Stop = never,
     stage: str = "finetune",
 ) -> TrainLog:
     """Train `small` in place, distilling from the dense `teacher` (without one: on the targets alone).

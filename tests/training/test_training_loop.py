@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from hwprune.core.errors import Interrupted, RunError, TrainingDiverged, UsageError
-from hwprune.core.events import Caution, EpochDone, Event, Note, Progress
+from hwprune.core.events import Caution, EpochDone, Event, Note, Progress, never
 from hwprune.testing.toys import toy_data, toy_network
 from hwprune.training import AbstractTrainee, Classification, Data, ModelTrainee, TrainPlan, train
-from hwprune.training.loop import never
 
 PLAN = TrainPlan(epochs=3, batch_size=16, lr=0.1, checkpoint_s=0)  # 6 steps an epoch, 18 in all
 
