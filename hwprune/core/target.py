@@ -12,6 +12,25 @@ from hwprune.core.errors import UsageError
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
+# ONNX operators that stay in fp32 in a network of half precision: what writes such files and what judges engines agree.
+# These add up squares, powers or many terms: their results or what they sum leave the range of half precision
+# (largest 65504) for activations of ordinary size, and the ONNX standard asks for no wider accumulator.
+# LayerNormalization is not among them: its `stash_type` makes the statistics fp32 by definition.
+FP32_OPS = (
+    "CumSum",
+    "InstanceNormalization",
+    "LpNormalization",
+    "MeanVarianceNormalization",
+    "Pow",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+)
+
 
 @dataclass(frozen=True)
 class Target:

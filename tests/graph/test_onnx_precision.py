@@ -14,8 +14,8 @@ from onnx_tools import model_of, run
 from traced_families import traced
 
 from hwprune.core.errors import GraphError, UsageError
+from hwprune.core.target import FP32_OPS
 from hwprune.graph import OnnxTemplate
-from hwprune.graph.onnx.half import FP32_OPS
 from hwprune.graph.onnx.precision import to_precision
 from hwprune.graph.onnx.quantize import LEVELS, activation_ranges, quantised_activations
 from hwprune.testing.networks import FAMILIES

@@ -10,29 +10,13 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from hwprune.core.errors import GraphError
+from hwprune.core.target import FP32_OPS
 from hwprune.graph.onnx.network import Array, Network, attribute, copy_node, from_model
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 
-# These add up squares, powers or many terms: their results or what they sum leave the range of half precision
-# (largest 65504) for activations of ordinary size, and the ONNX standard asks for no wider accumulator.
-# LayerNormalization is not among them: its `stash_type` makes the statistics fp32 by definition.
-FP32_OPS = (
-    "CumSum",
-    "InstanceNormalization",
-    "LpNormalization",
-    "MeanVarianceNormalization",
-    "Pow",
-    "ReduceL1",
-    "ReduceL2",
-    "ReduceLogSum",
-    "ReduceLogSumExp",
-    "ReduceProd",
-    "ReduceSum",
-    "ReduceSumSquare",
-)
 # Where a constant beyond the range of half precision means "no bound" or "minus infinity": it becomes the last number.
 _CLAMPED_OPS = ("Add", "Clip", "Max", "Min", "Pad", "Sub", "Where")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")

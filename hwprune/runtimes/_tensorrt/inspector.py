@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hwprune.core.measurement import LayerTime
+from hwprune.core.target import FP32_OPS
 from hwprune.runtimes._tensorrt.errors import RunFailed
 
 TYPES = {
@@ -43,21 +44,6 @@ _OPERATORS = {  # TensorRT's words for layers, where no ONNX node says better
 }
 _MAIN = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the node that a fusion is called by
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm")  # those that have weights, even where the document tells none
-# What `hwprune.graph.onnx.half` leaves in fp32 on purpose: a runtime cannot import it, a test compares the two
-KEPT_IN_FP32 = (
-    "CumSum",
-    "InstanceNormalization",
-    "LpNormalization",
-    "MeanVarianceNormalization",
-    "Pow",
-    "ReduceL1",
-    "ReduceL2",
-    "ReduceLogSum",
-    "ReduceLogSumExp",
-    "ReduceProd",
-    "ReduceSum",
-    "ReduceSumSquare",
-)
 _SMALL_CHANGE = ("QuantizeLinear", "DequantizeLinear", "Cast")  # the nodes that it is not called by
 _INSERTED_KINDS = ("Reformat", "NoOp", "shape_call", "Signal", "Wait")
 _INSERTED_NAMES = re.compile(r"^Reformatting CopyNode|\b(?:in|out)put reformatter \d|^dummy_shape_call")
@@ -201,7 +187,7 @@ def _kept_on_purpose(layer: EngineLayer, precision: str) -> bool:
     computing = [word for word in map(operator_of, layer.nodes) if word not in _SMALL_CHANGE]
     if precision == "int8":
         return not layer.weights and not any(word in _WEIGHTED for word in computing)
-    return bool(computing) and all(word in KEPT_IN_FP32 for word in computing)
+    return bool(computing) and all(word in FP32_OPS for word in computing)
 
 
 def layer_times(text: str, times: Iterable[tuple[str, float]] = ()) -> tuple[LayerTime, ...]:

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from hwprune.core.measurement import LayerTime
+from hwprune.core.target import FP32_OPS
 from hwprune.graph.onnx import half
+from hwprune.runtimes._tensorrt import inspector
 from hwprune.runtimes._tensorrt.errors import RunFailed
 from hwprune.runtimes._tensorrt.inspector import (
-    KEPT_IN_FP32,
     end_names,
     fp32_layers,
     layer_times,
@@ -204,8 +205,8 @@ def _left(name: str, precision: str, **more: object) -> tuple[str, ...]:
 
 
 def test_what_the_file_keeps_in_fp32_is_not_left_there_by_weak_typing() -> None:
-    assert KEPT_IN_FP32 == half.FP32_OPS
-    for name in half.FP32_OPS:
+    assert inspector.FP32_OPS == half.FP32_OPS == FP32_OPS
+    for name in FP32_OPS:
         assert _left(f"norm/{name}", "fp16") == ()
         assert _left(f"norm/{name} + norm/Cast", "fp16") == ()
     assert _left("norm/Pow + norm/Mul", "fp16") == ("norm/Pow",)
