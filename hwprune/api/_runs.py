@@ -21,14 +21,16 @@ from hwprune.report.comparison import MethodComparison
 from hwprune.report.html import write_report
 from hwprune.report.run_data import RunData
 from hwprune.report.waterfall import Waterfall, waterfall
+from hwprune.runtimes._expected import expected
 from hwprune.search.cell import cells_of
 from hwprune.search.compare import run_comparison
 from hwprune.search.outcomes import Exported, Run, builder, load
 from hwprune.search.precision import in_precision
 from hwprune.search.refine import finetune_run
 from hwprune.search.run import run_search
-from hwprune.search.run_folder import RUNS, find_run
+from hwprune.search.run_folder import RUNS, find_run, fp32_onnx
 from hwprune.search.settings import SearchOptions, SearchSettings
+from hwprune.search.shipping import in_file
 from hwprune.search.subjects import example_of, model_and_example, model_name, read_onnx
 from hwprune.training import Data, Task, load_data
 
@@ -154,30 +156,33 @@ def export(
     path: str | Path = "model.onnx",
     *,
     weights: str | Path | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     data: str | Data | None = None,
     seed: int = 0,
 ) -> Exported:
     """Write a run's pruned network, or any model, as ONNX and compare its outputs with torch's.
 
     `precision`: fp32, fp16 (weights and activations FLOAT16) or int8 (quantise-dequantise pairs), for a runtime that
-    computes in what the file says. int8 takes the ranges of activations from images of `data`, a run's own by default.
+    computes in what the file says; by default what a run was measured in, else fp32. int8 takes the ranges of
+    activations from images of `data`, a run's own by default.
     """
     path = Path(path)
     if isinstance(subject, nn.Module) or _is_model(subject):
         network, example, _ = model_and_example(subject, x, None, 1, 0, weights=weights)
         graph = trace(network, example)
         written = OnnxTemplate.export(network, graph).dense
+        precision = precision or "fp32"
     else:
         folder = find_run(subject, RUNS)
-        network, written = load(folder), read_onnx(folder / "model.onnx")
+        network, written = load(folder), read_onnx(fp32_onnx(folder))
         settings = SearchSettings.read(folder / "run.toml")
+        precision = precision or (settings.target.precision if in_file(settings.target) else "fp32")
         example = example_of(read_json(folder / "environment.json")["input_shape"], settings.batch)
-        data = data or settings.data
+        data, seed = data or settings.data, settings.seed
     images = load_data(data, seed=seed) if isinstance(data, str) and precision == "int8" else data
     with connect(Target()) as board:
         shipped = in_precision(
-            written, precision, example, images if isinstance(images, Data) else None, board.infer, seed
+            written, precision, example, images if isinstance(images, Data) else None, expected, seed
         )
         difference = check_against_torch(shipped.model, network, (shipped.example,), float("inf"), board.infer)
     atomic_write_bytes(path, shipped.model)

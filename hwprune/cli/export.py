@@ -22,8 +22,9 @@ def export(
     input: flags.Input = None,
     weights: flags.Weights = None,
     precision: Annotated[
-        str, typer.Option(metavar="NAME", help="fp32, fp16 or int8: the types in the file, for TensorRT.")
-    ] = "fp32",
+        str | None,
+        typer.Option(metavar="NAME", help="fp32, fp16 or int8: the types in the file; what the run was measured in."),
+    ] = None,
     data: Annotated[
         str | None, typer.Option(metavar="DATA", help="int8: images to find ranges with; a run's own by default.")
     ] = None,

@@ -45,16 +45,20 @@ def prepare(model: bytes, target: Target) -> bytes:
     """The model as the target's runtime is to get it: with the precision in the file where the runtime reads it there.
 
     An int8 model gets the ranges of its activations from the inputs that its outputs are checked with: good for a
-    latency, and for outputs that tell a right engine from a wrong one, not for accuracy on real images.
+    latency, and for outputs that tell a right engine from a wrong one, not for accuracy on real images. A model that
+    is quantised already keeps its own.
     """
     kind = plugins.load("hwprune.runtimes", target.runtime, AbstractRuntime)  # type: ignore[type-abstract]
     if target.precision not in kind.precisions_in_model:
         return model
-    from hwprune.graph.onnx.precision import to_precision
+    from hwprune.graph.onnx.precision import parse_model, to_precision
 
     if target.precision != "int8":
         return to_precision(model, target.precision)
-    from hwprune.graph.onnx.quantize import activation_ranges
+    from hwprune.graph.onnx.quantize import activation_ranges, is_quantised
+
+    if is_quantised(parse_model(model)):
+        return model
 
     ranges = activation_ranges(
         model, check_inputs(model, target.batch), lambda watched, inputs: _expected(watched, [inputs], target.batch)[0]

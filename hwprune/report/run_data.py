@@ -63,7 +63,8 @@ class Result:
     pruned against dense, timed in turns in one session. `predictions` are all candidates that were timed, in order.
     `fit` maps a latency model's name to its held-out scores (`mape`, `within_5`, `within_10`, `spearman`,
     `kendall`, `wrong_sign`, `label_noise`), shares and errors as fractions of one; `latency_model` is the one used.
-    `scores` follows the network through the stages: `dense`, `cut`, `recalibrated`, `finetuned`.
+    `scores` follows the network through the stages: `dense`, `cut`, `recalibrated`, `finetuned`; and `shipped`, the
+    file itself, where it computes in another precision than the network was trained in. `score` is the last of them.
     """
 
     verdict: Verdict

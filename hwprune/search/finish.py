@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
-from hwprune.core.errors import DeviceError, GraphError
+from hwprune.core.errors import DeviceError
 from hwprune.core.events import Note
-from hwprune.core.files import atomic_write_bytes, write_json
 from hwprune.core.measurement import Comparison, Measurement, Protocol, compare
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Statistic
-from hwprune.graph import Recipe, cut
+from hwprune.graph import cut
 from hwprune.methods._base import Answer
-from hwprune.models import save_weights
 from hwprune.report.run_data import LayerProfile, NamedOp
 from hwprune.search.settings import SearchSettings
-from hwprune.search.workshop import STEADY, Workshop, example_input
+from hwprune.search.shipping import export_network, shipped_score
+from hwprune.search.workshop import STEADY, Workshop
 from hwprune.training import evaluate, finetune, recalibrate_bn
 
 RECALIBRATION_IMAGES = 1024
-OUTPUT_TOLERANCE = 1e-3
 CONTRADICTION = 0.03  # two undisturbed sessions of one network differ by less, relative
 
 
@@ -87,6 +83,7 @@ def finish(shop: Workshop, answer: Answer, attempt: int, *, candidate_ms: float)
     shipment = shop.folder.stage("export", lambda: export_network(shop, small, answer.keep))
     shipment.write(shop)
     shipped = shipment.onnx
+    scores.update(shipped_score(shop, shipment))
     seed = shop.settings.seed + 1000 + attempt
     patience_s = shop.folder.seconds.get(stage, 0.0)
     verified = shop.folder.stage(
@@ -169,45 +166,6 @@ def finetune_epochs(settings: SearchSettings, search_passes: int, train_images: 
     if not settings.total_epochs:
         return settings.finetune_epochs
     return max(0.0, settings.total_epochs - search_passes / train_images)
-
-
-@dataclass(frozen=True)
-class Shipment:
-    """The exported network and the files it becomes, once it is to replace what the run folder holds."""
-
-    onnx: bytes
-    model: nn.Module
-    recipe: Recipe
-
-    def write(self, shop: Workshop) -> None:
-        """Write `model.onnx`, `best.safetensors`, `recipe.json` and `dense.onnx`."""
-        folder = shop.folder.path
-        atomic_write_bytes(folder / "dense.onnx", shop.template.dense)
-        atomic_write_bytes(folder / "model.onnx", self.onnx)
-        save_weights(self.model, folder / "best.safetensors")
-        write_json(folder / "recipe.json", self.recipe.to_json())
-
-
-def export_network(shop: Workshop, small: nn.Module, keep: Mapping[str, Sequence[int]]) -> Shipment:
-    """What ships, checked against torch; nothing is written yet."""
-    shipped = shop.template.with_state(keep, small.state_dict())
-    difference = output_difference(shop, small, shipped)
-    if difference > OUTPUT_TOLERANCE:
-        raise GraphError(
-            f"the exported network differs from the torch one by {difference:.2g} (relative; limit {OUTPUT_TOLERANCE})",
-            hint="please report this model: the export is wrong",
-        )
-    shop.folder.emit(Note(f"exported network agrees with torch within {difference:.1e} (relative)"))
-    return Shipment(shipped, small, Recipe.of(shop.model, shop.graph, keep))
-
-
-def output_difference(shop: Workshop, small: nn.Module, shipped: bytes) -> float:
-    """Largest difference between runtime and torch outputs on one batch, relative to the largest output."""
-    images = example_input(shop.data, shop.settings.batch)
-    with torch.no_grad():
-        expected = small.eval()(images).numpy()
-    (found,) = shop.board.infer(shipped, {"input": images.numpy()})
-    return float(np.abs(found - expected).max() / max(1e-12, float(np.abs(expected).max())))
 
 
 def layer_profile(shop: Workshop, shipped: bytes, answer: Answer, *, runs: int = 50) -> LayerProfile | None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -22,8 +21,10 @@ from hwprune.report.comparison import ComparedRun, Difference, MethodComparison
 from hwprune.report.run_data import Result
 from hwprune.search.cell import Cell
 from hwprune.search.outcomes import load
+from hwprune.search.run_folder import ONNX, fp32_onnx
 from hwprune.search.settings import SearchSettings
-from hwprune.training import Data, Task, evaluate, predict
+from hwprune.search.shipping import shipped_outputs
+from hwprune.training import Data, Task, predict
 
 Scores = dict[Cell, np.ndarray]
 JUDGED = "judged.safetensors"  # in a run folder: what its network scored in a comparison
@@ -116,11 +117,18 @@ def _judged(
     """`scores` of each test example and the mean `divergence` from the dense network."""
 
     def work() -> dict[str, Tensor]:
-        small = load(folder / cell.name, build=lambda: copy.deepcopy(dense))
-        found = evaluate(small, data, "test", task=task, reference=reference)
-        return {"scores": found.scores, "divergence": torch.tensor(found.kl, dtype=torch.float64)}
+        outputs = _outputs(folder / cell.name, dense, data)
+        divergence = task.distance(outputs, reference).mean().double()
+        return {"scores": task.scores(outputs, data.test.targets), "divergence": divergence}
 
     return _kept(folder / cell.name / JUDGED, work)
+
+
+def _outputs(run: Path, dense: nn.Module, data: Data) -> Tensor:
+    """What a run's network answers on the test split: the file itself where it computes in another precision."""
+    if fp32_onnx(run).name == ONNX:
+        return predict(load(run, build=lambda: copy.deepcopy(dense)), data, "test")
+    return shipped_outputs((run / ONNX).read_bytes(), data, SearchSettings.read(run / "run.toml").batch)
 
 
 def _kept(path: Path, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -132,7 +140,7 @@ def _kept(path: Path, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
 def _time_together(base: SearchSettings, cells: Sequence[Cell], folder: Path) -> dict[Cell | str, Measurement]:
     """A measurement of every exported network and of the dense one, interleaved in one session."""
     names: dict[Cell | str, str] = {"dense": "dense", **{cell: cell.name for cell in cells}}
-    models = {cell.name: (folder / cell.name / "model.onnx").read_bytes() for cell in cells}
+    models = {cell.name: (folder / cell.name / ONNX).read_bytes() for cell in cells}
     models["dense"] = (folder / cells[0].name / "dense.onnx").read_bytes()
     with connect(base.target) as board:
         timed = board.measure(models, protocol=Protocol.default(), seed=base.seed)

@@ -14,10 +14,11 @@ from hwprune.core.files import read_json, write_json
 from hwprune.graph import Recipe, apply_recipe
 from hwprune.report.html import write_report
 from hwprune.report.run_data import Result, RunData
-from hwprune.search.finish import export_network, verify
+from hwprune.search.finish import verify
 from hwprune.search.judge import JUDGED
 from hwprune.search.run_folder import RunFolder
 from hwprune.search.settings import SearchSettings
+from hwprune.search.shipping import SHIPPED, export_network, shipped_score
 from hwprune.search.workshop import open_workshop, training_plan
 from hwprune.training import Classification, Data, Task, evaluate, finetune
 
@@ -65,12 +66,13 @@ def finetune_run(
             keep = Recipe.from_json(read_json(path / "recipe.json")).keep
             shipment = export_network(shop, small, keep)
             measured = verify(shop, shipment.onnx, seed=seed)
-            score = evaluate(small, data, "test", task=shop.task).score
+            scores = {"finetuned": evaluate(small, data, "test", task=shop.task).score}
+            scores.update(shipped_score(shop, shipment))
             result = dataclasses.replace(
                 before,
                 **measured.fields(),
-                score=score,
-                scores={**before.scores, "finetuned": score},
+                score=scores.get(SHIPPED, scores["finetuned"]),
+                scores={**before.scores, **scores},
                 seconds=round(folder.elapsed_s, 1),
                 image_passes=before.image_passes + log.image_passes,
             )

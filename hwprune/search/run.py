@@ -19,8 +19,9 @@ from hwprune.report.run_data import Candidate, Result
 from hwprune.search.answers import load_settlement, save_settlement
 from hwprune.search.controller import AIM, Settlement
 from hwprune.search.finish import Finished, finish, layer_profile
-from hwprune.search.run_folder import RunFolder
+from hwprune.search.run_folder import ONNX, RunFolder
 from hwprune.search.settings import SearchSettings
+from hwprune.search.shipping import SHIPPED
 from hwprune.search.stages import (
     Baseline,
     dense_network,
@@ -101,7 +102,7 @@ def _search(shop: Workshop, baseline: Baseline, method: AbstractMethod) -> Resul
         settled.append(_settle(shop, method, answer, len(settled)))
         done = _finish(shop, settled)
         passes += done.image_passes
-    profile = layer_profile(shop, (shop.folder.path / "model.onnx").read_bytes(), done.answer)
+    profile = layer_profile(shop, (shop.folder.path / ONNX).read_bytes(), done.answer)
     if profile is not None:
         write_json(shop.folder.path / "layers.json", profile.to_json())
     return _result(shop, done, settled, passes)
@@ -163,7 +164,7 @@ def _result(shop: Workshop, done: Finished, settled: list[Settlement], image_pas
         **_common(shop),
         **done.verified.fields(),
         predicted_ms=shop.latency.predict(widths).latency_ms,
-        score=done.scores.get("finetuned", done.scores["recalibrated"]),
+        score=next(done.scores[name] for name in (SHIPPED, "finetuned", "recalibrated") if name in done.scores),
         dense_score=done.scores["dense"],
         widths=dict(widths),
         seconds=round(shop.folder.elapsed_s, 1),

@@ -16,6 +16,7 @@ from hwprune.search.settings import SearchSettings
 
 T = TypeVar("T")
 RUNS = Path("runs")
+ONNX, ONNX_FP32 = "model.onnx", "model_fp32.onnx"  # what ships; what it was made from, where that is another file
 
 
 class RunFolder:
@@ -90,6 +91,11 @@ class RunFolder:
     def checkpoint(self, name: str) -> Path:
         """Where a training of this run saves its state."""
         return self.path / "checkpoints" / name
+
+
+def fp32_onnx(folder: Path) -> Path:
+    """The pruned network of a run as an fp32 file, which every other precision is made from."""
+    return folder / ONNX_FP32 if (folder / ONNX_FP32).exists() else folder / ONNX
 
 
 def find_run(run: str | Path, root: Path = RUNS) -> Path:

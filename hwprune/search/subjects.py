@@ -12,7 +12,7 @@ from hwprune.core.errors import UsageError
 from hwprune.graph import OnnxTemplate, trace
 from hwprune.graph.recipe import state_hash
 from hwprune.models import default_input_shape, load_model, load_weights
-from hwprune.search.run_folder import find_run
+from hwprune.search.run_folder import find_run, fp32_onnx
 from hwprune.search.settings import DEFAULTS
 from hwprune.search.tables import table_name
 from hwprune.training import load_data
@@ -31,7 +31,7 @@ def onnx_subjects(names: tuple[str, ...], *, batch: int) -> dict[str, bytes]:
         elif name == "last" or "/" in name or Path(name).is_dir() or (Path("runs") / name).is_dir():
             folder = find_run(name)
             found[f"{folder.name}/dense"] = read_onnx(folder / "dense.onnx")
-            found[f"{folder.name}/pruned"] = read_onnx(folder / "model.onnx")
+            found[f"{folder.name}/pruned"] = read_onnx(fp32_onnx(folder))
         else:
             model, example = named_model(name, None, batch=batch)
             found[name] = OnnxTemplate.export(model, trace(model, example)).dense

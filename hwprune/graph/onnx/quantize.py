@@ -44,7 +44,7 @@ def to_int8(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx.ModelPr
     there is nothing to quantise, `UsageError` for a range that is not a positive number.
     """
     network = _readable(model)
-    if any(node.op_type == "DequantizeLinear" for node in network.nodes):
+    if is_quantised(model):
         return model
     for name, limit in ranges.items():
         if not (np.isfinite(limit) and limit > 0):
@@ -62,6 +62,11 @@ def to_int8(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx.ModelPr
             node.input[place] = quantising.activation(node.input[place])
         quantising.nodes.append(node)
     return quantising.model(model)
+
+
+def is_quantised(model: onnx.ModelProto) -> bool:
+    """Whether a network holds quantise-dequantise pairs already."""
+    return any(node.op_type == "DequantizeLinear" for node in model.graph.node)
 
 
 def quantised_activations(model: onnx.ModelProto) -> tuple[str, ...]:

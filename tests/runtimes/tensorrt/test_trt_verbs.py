@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from fake_gpu import Gpu
 from fake_jetson import MODEL, FakeJetson
@@ -14,9 +15,11 @@ from fake_jetson import MODEL, FakeJetson
 from hwprune import api
 from hwprune.core.measurement import Protocol, Target
 from hwprune.devices import connect
-from hwprune.devices.prepare import CheckedBoard, WrongOutputs
+from hwprune.devices.prepare import CheckedBoard, WrongOutputs, prepare
 from hwprune.runtimes import _nvidia, tensorrt
+from hwprune.search.precision import TOLERANCES
 from hwprune.testing.runtimes import conv_net
+from hwprune.training import load_data
 
 DEVICE = """
 schema = 1
@@ -95,29 +98,44 @@ def test_profile(desk: Gpu) -> None:
     assert "fp16" in str(table.folder)
 
 
-@pytest.mark.slow
-def test_search_export_bench_and_explain(desk: Gpu) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_search_ships_and_scores_what_it_measures(desk: Gpu, precision: str) -> None:
     run = api.search(
         "digits_resnet",
         "digits",
         latency="60%",
         device="desk-gpu",
-        runtime="tensorrt:fp16",
+        runtime=f"tensorrt:{precision}",
         method="greedy",
         samples=16,
-        tile=8,
-        dense_epochs=1,
-        finetune_epochs=0.5,
+        tile=16,
+        dense_epochs=0.5,
+        finetune_epochs=0.2,
     )
     assert run.verdict == "pass"
-    assert run.measured.fingerprint.precision == "fp16"
-    for precision in ("fp16", "int8"):
-        exported = api.export(run.folder, path=f"{precision}.onnx", precision=precision)
-        assert 0 < exported.max_difference <= exported.tolerance
-    dense = run.folder / "dense.onnx"
-    timed = api.bench(dense, "fp16.onnx", device="desk-gpu", runtime="tensorrt:fp16", protocol="quick")
+    assert run.measured.fingerprint.precision == precision
+    shipped, plain = ((run.folder / name).read_bytes() for name in ("model.onnx", "model_fp32.onnx"))
+    assert shipped == prepare(shipped, run.result.target) != plain
+    assert run.result.score == run.result.scores["shipped"] == score_in_onnxruntime(shipped)
+    assert api.export(run.folder, path="own.onnx").tolerance == TOLERANCES[precision]
+    assert Path("own.onnx").read_bytes() == shipped
+    api.export(run.folder, path="plain.onnx", precision="fp32")
+    assert Path("plain.onnx").read_bytes() == plain
+    names = run.folder / "dense.onnx", "own.onnx"
+    timed = api.bench(*names, device="desk-gpu", runtime=f"tensorrt:{precision}", protocol="quick")
     assert timed.comparisons[0].ratio == pytest.approx(run.result.measured_ms / run.result.dense_ms, rel=0.01)
     assert {"conv1", "layer1.0.conv1"} <= {row.name for row in api.explain(run.folder).rows}
+
+
+def score_in_onnxruntime(model: bytes) -> float:
+    """Top-1 on the test split of digits, image by image, by ONNX Runtime as it is."""
+    data = load_data("digits", seed=0)
+    session = onnxruntime.InferenceSession(model)
+    right = 0
+    for images, targets in data.batches("test", 1):
+        (outputs,) = session.run(None, {"input": images.numpy()})
+        right += int(outputs.argmax() == targets.item())
+    return pytest.approx(right / len(data.test), abs=2 / len(data.test))
 
 
 @pytest.mark.gpu
