@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hwprune.core.errors import UsageError, did_you_mean
+from hwprune.core.errors import HwpruneError, UsageError, did_you_mean
+
+_TRACE_HINT = "mend it there; with -vv the whole traceback is shown"
 
 
 def split_options(spec: str) -> tuple[str, dict[str, str]]:
@@ -42,7 +47,7 @@ def is_function(reference: str) -> bool:
 def load_function(reference: str) -> Callable[..., Any]:
     """The function that `FILE.py:FUNCTION` or `PACKAGE.MODULE:FUNCTION` names. It runs the user's own module.
 
-    Raises `UsageError` when the file, module or function is not there or cannot be imported.
+    Raises `UsageError` when the file, module or function is not there or cannot be imported, whatever it raises then.
     """
     location, _, name = reference.rpartition(":")
     module = _module_from_file(Path(location)) if location.endswith(".py") else _module_by_name(location)
@@ -65,20 +70,62 @@ def _module_from_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
+    except Exception as error:
         del sys.modules[name]
-        raise UsageError(f"{path} cannot be imported: {error}") from error
+        raise UsageError(f"{path} cannot be imported: {_told(error, str(path))}", hint=_TRACE_HINT) from error
     return module
 
 
 def _module_by_name(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except (ImportError, SyntaxError) as error:
+    except Exception as error:
+        hint = "install it, or add its folder to PYTHONPATH" if isinstance(error, ImportError) else _TRACE_HINT
+        raise UsageError(f"module '{name}' cannot be imported: {_told(error, _file_of(name))}", hint=hint) from error
+
+
+def call_function(reference: str, function: Callable[..., Any], /, **arguments: Any) -> Any:
+    """What `function`, loaded from `reference`, gives for these arguments.
+
+    It is the user's code: whatever it raises, and an argument that it lacks, becomes a `UsageError` that names the
+    innermost line of its own file. Our own errors pass as they are.
+    """
+    try:
+        inspect.signature(function).bind(**arguments)
+    except ValueError:
+        pass  # written in C: it has no signature to compare with
+    except TypeError as error:
+        given = f"only {', '.join(arguments)}" if arguments else "no arguments"
         raise UsageError(
-            f"module '{name}' cannot be imported: {error}",
-            hint="install it, or add its folder to PYTHONPATH",
+            f"{reference} cannot be called: {error}", hint=f"it is given {given}; give the other ones a default"
         ) from error
+    try:
+        return function(**arguments)
+    except HwpruneError:
+        raise
+    except Exception as error:
+        location = reference.rpartition(":")[0]
+        raise UsageError(f"{reference} raised {_told(error, _file_of(location))}", hint=_TRACE_HINT) from error
+
+
+def _told(error: Exception, file: str) -> str:
+    """`ValueError: boom (m.py, line 12)`: the innermost line of that file, if there is one."""
+    if isinstance(error, SyntaxError):
+        return str(error)  # which names file and line already
+    text = str(error) if isinstance(error, ImportError) else ": ".join(filter(None, (type(error).__name__, str(error))))
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if file and os.path.realpath(frame.filename) == os.path.realpath(file)]
+    return f"{text} ({Path(file).name}, line {lines[-1]})" if lines else text
+
+
+def _file_of(location: str) -> str:
+    """The file of `FILE.py` or `PACKAGE.MODULE`; empty where it is not known."""
+    if location.endswith(".py"):
+        return location
+    with contextlib.suppress(Exception):  # to find a module in a package runs the package, which may be what fails
+        spec = importlib.util.find_spec(location)
+        return spec.origin or "" if spec is not None else ""
+    return ""
 
 
 def config_folder() -> Path:

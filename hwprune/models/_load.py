@@ -18,7 +18,7 @@ from hwprune.core import plugins
 from hwprune.core.config import from_mapping
 from hwprune.core.errors import DeviceError, UsageError, did_you_mean, unknown_name
 from hwprune.core.files import atomic_write_bytes
-from hwprune.core.specs import is_function, load_function, split_options
+from hwprune.core.specs import call_function, is_function, load_function, split_options
 from hwprune.models._base import AbstractReference
 
 PACKAGE = "hwprune.models"
@@ -172,7 +172,8 @@ def _from_function(
             raise UsageError(f"{name} has no parameter '{key}'.{did_you_mean(key, parameters)}")
     known = {"classes": classes, "input_shape": input_shape}
     given = {key: value for key, value in known.items() if value is not None and key in parameters}
-    return _checked(function(**{key: _literal(value) for key, value in options.items()}, **given), name)
+    arguments = {**{key: _literal(value) for key, value in options.items()}, **given}
+    return _checked(call_function(name, function, **arguments), name)
 
 
 def _literal(text: str) -> int | float | bool | str:

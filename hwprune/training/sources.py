@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hwprune.core.config import from_mapping
 from hwprune.core.errors import DataError, UsageError, unknown_name
-from hwprune.core.specs import is_function, load_function, split_options
+from hwprune.core.specs import call_function, is_function, load_function, split_options
 from hwprune.training import _readers as readers
 from hwprune.training._decode import Pool
 from hwprune.training._random import generator
@@ -106,7 +106,7 @@ def _image_folder(path: Path, options: DataOptions, seed: int, cache: Path | Non
 
 
 def _from_function(name: str, options: DataOptions, seed: int) -> Data:
-    result = load_function(name)()
+    result = call_function(name, load_function(name))
     if isinstance(result, Data):
         return result
     if not isinstance(result, Mapping):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hwprune.core.errors import UsageError
-from hwprune.core.specs import cache_folder, is_function, load_function, split_options
+from hwprune.core.errors import DataError, UsageError
+from hwprune.core.specs import cache_folder, call_function, is_function, load_function, split_options
 
 
 def test_options_follow_a_question_mark() -> None:
@@ -61,6 +61,81 @@ def test_what_is_wrong_with_a_function_is_said(tmp_path: Path) -> None:
         load_function(f"{tmp_path}/bad.py:make")
     with pytest.raises(UsageError, match="module 'no_such_package' cannot be imported"):
         load_function("no_such_package:make")
+
+
+OWN = """import json
+def boom():
+    inner()
+def inner():
+    json.loads("{")
+def needs(x):
+    return x
+def own():
+    from hwprune.core.errors import DataError
+    raise DataError("as it is")
+def leave():
+    raise SystemExit(3)
+def silent():
+    assert False
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    (tmp_path / "m.py").write_text(OWN)
+    return f"{tmp_path}/m.py"
+
+
+def _call(reference: str, **arguments: object) -> object:
+    return call_function(reference, load_function(reference), **arguments)
+
+
+def test_an_error_in_a_users_function_is_the_users(own: str) -> None:
+    with pytest.raises(UsageError, match=r"m\.py:boom raised JSONDecodeError: .*\(m\.py, line 5\)$") as caught:
+        _call(f"{own}:boom")
+    assert "-vv" in caught.value.hint
+    assert caught.value.exit_code == 2
+    with pytest.raises(UsageError, match=r"m\.py:silent raised AssertionError \(m\.py, line 14\)$"):
+        _call(f"{own}:silent")
+    with pytest.raises(DataError, match=r"^as it is$"):
+        _call(f"{own}:own")
+    with pytest.raises(SystemExit):
+        _call(f"{own}:leave")
+    with pytest.raises(UsageError, match=r"^json:loads raised JSONDecodeError: .*\(__init__\.py, line \d+\)$"):
+        _call("json:loads", s="{")
+
+
+def test_an_argument_that_a_function_needs_is_named(own: str) -> None:
+    assert _call(f"{own}:needs", x=3) == 3
+    with pytest.raises(UsageError, match=r"m\.py:needs cannot be called: missing a required argument: 'x'") as caught:
+        _call(f"{own}:needs")
+    assert "no arguments" in caught.value.hint
+    with pytest.raises(UsageError, match="cannot be called") as caught:
+        _call(f"{own}:needs", classes=3)
+    assert "only classes" in caught.value.hint
+
+
+def test_an_error_at_import_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_at_import.py").write_text("import json\nx = nmae\n")
+    (tmp_path / "lacks.py").write_text("import no_such_package\n")
+    told = r"cannot be imported: NameError: name 'nmae' is not defined \(broken_at_import\.py, line 2\)$"
+    monkeypatch.syspath_prepend(tmp_path)
+    for location in (f"{tmp_path}/broken_at_import.py", "broken_at_import"):
+        with pytest.raises(UsageError, match=told):
+            load_function(f"{location}:make")
+    with pytest.raises(UsageError, match=r"No module named 'no_such_package' \(lacks\.py, line 1\)$"):
+        load_function(f"{tmp_path}/lacks.py:make")
+
+
+def test_models_and_data_of_the_users_fail_as_the_users(own: str) -> None:
+    from hwprune.models import load_model
+    from hwprune.training import load_data
+
+    for load in (load_model, load_data):
+        with pytest.raises(UsageError, match=r"m\.py:boom raised JSONDecodeError"):
+            load(f"{own}:boom")
+        with pytest.raises(UsageError, match=r"m\.py:needs cannot be called"):
+            load(f"{own}:needs")
 
 
 def test_the_cache_folder_follows_argument_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
