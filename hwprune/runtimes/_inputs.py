@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwprune.core.errors import UsageError
+from hwprune.runtimes._refusals import check_tensors, fixed_shape
 
 if TYPE_CHECKING:
     import onnx
@@ -31,29 +32,13 @@ def fixed_inputs(inputs: Sequence[Input], batch: int) -> dict[str, tuple[np.dtyp
     Raises `UsageError` for another batch than the target's, a free size besides the batch, and a type that cannot be
     timed.
     """
-    return {item.name: (_numpy_type(item), _fixed_shape(item, batch)) for item in inputs}
+    return {item.name: (_numpy_type(item), fixed_shape(item.name, item.shape, batch)) for item in inputs}
 
 
 def _numpy_type(item: Input) -> np.dtype[Any]:
     if not item.kind:
         raise UsageError(f"input '{item.name}' is of a type which cannot be timed", hint="use a float or integer input")
     return np.dtype(item.kind)
-
-
-def _fixed_shape(item: Input, batch: int) -> tuple[int, ...]:
-    free = [place for place, size in enumerate(item.shape) if size is None and place > 0]
-    if free:
-        raise UsageError(
-            f"input '{item.name}' has free sizes besides the batch (dimensions {free})",
-            hint="export it with fixed sizes",
-        )
-    shape = tuple(batch if size is None else size for size in item.shape)
-    if shape and shape[0] != batch:
-        raise UsageError(
-            f"the model is fixed to batch {shape[0]}, the target says batch {batch}",
-            hint=f"use batch {shape[0]}, or export the model with batch {batch}",
-        )
-    return shape
 
 
 def example_inputs(inputs: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> dict[str, np.ndarray]:
@@ -69,14 +54,10 @@ def check_inputs(
     given: Mapping[str, np.ndarray], expected: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 ) -> None:
     """Raise `UsageError` for inputs of other names, shapes or types than the network's."""
-    if set(given) != set(expected):
-        raise UsageError(f"the model takes inputs {sorted(expected)}, not {sorted(given)}")
-    for name, (kind, shape) in expected.items():
-        found = given[name]
-        if tuple(found.shape) != shape:
-            raise UsageError(f"the model does not take these inputs: '{name}' is {tuple(found.shape)}, not {shape}")
-        if found.dtype != kind:
-            raise UsageError(f"the model does not take these inputs: '{name}' is {found.dtype}, not {kind}")
+    check_tensors(
+        {name: (str(array.dtype), tuple(array.shape)) for name, array in given.items()},
+        {name: (str(kind), shape) for name, (kind, shape) in expected.items()},
+    )
 
 
 def onnx_inputs(model: onnx.ModelProto) -> tuple[Input, ...]:

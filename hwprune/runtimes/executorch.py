@@ -26,6 +26,7 @@ from hwprune.runtimes._executorch_program import bindings, program, quietly, ver
 from hwprune.runtimes._host import undisturbed
 from hwprune.runtimes._inputs import check_inputs, example_inputs, fixed_inputs, onnx_inputs
 from hwprune.runtimes._onnx.graph import Graph, Node, read_graph
+from hwprune.runtimes._refusals import check_precision
 from hwprune.runtimes._torch.from_onnx import load_onnx
 from hwprune.runtimes._torch.session import settings, torch_package
 
@@ -81,8 +82,7 @@ class ExecutorchRuntime(AbstractRuntime):
 
     def check(self, target: Target) -> None:
         bindings()
-        if target.precision not in self.precisions:
-            raise UsageError(f"ExecuTorch computes in fp32 here, not in {target.precision}", hint="use precision fp32")
+        check_precision("ExecuTorch", self.precisions, target)
         check_threads(target)
 
     def fingerprint(self, target: Target) -> Fingerprint:

@@ -25,6 +25,7 @@ from hwprune.runtimes._inputs import check_inputs, example_inputs
 from hwprune.runtimes._litert.model import FIRST, LAST
 from hwprune.runtimes._litert.rules import write
 from hwprune.runtimes._onnx.graph import read_graph
+from hwprune.runtimes._refusals import check_precision
 
 
 @lru_cache(maxsize=1)
@@ -88,8 +89,7 @@ class LitertRuntime(AbstractRuntime):
 
     def check(self, target: Target) -> None:
         _litert()
-        if target.precision not in self.precisions:
-            raise UsageError(f"LiteRT computes in fp32 here, not in {target.precision}", hint="use precision fp32")
+        check_precision("LiteRT", self.precisions, target)
         check_threads(target)
 
     def fingerprint(self, target: Target) -> Fingerprint:

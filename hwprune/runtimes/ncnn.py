@@ -28,6 +28,7 @@ from hwprune.runtimes._inputs import check_inputs, example_inputs
 from hwprune.runtimes._ncnn.model import NcnnModel
 from hwprune.runtimes._ncnn.rules import write
 from hwprune.runtimes._onnx.graph import Graph, read_graph
+from hwprune.runtimes._refusals import check_precision
 
 _KEEP_PACKED = 1  # extract a blob as it is, without unpacking it
 _WARMUP_RUNS = 3
@@ -134,8 +135,7 @@ class NcnnRuntime(AbstractRuntime):
 
     def check(self, target: Target) -> None:
         _ncnn()
-        if target.precision not in self.precisions:
-            raise UsageError(f"ncnn computes in fp32 here, not in {target.precision}", hint="use precision fp32")
+        check_precision("ncnn", self.precisions, target)
         if target.batch != 1:
             raise UsageError(f"ncnn holds one image at a time, not a batch of {target.batch}", hint="use batch 1")
         check_threads(target)

@@ -24,6 +24,7 @@ from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSessi
 from hwprune.runtimes._cpu import check_threads, cpu_clock, cpu_fingerprint
 from hwprune.runtimes._host import undisturbed
 from hwprune.runtimes._inputs import Input, check_inputs, example_inputs, fixed_inputs
+from hwprune.runtimes._refusals import check_precision
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -109,10 +110,7 @@ class OnnxRuntime(AbstractRuntime):
 
     def check(self, target: Target) -> None:
         _ort()
-        if target.precision not in self.precisions:
-            raise UsageError(
-                f"onnxruntime on a CPU computes in fp32 here, not in {target.precision}", hint="use precision fp32"
-            )
+        check_precision("onnxruntime on a CPU", self.precisions, target)
         check_threads(target)
 
     def fingerprint(self, target: Target) -> Fingerprint:

@@ -26,6 +26,7 @@ from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
 from hwprune.runtimes._cpu import check_threads, cpu_fingerprint
 from hwprune.runtimes._host import undisturbed
 from hwprune.runtimes._inputs import Input, check_inputs, example_inputs, fixed_inputs
+from hwprune.runtimes._refusals import check_precision
 
 if TYPE_CHECKING:
     import onnx
@@ -124,11 +125,7 @@ class OpenVino(AbstractRuntime):
 
     def check(self, target: Target) -> None:
         capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if target.precision not in self.precisions:
-            raise UsageError(
-                f"openvino on a CPU computes in {' or '.join(HINTS)}, not in {target.precision}",
-                hint="use precision fp32",
-            )
+        check_precision("openvino on a CPU", self.precisions, target)
         needed = CAPABILITIES.get(target.precision)
         if needed is not None and needed not in capabilities:
             raise UsageError(f"this processor does not compute in {target.precision}", hint="use precision fp32")

@@ -15,6 +15,7 @@ from hwprune.core.errors import UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
 from hwprune.runtimes._machine import Disturbances, Machine, VirtualClock
+from hwprune.runtimes._refusals import check_precision, check_tensors, fixed_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,12 +51,10 @@ class SimulatedSession(AbstractSession):
     def infer(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         from onnx.reference import ReferenceEvaluator
 
-        expected = {item.name: _shape(item) for item in _real_inputs(self._model)}
-        if set(inputs) != set(expected):
-            raise UsageError(f"the model takes inputs {sorted(expected)}, not {sorted(inputs)}")
-        for name, shape in expected.items():
-            if tuple(inputs[name].shape) != shape:
-                raise UsageError(f"the model does not take these inputs: '{name}' is {inputs[name].shape}, not {shape}")
+        check_tensors(
+            {name: (str(array.dtype), tuple(array.shape)) for name, array in inputs.items()},
+            {item.name: (_type_name(item), _shape(item)) for item in _real_inputs(self._model)},
+        )
         return list(ReferenceEvaluator(self._model).run(None, dict(inputs)))
 
     def close(self) -> None:
@@ -87,8 +86,7 @@ class SimulatedRuntime(Disturbances, AbstractRuntime):
         return machine
 
     def check(self, target: Target) -> None:
-        if target.precision not in self.precisions:
-            raise UsageError(f"the simulated runtime does not know {target.precision}", hint="use precision fp32")
+        check_precision("the simulated runtime", self.precisions, target)
 
     def fingerprint(self, target: Target) -> Fingerprint:
         return Fingerprint(
@@ -168,14 +166,9 @@ def _load(model: bytes, batch: int) -> onnx.ModelProto:
     try:
         proto = onnx.load_from_string(model)
         for item in _real_inputs(proto):
-            first = item.type.tensor_type.shape.dim[0]
-            if not first.HasField("dim_value"):
-                first.dim_value = batch
-            elif first.dim_value != batch:
-                raise UsageError(
-                    f"the model is fixed to batch {first.dim_value}, the target says batch {batch}",
-                    hint=f"use batch {first.dim_value}, or export the model with batch {batch}",
-                )
+            sizes = item.type.tensor_type.shape.dim
+            known = [size.dim_value if size.HasField("dim_value") else None for size in sizes]
+            sizes[0].dim_value = fixed_shape(item.name, known, batch)[0]
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     except (DecodeError, onnx.shape_inference.InferenceError, IndexError) as error:
         raise UsageError(
@@ -190,6 +183,12 @@ def _load(model: bytes, batch: int) -> onnx.ModelProto:
 def _real_inputs(model: onnx.ModelProto) -> list[Any]:
     weights = {item.name for item in model.graph.initializer}
     return [item for item in model.graph.input if item.name not in weights]
+
+
+def _type_name(item: Any) -> str:
+    from onnx import helper
+
+    return str(helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type))
 
 
 def _shape(item: Any) -> tuple[int, ...]:

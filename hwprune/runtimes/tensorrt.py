@@ -17,6 +17,7 @@ from hwprune.core.measurement import Fingerprint, LayerTime, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, Finding
 from hwprune.runtimes._host import cpu_model
 from hwprune.runtimes._nvidia import ClockSpan, facts, findings
+from hwprune.runtimes._refusals import check_precision
 from hwprune.runtimes._tensorrt import api
 from hwprune.runtimes._tensorrt.api import Inspector
 from hwprune.runtimes._tensorrt.builder import BuildOptions
@@ -45,7 +46,7 @@ class TensorRt(AbstractRuntime):
     workspace_mib: int = field(default=1024, metadata={"help": "memory a kernel may use; changes which ones win"})
     aux_streams: int = field(default=0, metadata={"help": "streams besides the one that is timed"})
     graph: bool = field(default=True, metadata={"help": "run as a CUDA graph where capture succeeds"})
-    gpu: int = field(default=0, metadata={"help": "number of the GPU"})
+    gpu: int = field(default=0, metadata={"help": "number of the GPU among those that CUDA sees"})
     cuda: str = field(default="auto", metadata={"help": "auto, ctypes, cuda-python, or pycuda for its context"})
     cudart: str = field(default="", metadata={"help": "path of libcudart, where it is not found by itself"})
     package: str = field(default="tensorrt", metadata={"help": "tensorrt or tensorrt_rtx"})
@@ -58,10 +59,7 @@ class TensorRt(AbstractRuntime):
             raise UsageError(f"mixed={self.mixed!r} is not one of warn, refuse")
 
     def check(self, target: Target) -> None:
-        if target.precision not in self.precisions:
-            raise UsageError(
-                f"TensorRT does not compute in {target.precision} here", hint=f"use {', '.join(self.precisions)}"
-            )
+        check_precision("TensorRT", self.precisions, target)
         if target.threads != 1:
             raise UsageError(f"{target.threads} threads: a GPU has no threads to choose", hint="leave threads at 1")
         place = self._platform()
@@ -77,7 +75,7 @@ class TensorRt(AbstractRuntime):
         cuda = place.cuda
         runtime, driver = cuda.versions()
         cores = cuda.attribute("multiprocessors")
-        state = facts(self.gpu)
+        state = facts(cuda.bus_id())
         named = dict(state)
         level = hasattr(place.trt.IBuilderConfig, "builder_optimization_level")
         flags = (
@@ -138,7 +136,7 @@ class TensorRt(AbstractRuntime):
         return with_node_names(layers, [node.name for node in onnx.load_from_string(model).graph.node if node.name])
 
     def findings(self) -> tuple[Finding, ...]:
-        return findings(self.gpu)
+        return findings(self._platform().cuda.bus_id())
 
     def _opened(self, place: Platform, model: bytes, target: Target) -> TrtSession:
         folder = Path(self.cache) if self.cache else default_folder()

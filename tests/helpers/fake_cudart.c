@@ -32,7 +32,7 @@ static struct {
     X(resolution_ns, 500) X(jitter, 0) X(wander, 0) X(spikes, 0) X(drift, 0) X(drift_period_s, 60) X(flip_rise, 0) \
     X(flip_s, 1) X(throttle_rise, 0) X(throttle_from_s, 0) X(throttle_to_s, 0) X(dead_from_s, 0) X(dead_to_s, 0) \
     X(seed, 0) X(sticky_after, -1) X(sticky_code, 700) X(capture_error, 0) X(count_error, 0) X(devices, 1) \
-    X(driver, 12060) X(memory_left, -1) X(capability, 8.7) X(flags_error, 0)
+    X(pci_bus, 1) X(driver, 12060) X(memory_left, -1) X(capability, 8.7) X(flags_error, 0)
 #define FIELD(name, standard) double name;
 static struct { SETTINGS(FIELD) } set;
 
@@ -141,7 +141,7 @@ int cudaSetDeviceFlags(unsigned wanted) {
 int cudaDeviceGetAttribute(int *value, int attribute, int index) {
     int tenths = (int)(10 * set.capability + 0.5);
     *value = attribute == 16 ? 14 : attribute == 75 ? tenths / 10 : attribute == 76 ? tenths % 10
-           : attribute == 38 ? 4 << 20 : 0;
+           : attribute == 38 ? 4 << 20 : attribute == 33 ? (int)set.pci_bus + index : 0;
     return finish(index < set.devices ? 0 : 101);
 }
 int cudaMemGetInfo(size_t *available, size_t *total) {

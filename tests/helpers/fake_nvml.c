@@ -1,15 +1,16 @@
-/* A libnvidia-ml with one GPU whose state the test sets: `fake_set(key, value)`, `fake_fail(function, code)`. */
+/* A libnvidia-ml with two GPUs at 0000:01:00.0 and 0000:42:00.0, whose common state the test sets: `fake_set(key, value)`, `fake_fail(function, code)`. */
 #include <string.h>
 
-enum { SUCCESS = 0, UNINITIALISED = 1, INVALID = 2, NOT_SUPPORTED = 3, SMALL = 7 };
+enum { SUCCESS = 0, UNINITIALISED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, SMALL = 7 };
 
 typedef struct { unsigned pid; unsigned long long memory; unsigned instance, compute_instance; } process;
 typedef struct { unsigned long long reference_us, violation_ns; } violation;
 
-static int opened, gpu;
+static int opened, gpus[2];
+static unsigned gpu_count = 2;
 static unsigned long long reasons, violations[12];
 static unsigned clocks[3] = {210, 210, 405}, highest[3] = {2000, 2000, 7000};
-static unsigned celsius = 45, slowdown = 90, milliwatts = 30500, limit_mw = 80000, persistent = 1;
+static unsigned celsius = 45, slowdown = 90, milliwatts = 30500, limit_mw = 80000;
 static unsigned pids[4], pid_count;
 static char failing[256];
 static int failing_code;
@@ -22,6 +23,7 @@ void fake_set(const char *key, unsigned long long value) {
     else if (!strcmp(key, "power_ns")) violations[0] = value;
     else if (!strcmp(key, "sm_mhz")) clocks[1] = (unsigned)value;
     else if (!strcmp(key, "celsius")) celsius = (unsigned)value;
+    else if (!strcmp(key, "gpu_count")) gpu_count = (unsigned)value;
     else if (!strcmp(key, "pid")) { pids[0] = (unsigned)value; pid_count = value ? 1 : 0; }
     else if (!strcmp(key, "second_pid")) { pids[1] = (unsigned)value; pid_count = 2; }
 }
@@ -35,16 +37,36 @@ int nvmlShutdown(void) { if (!opened) return UNINITIALISED; opened--; return SUC
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
     GUARD("nvmlDeviceGetHandleByIndex_v2");
-    if (index) return INVALID;
-    *device = &gpu;
+    if (index >= gpu_count) return INVALID;
+    *device = &gpus[index];
+    return SUCCESS;
+}
+int nvmlDeviceGetHandleByPciBusId_v2(const char *bus_id, void **device) {
+    GUARD("nvmlDeviceGetHandleByPciBusId_v2");
+    for (unsigned index = 0; index < gpu_count; index++)
+        if (!strcmp(bus_id, index ? "00000000:42:00.0" : "00000000:01:00.0")) {
+            *device = &gpus[index];
+            return SUCCESS;
+        }
+    return NOT_FOUND;
+}
+int nvmlDeviceGetCount_v2(unsigned *count) {
+    GUARD("nvmlDeviceGetCount_v2");
+    *count = gpu_count;
     return SUCCESS;
 }
 
-#define DEVICE(name) GUARD(name); if (device != (void *)&gpu) return INVALID
+#define DEVICE(name) GUARD(name); if (device != (void *)&gpus[0] && device != (void *)&gpus[1]) return INVALID
+
+int nvmlDeviceGetIndex(void *device, unsigned *index) {
+    DEVICE("nvmlDeviceGetIndex");
+    *index = device == (void *)&gpus[1];
+    return SUCCESS;
+}
 
 int nvmlDeviceGetName(void *device, char *text, unsigned size) {
     DEVICE("nvmlDeviceGetName");
-    strncpy(text, "NVIDIA Fake GPU", size);
+    strncpy(text, device == (void *)&gpus[1] ? "NVIDIA Second GPU" : "NVIDIA Fake GPU", size);
     return SUCCESS;
 }
 int nvmlSystemGetDriverVersion(char *text, unsigned size) {
@@ -84,11 +106,6 @@ int nvmlDeviceGetEnforcedPowerLimit(void *device, unsigned *value) {
     *value = limit_mw;
     return SUCCESS;
 }
-int nvmlDeviceGetPersistenceMode(void *device, unsigned *value) {
-    DEVICE("nvmlDeviceGetPersistenceMode");
-    *value = persistent;
-    return SUCCESS;
-}
 int nvmlDeviceGetCurrentClocksEventReasons(void *device, unsigned long long *bits) {
     DEVICE("nvmlDeviceGetCurrentClocksEventReasons");
     *bits = reasons;
@@ -96,7 +113,6 @@ int nvmlDeviceGetCurrentClocksEventReasons(void *device, unsigned long long *bit
 }
 int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, unsigned long long *bits) {
     if (!strcmp(failing, "nvmlDeviceGetCurrentClocksEventReasons") && failing_code == NOT_SUPPORTED) return NOT_SUPPORTED;
-    if (device != (void *)&gpu) return INVALID;
     *bits = reasons;
     return SUCCESS;
 }

@@ -84,6 +84,12 @@ class TestOnnxRuntimeAlone:
         with pytest.raises(UsageError, match=r"free sizes besides the batch \(dimensions \[2\]\)"):
             OnnxRuntime().open(model.SerializeToString(), Target())
 
+    def test_another_batch_comes_with_both_ways_out(self) -> None:
+        with pytest.raises(UsageError, match="fixed to batch 1, the target says batch 4") as caught:
+            OnnxRuntime().open(conv_net(16), Target(batch=4))
+        assert "--batch 1" in caught.value.hint
+        assert "an input of 4x8x14x14" in caught.value.hint
+
     def test_denormal_inputs_are_not_slow(self) -> None:
         """Without flushing, denormal inputs make the first convolution some hundred times slower."""
         session = OnnxRuntime().open(conv_net(32, layers=1), Target())

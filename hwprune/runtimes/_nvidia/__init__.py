@@ -19,28 +19,29 @@ __all__ = ["ClockSpan", "Finding", "Jetson", "Nvml", "Throttle", "facts", "findi
 ROOT = Path("/")
 
 
-def facts(gpu: int = 0, *, root: Path = ROOT, library: str = "") -> tuple[tuple[str, str], ...]:
+def facts(bus_id: str = "", *, root: Path = ROOT, library: str = "") -> tuple[tuple[str, str], ...]:
     """What belongs in a fingerprint because a latency is not the same without it, as (name, text).
 
     On a Jetson: board, L4T, power mode, range and governor of the GPU's clock. Elsewhere: GPU, driver, power limit.
-    `library`: path of libnvidia-ml, where it is not found by itself.
+    `bus_id` is CUDA's PCI bus id of the GPU, "" the first one. `library`: path of libnvidia-ml, where it is not found
+    by itself.
     """
     board = Jetson.find(root)
     if board is not None:
         return board.facts()
-    with Nvml.opened(gpu, library) as card:
+    with Nvml.opened(bus_id, library) as card:
         return card.facts() if card is not None else ()
 
 
-def throttle_counters(gpu: int = 0, *, root: Path = ROOT, library: str = "") -> Throttle:
+def throttle_counters(bus_id: str = "", *, root: Path = ROOT, library: str = "") -> Throttle:
     """A callable: counters of everything that slows the GPU down, a change of which voids a round."""
-    return Throttle(Jetson.find(root), Nvml.open(gpu, library))
+    return Throttle(Jetson.find(root), Nvml.open(bus_id, library))
 
 
-def findings(gpu: int = 0, *, root: Path = ROOT, library: str = "") -> tuple[Finding, ...]:
+def findings(bus_id: str = "", *, root: Path = ROOT, library: str = "") -> tuple[Finding, ...]:
     """Whether the board is fit to be measured on, and the exact commands that make it so; runs none of them."""
     board = Jetson.find(root)
     if board is not None:
         return jetson_findings(board)
-    with Nvml.opened(gpu, library) as card:
+    with Nvml.opened(bus_id, library) as card:
         return gpu_findings(card)

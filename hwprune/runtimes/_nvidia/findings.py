@@ -81,9 +81,8 @@ def gpu_findings(card: Nvml | None) -> tuple[Finding, ...]:
 
 
 def _of_gpu(card: Nvml) -> Iterator[Finding]:
-    yield Finding(
-        "GPU", "pass", f"number {card.index}: {card.name() or 'unnamed'}, driver {card.driver() or 'unknown'}"
-    )
+    named = f"{card.name() or 'unnamed'}, driver {card.driver() or 'unknown'}"
+    yield Finding("GPU", "pass", f"number {card.number()} of nvidia-smi: {named}")
     yield _clock(card)
     cool = f"let it cool, or lock the clocks lower: {lock_commands(card)}"
     now, limit = card.reading().celsius, card.slowdown_celsius()
@@ -116,7 +115,7 @@ def _clock(card: Nvml) -> Finding:
 def lock_commands(card: Nvml) -> str:
     """The commands that fix the clocks of this GPU, and those that undo it."""
     graphics, memory = _sustained(card)
-    smi = f"sudo nvidia-smi -i {card.index}"
+    smi = f"sudo nvidia-smi -i {card.number()}"
     memory_lock = f" && {smi} -lmc {memory},{memory}" if memory else ""
     chosen = f"{graphics},{graphics}" if graphics else "MHZ,MHZ"
     return f"{smi} -pm 1 && {smi} -lgc {chosen}{memory_lock} (undo: {smi} -rgc && {smi} -rmc)"

@@ -46,26 +46,25 @@ class _Violation(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Reading:
-    """The GPU's clocks in MHz, temperature and power in W now, each None where it is not told."""
+    """The clock of the GPU's processors in MHz, its temperature and power in W now, each None where it is not told."""
 
     sm_mhz: int | None
-    memory_mhz: int | None
     celsius: int | None
     watts: float | None
 
 
 class Nvml:
-    """One GPU, by its number."""
+    """One GPU, by its PCI bus id: CUDA and NVML number GPUs differently. Without an id the first one of NVML."""
 
-    def __init__(self, library: Any, index: int) -> None:
+    def __init__(self, library: Any, bus_id: str = "") -> None:
         self._library = library
+        self._bus_id = bus_id
         self._device = ctypes.c_void_p()
-        if self._call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(self._device)) != SUCCESS:
-            raise LookupError(f"NVML knows no GPU number {index}")
-        self.index = index
+        if not self._found():
+            raise LookupError(f"NVML knows no GPU {bus_id}")
 
     @classmethod
-    def open(cls, index: int = 0, library: str = "") -> Nvml | None:
+    def open(cls, bus_id: str = "", library: str = "") -> Nvml | None:
         """The GPU, or None where there is no NVML, no driver or no such GPU. Close it after use."""
         for name in (library,) if library else LIBRARIES:
             try:
@@ -75,7 +74,7 @@ class Nvml:
             except (OSError, AttributeError):
                 continue
             try:
-                return cls(loaded, index)
+                return cls(loaded, bus_id)
             except LookupError:
                 loaded.nvmlShutdown()
                 return None
@@ -83,9 +82,9 @@ class Nvml:
 
     @classmethod
     @contextmanager
-    def opened(cls, index: int = 0, library: str = "") -> Iterator[Nvml | None]:
+    def opened(cls, bus_id: str = "", library: str = "") -> Iterator[Nvml | None]:
         """`open`, closed at the end."""
-        card = cls.open(index, library)
+        card = cls.open(bus_id, library)
         try:
             yield card
         finally:
@@ -96,6 +95,11 @@ class Nvml:
         """Give NVML back; the object is not used afterwards."""
         self._call("nvmlShutdown")
 
+    def number(self) -> str:
+        """What `nvidia-smi -i` calls it: its number there, which CUDA_VISIBLE_DEVICES does not change."""
+        number = self._number("nvmlDeviceGetIndex")
+        return (self._bus_id or "0") if number is None else str(number)
+
     def name(self) -> str:
         """The product's name, or ""."""
         return self._text("nvmlDeviceGetName", self._device)
@@ -105,11 +109,10 @@ class Nvml:
         return self._text("nvmlSystemGetDriverVersion")
 
     def reading(self) -> Reading:
-        """Clocks, temperature and power now."""
+        """Clock, temperature and power now."""
         watts = self._number("nvmlDeviceGetPowerUsage")
         return Reading(
             self.clock_mhz(SM),
-            self.clock_mhz(MEMORY),
             self._number("nvmlDeviceGetTemperature", ctypes.c_int(CELSIUS_OF_GPU)),
             None if watts is None else watts / 1000,
         )
@@ -126,11 +129,6 @@ class Nvml:
         """The limit that is in force."""
         limit = self._number("nvmlDeviceGetEnforcedPowerLimit")
         return None if limit is None else limit / 1000
-
-    def persistent(self) -> bool | None:
-        """Whether the driver stays loaded, and with it the clocks that were set, while no program uses the GPU."""
-        mode = self._number("nvmlDeviceGetPersistenceMode")
-        return None if mode is None else bool(mode)
 
     def slowdown_celsius(self) -> int | None:
         """The temperature at which the hardware slows itself down."""
@@ -178,6 +176,17 @@ class Nvml:
             ("driver", self.driver() or "unknown"),
             ("power_limit", "unknown" if limit is None else f"{limit:.0f} W"),
         )
+
+    def _found(self) -> bool:
+        """Look the GPU up; one that is the only one is that one, also where NVML does not know the bus (Jetson)."""
+        by_bus = self._bus_id.encode(), ctypes.byref(self._device)
+        if self._bus_id and self._call("nvmlDeviceGetHandleByPciBusId_v2", *by_bus) == SUCCESS:
+            return True
+        count = ctypes.c_uint()
+        if self._bus_id and (self._call("nvmlDeviceGetCount_v2", ctypes.byref(count)) != SUCCESS or count.value != 1):
+            return False
+        first = ctypes.c_uint(0), ctypes.byref(self._device)
+        return self._call("nvmlDeviceGetHandleByIndex_v2", *first) == SUCCESS
 
     def _call(self, name: str, *arguments: Any) -> int:
         function: Callable[..., int] | None = getattr(self._library, name, None)

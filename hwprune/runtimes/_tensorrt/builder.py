@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hwprune.core.errors import UsageError
+from hwprune.runtimes._refusals import fixed_shape
 from hwprune.runtimes._tensorrt.api import Builder, Config, Module, Network, Parser, is_strongly_typed
 from hwprune.runtimes._tensorrt.errors import BuildFailed, ParseFailed
 from hwprune.runtimes._tensorrt.log import Log, shown
@@ -154,19 +155,9 @@ def _fix_batch(network: Network, batch: int) -> None:
     for index in range(network.num_inputs):
         entry = network.get_input(index)
         shape = tuple(entry.shape)
-        free = [place for place, size in enumerate(shape) if size < 0 and place > 0]
-        if free:
-            raise UsageError(
-                f"input '{entry.name}' has free sizes besides the batch (dimensions {free})",
-                hint="export it with fixed sizes",
-            )
-        if shape and shape[0] < 0:
-            entry.shape = (batch, *shape[1:])
-        elif shape and shape[0] != batch:
-            raise UsageError(
-                f"the model is fixed to batch {shape[0]}, the target says batch {batch}",
-                hint=f"use batch {shape[0]}, or export the model with batch {batch}",
-            )
+        fixed = fixed_shape(entry.name, [None if size < 0 else size for size in shape], batch)
+        if fixed != shape:
+            entry.shape = fixed
 
 
 def _complaint(parser: Parser, index: int) -> str:

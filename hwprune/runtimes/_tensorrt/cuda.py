@@ -23,7 +23,15 @@ SPINNING = 1  # the host waits by spinning; sleeping until an interrupt, as on a
 THREAD_LOCAL = 1  # capture that other threads do not disturb
 NO_GPU, OLD_DRIVER = 100, 35
 CURRENT = threading.local()  # `index`: the GPU that CUDA uses in a thread; a new thread begins with number 0
-ATTRIBUTES = {"multiprocessors": 16, "major": 75, "minor": 76, "l2_bytes": 38}
+ATTRIBUTES = {
+    "multiprocessors": 16,
+    "major": 75,
+    "minor": 76,
+    "l2_bytes": 38,
+    "pci_bus": 33,
+    "pci_device": 34,
+    "pci_domain": 50,
+}
 
 
 class Cuda:
@@ -50,8 +58,13 @@ class Cuda:
         return self._lost is not None
 
     def attribute(self, name: str) -> int:
-        """One of multiprocessors, major, minor (of the compute capability) and l2_bytes."""
+        """One of `ATTRIBUTES`; major and minor are of the compute capability."""
         return int(self._call("cudaDeviceGetAttribute", ATTRIBUTES[name], self.index))
+
+    def bus_id(self) -> str:
+        """Where the GPU is plugged in, as NVML wants it: numbers follow CUDA_VISIBLE_DEVICES, and this does not."""
+        domain, bus, device = (self.attribute(f"pci_{part}") for part in ("domain", "bus", "device"))
+        return f"{domain:08x}:{bus:02x}:{device:02x}.0"
 
     def versions(self) -> tuple[str, str]:
         """The versions of the CUDA runtime, and of the newest that the driver serves: `12.6`."""

@@ -88,7 +88,7 @@ def platform(access: Access) -> Platform:
     cuda = Cuda(calls, access.gpu)
     log = Log(trt)
     runtime: Runtime = log.make("runtime", trt.Runtime)
-    throttle = throttle_counters(access.gpu)
+    throttle = throttle_counters(cuda.bus_id())
     opened = Platform(trt, cuda, DeviceClock(cuda, throttle), throttle, log, runtime, primary=primary)
     atexit.register(opened.save)
     return opened

@@ -18,6 +18,7 @@ from hwprune.core.errors import UsageError
 from hwprune.core.statistics import median
 from hwprune.core.tensors import ITEM_BYTES, RawTensor, volume
 from hwprune.runtimes._base import AbstractSession
+from hwprune.runtimes._refusals import check_tensors
 from hwprune.runtimes._tensorrt.api import Context, Engine, Module
 from hwprune.runtimes._tensorrt.cuda import Cuda, Graph, timed_region
 from hwprune.runtimes._tensorrt.errors import CudaError, EngineRefused, RunFailed
@@ -219,15 +220,10 @@ class TrtSession(AbstractSession):
             self._notes.append("host_bound")
 
     def _check_inputs(self, inputs: Mapping[str, RawTensor]) -> None:
-        expected = {item.name: item for item in self._inputs()}
-        if set(inputs) != set(expected):
-            raise UsageError(f"the model takes inputs {sorted(expected)}, not {sorted(inputs)}")
-        for name, item in expected.items():
-            given = inputs[name]
-            if given.shape != item.shape:
-                raise UsageError(f"the model does not take these inputs: '{name}' is {given.shape}, not {item.shape}")
-            if given.dtype != item.dtype:
-                raise UsageError(f"the model does not take these inputs: '{name}' is {given.dtype}, not {item.dtype}")
+        check_tensors(
+            {name: (item.dtype, item.shape) for name, item in inputs.items()},
+            {item.name: (item.dtype, item.shape) for item in self._inputs()},
+        )
 
     def _closed(self) -> None:
         raise RunFailed("the session is closed")

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hwprune.core.errors import DeviceError, UsageError
+from hwprune.core.errors import DeviceError
 from hwprune.core.measurement import Fingerprint, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
 from hwprune.runtimes._cpu import check_threads, cpu_clock, cpu_fingerprint
 from hwprune.runtimes._host import undisturbed
 from hwprune.runtimes._inputs import check_inputs, example_inputs, fixed_inputs, onnx_inputs
+from hwprune.runtimes._refusals import check_precision
 from hwprune.runtimes._torch.from_onnx import convert, load_onnx
 
 if TYPE_CHECKING:
@@ -109,8 +110,7 @@ class TorchRuntime(AbstractRuntime):
 
     def check(self, target: Target) -> None:
         torch_package()
-        if target.precision not in self.precisions:
-            raise UsageError(f"{self.name} computes in fp32 here, not in {target.precision}", hint="use precision fp32")
+        check_precision(self.name, self.precisions, target)
         check_threads(target)
 
     def fingerprint(self, target: Target) -> Fingerprint:

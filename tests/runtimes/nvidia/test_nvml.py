@@ -16,6 +16,7 @@ from hwprune.runtimes import _nvidia
 from hwprune.runtimes._nvidia.nvml import MEMORY, REASONS, SM, Nvml
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+FIRST, SECOND = "00000000:01:00.0", "00000000:42:00.0"
 SOURCE = Path(__file__).parents[2] / "helpers" / "fake_nvml.c"
 
 
@@ -45,7 +46,7 @@ def fake(path: str) -> Iterator[Fake]:
     made = Fake(path)
     yield made
     made.fail("", 0)
-    for key, value in {"reasons": 0, "power_ns": 0, "sm_mhz": 210, "celsius": 45, "pid": 0}.items():
+    for key, value in {"reasons": 0, "power_ns": 0, "sm_mhz": 210, "celsius": 45, "pid": 0, "gpu_count": 2}.items():
         made.set(key, value)
     assert made.library.fake_open_count() == 0  # everything that was opened was closed
 
@@ -55,13 +56,12 @@ def _counts(throttle: _nvidia.Throttle) -> dict[str, int]:
 
 
 def test_what_the_gpu_says(fake: Fake) -> None:
-    with Nvml.opened(0, fake.path) as card:
+    with Nvml.opened(FIRST, fake.path) as card:
         assert card is not None
         assert (card.name(), card.driver()) == ("NVIDIA Fake GPU", "570.10.1")
         reading = card.reading()
-        assert (reading.sm_mhz, reading.memory_mhz, reading.celsius, reading.watts) == (210, 405, 45, 30.5)
+        assert (reading.sm_mhz, reading.celsius, reading.watts) == (210, 45, 30.5)
         assert (card.highest_mhz(SM), card.highest_mhz(MEMORY)) == (2000, 7000)
-        assert card.persistent() is True
         assert card.power_limit_w() == 80.0
         assert card.violations_ns() == {"power": 0, "thermal": 0}  # the board's limit is not counted by this GPU
         supported = card.supported_mhz()
@@ -72,7 +72,7 @@ def test_what_the_gpu_says(fake: Fake) -> None:
 @pytest.mark.parametrize(("name", "bit"), sorted(REASONS.items()))
 def test_each_reason_has_its_bit(fake: Fake, name: str, bit: int) -> None:
     fake.set("reasons", bit | 0x1 | 0x2)  # idle and application clocks mean no slowdown
-    with Nvml.opened(0, fake.path) as card:
+    with Nvml.opened(FIRST, fake.path) as card:
         assert card is not None
         assert [key for key, active in (card.reasons() or {}).items() if active] == [name]
 
@@ -80,7 +80,7 @@ def test_each_reason_has_its_bit(fake: Fake, name: str, bit: int) -> None:
 def test_reasons_of_an_older_driver(fake: Fake) -> None:
     fake.set("reasons", 0x8)
     fake.fail("nvmlDeviceGetCurrentClocksEventReasons", 13)  # function not found
-    with Nvml.opened(0, fake.path) as card:
+    with Nvml.opened(FIRST, fake.path) as card:
         assert card is not None
         assert (card.reasons() or {})["hw_slowdown"]
         fake.fail("nvmlDeviceGetCurrentClocksEventReasons", 3)  # not supported, under either name
@@ -90,7 +90,7 @@ def test_reasons_of_an_older_driver(fake: Fake) -> None:
 def test_other_programs_are_those_besides_this_one(fake: Fake) -> None:
     fake.set("pid", os.getpid())
     fake.set("second_pid", 4242)
-    with Nvml.opened(0, fake.path) as card:
+    with Nvml.opened(FIRST, fake.path) as card:
         assert card is not None
         assert card.other_processes() == (4242,)
         fake.fail("nvmlDeviceGetComputeRunningProcesses_v3", 3)
@@ -98,26 +98,49 @@ def test_other_programs_are_those_besides_this_one(fake: Fake) -> None:
 
 
 def test_what_cannot_be_opened_is_none(fake: Fake, tmp_path: Path) -> None:
-    assert Nvml.open(0, str(tmp_path / "absent.so")) is None
-    assert Nvml.open(1, fake.path) is None
+    assert Nvml.open(FIRST, str(tmp_path / "absent.so")) is None
+    assert Nvml.open("00000000:43:00.0", fake.path) is None
     fake.fail("nvmlInit_v2", 9)  # the driver is not loaded
-    assert Nvml.open(0, fake.path) is None
+    assert Nvml.open(FIRST, fake.path) is None
     fake.fail("nvmlDeviceGetHandleByIndex_v2", 15)
-    assert Nvml.open(0, fake.path) is None
+    assert Nvml.open("", fake.path) is None
+
+
+def test_a_gpu_is_found_where_it_is_plugged_in(fake: Fake, tmp_path: Path) -> None:
+    """CUDA_VISIBLE_DEVICES=1 makes number 0 of CUDA what is number 1 of NVML: only the bus id is the same."""
+    for bus_id, name, number in ((FIRST, "NVIDIA Fake GPU", "0"), (SECOND, "NVIDIA Second GPU", "1")):
+        with Nvml.opened(bus_id, fake.path) as card:
+            assert card is not None
+            assert (card.name(), card.number()) == (name, number)
+    found = {item.name: item for item in _nvidia.findings(SECOND, root=tmp_path, library=fake.path)}
+    assert found["GPU"].detail == "number 1 of nvidia-smi: NVIDIA Second GPU, driver 570.10.1"
+    assert "nvidia-smi -i 1 -lgc" in found["GPU clock"].fix
+
+
+def test_the_only_gpu_is_found_without_its_bus_id(fake: Fake) -> None:
+    """As on a Jetson, whose GPU is on no bus; of two it would be a guess."""
+    nowhere = "00000000:00:00.0"
+    assert Nvml.open(nowhere, fake.path) is None
+    fake.set("gpu_count", 1)
+    with Nvml.opened(nowhere, fake.path) as card:
+        assert card is not None
+        assert card.name() == "NVIDIA Fake GPU"
+        fake.fail("nvmlDeviceGetIndex", 3)
+        assert card.number() == nowhere  # which nvidia-smi takes as well
 
 
 def test_facts_are_what_stays_the_same(fake: Fake, tmp_path: Path) -> None:
-    facts = _nvidia.facts(0, root=tmp_path, library=fake.path)
+    facts = _nvidia.facts(FIRST, root=tmp_path, library=fake.path)
     assert facts == (("gpu", "NVIDIA Fake GPU"), ("driver", "570.10.1"), ("power_limit", "80 W"))
     fake.set("sm_mhz", 1900)
     fake.set("celsius", 70)
-    assert _nvidia.facts(0, root=tmp_path, library=fake.path) == facts
+    assert _nvidia.facts(FIRST, root=tmp_path, library=fake.path) == facts
     fake.fail("nvmlDeviceGetName", 3)
-    assert _nvidia.facts(0, root=tmp_path, library=fake.path)[0] == ("gpu", "unknown")
+    assert _nvidia.facts(FIRST, root=tmp_path, library=fake.path)[0] == ("gpu", "unknown")
 
 
 def test_counters(fake: Fake, tmp_path: Path) -> None:
-    throttle = _nvidia.throttle_counters(0, root=tmp_path, library=fake.path)
+    throttle = _nvidia.throttle_counters(FIRST, root=tmp_path, library=fake.path)
     quiet = _counts(throttle)
     assert _counts(throttle) == quiet == {"held back by power": 0, "held back by thermal": 0}
     fake.set("power_ns", 1_000_000)
@@ -136,7 +159,7 @@ def test_counters(fake: Fake, tmp_path: Path) -> None:
 
 
 def test_a_span_tells_the_clock_at_begin_and_end(fake: Fake, tmp_path: Path) -> None:
-    throttle = _nvidia.throttle_counters(0, root=tmp_path, library=fake.path)
+    throttle = _nvidia.throttle_counters(FIRST, root=tmp_path, library=fake.path)
     fake.set("sm_mhz", 1590)
     span = _nvidia.ClockSpan(throttle)
     fake.set("sm_mhz", 1605)
@@ -148,15 +171,15 @@ def test_a_span_tells_the_clock_at_begin_and_end(fake: Fake, tmp_path: Path) -> 
 
 
 def test_findings_of_a_healthy_gpu_give_the_commands(fake: Fake, tmp_path: Path) -> None:
-    found = {item.name: item for item in _nvidia.findings(0, root=tmp_path, library=fake.path)}
-    assert found["GPU"].detail == "number 0: NVIDIA Fake GPU, driver 570.10.1"
+    found = {item.name: item for item in _nvidia.findings(FIRST, root=tmp_path, library=fake.path)}
+    assert found["GPU"].detail == "number 0 of nvidia-smi: NVIDIA Fake GPU, driver 570.10.1"
     assert {item.name for item in found.values() if item.status != "pass"} == {"GPU clock"}
     assert found["GPU clock"].fix == (
         "sudo nvidia-smi -i 0 -pm 1 && sudo nvidia-smi -i 0 -lgc 1595,1595 && sudo nvidia-smi -i 0 -lmc 7000,7000"
         " (undo: sudo nvidia-smi -i 0 -rgc && sudo nvidia-smi -i 0 -rmc)"
     )
     fake.fail("nvmlDeviceGetSupportedMemoryClocks", 3)
-    found = {item.name: item for item in _nvidia.findings(0, root=tmp_path, library=fake.path)}
+    found = {item.name: item for item in _nvidia.findings(FIRST, root=tmp_path, library=fake.path)}
     assert "-lgc 1600,1600" in found["GPU clock"].fix
 
 
@@ -164,7 +187,7 @@ def test_findings_of_a_sick_gpu(fake: Fake, tmp_path: Path) -> None:
     fake.set("celsius", 88)
     fake.set("reasons", REASONS["hw_thermal_slowdown"])
     fake.set("pid", 4242)
-    found = {item.name: item for item in _nvidia.findings(0, root=tmp_path, library=fake.path)}
+    found = {item.name: item for item in _nvidia.findings(FIRST, root=tmp_path, library=fake.path)}
     assert [found[name].status for name in ("temperature", "throttling")] == ["fail"] * 2
     assert found["other programs"].status == "warn"
     assert found["temperature"].detail == "GPU 88 C, 2 degrees below its first limit"
@@ -173,12 +196,12 @@ def test_findings_of_a_sick_gpu(fake: Fake, tmp_path: Path) -> None:
         assert "sudo nvidia-smi -i 0 -lgc 1595,1595" in found[name].fix
     assert "4242" in found["other programs"].detail
     fake.fail("nvmlDeviceGetCurrentClocksEventReasons", 3)
-    found = {item.name: item for item in _nvidia.findings(0, root=tmp_path, library=fake.path)}
+    found = {item.name: item for item in _nvidia.findings(FIRST, root=tmp_path, library=fake.path)}
     assert (found["throttling"].status, found["throttling"].detail) == ("warn", "this GPU does not tell")
 
 
 def test_findings_without_nvml(tmp_path: Path) -> None:
-    (only,) = _nvidia.findings(0, root=tmp_path, library=str(tmp_path / "absent.so"))
+    (only,) = _nvidia.findings(FIRST, root=tmp_path, library=str(tmp_path / "absent.so"))
     assert (only.name, only.status) == ("GPU state", "warn")
     assert "libnvidia-ml.so.1" in only.fix
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from fake_gpu import Gpu
 
 from hwprune.core.measurement import Target
+from hwprune.runtimes._nvidia import nvml
 from hwprune.runtimes._tensorrt.cuda import SPINNING, Cuda
 from hwprune.runtimes._tensorrt.cudart import CtypesCalls
 from hwprune.testing.runtimes import conv_net
@@ -88,3 +91,24 @@ def test_the_host_waits_by_spinning_where_cuda_lets_it(chip: Gpu) -> None:
     assert chip.library.fake_flags() == SPINNING
     chip.set(flags_error=36)
     chip.cuda().synchronise()
+
+
+def test_the_state_that_is_told_is_that_of_the_gpu_cuda_uses(
+    gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With CUDA_VISIBLE_DEVICES=1 number 0 of CUDA is number 1 of NVML: the same place on the bus."""
+    library = tmp_path / "libnvidia-ml.so.1"
+    source = Path(__file__).parents[2] / "helpers" / "fake_nvml.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    monkeypatch.setattr(nvml, "LIBRARIES", (str(library),))
+    gpu.set(pci_bus=0x42)
+    runtime = gpu.runtime()
+    throttle = runtime._platform().throttle
+    try:
+        fingerprint = runtime.fingerprint(Target(device="cuda", runtime="tensorrt"))
+        assert fingerprint.cpu_model == dict(fingerprint.flags)["gpu"] == "NVIDIA Second GPU"
+        assert next(item.detail for item in runtime.findings() if item.name == "GPU").startswith("number 1 of ")
+        assert throttle._card is not None
+        assert throttle._card.number() == "1"
+    finally:
+        throttle.close()
