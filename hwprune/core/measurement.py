@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar
 
-from hwprune.core import statistics
-from hwprune.core.errors import UsageError
+from hwprune.core import plugins, statistics
+from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.prediction import LayerTime, Prediction
 from hwprune.core.protocol import Protocol
 from hwprune.core.round import DISTURBED, Round
@@ -27,6 +28,7 @@ __all__ = [
     "PRECISIONS",
     "WARNINGS",
     "Comparison",
+    "Explains",
     "Fingerprint",
     "LayerTime",
     "Measurement",
@@ -36,6 +38,7 @@ __all__ = [
     "Target",
     "compare",
     "explain",
+    "is_warning",
 ]
 
 FEWEST_PAIRS = 3  # with fewer undisturbed pairs of rounds, a comparison takes the disturbed ones in
@@ -52,7 +55,7 @@ WARNINGS: dict[str, tuple[str, str]] = {
         "quieten the machine (`hwprune doctor` says how) or raise rounds_max",
     ),
     "all_rounds_void": (
-        "every round was disturbed; the number is from the least disturbed moments, and rather too high",
+        "every round was disturbed; the number is from the least disturbed moments, and probably too high",
         "stop other load on the machine: see `hwprune doctor`",
     ),
     "many_void_rounds": (
@@ -71,29 +74,40 @@ WARNINGS: dict[str, tuple[str, str]] = {
         "more than 5 % of the laps are outliers (counted, not dropped)",
         "judge by p90 if your application waits for the slowest run",
     ),
-    "no_cuda_graph": (
-        "the network could not be captured as a CUDA graph; every kernel was launched by itself, which takes longer",
-        "compare it only with networks that ran without a graph: set graph = false for all",
-    ),
-    "host_bound": (
-        "the host takes longer to enqueue the network than the GPU to compute it; the time is the host's",
-        "judge by a larger batch or network, or by a CUDA graph",
-    ),
-    "mixed_precision": (
-        "TensorRT kept layers in fp32",
-        "set typing = strong where TensorRT 10 or later is installed; otherwise this is what the device really runs",
-    ),
-    "timing_cache_refused": (
-        "a saved timing cache did not fit and was not used: kernels were chosen anew",
-        "nothing; the next builds are quick again",
-    ),
 }
 
 
+class Explains:
+    """What a runtime's engines may warn of besides `WARNINGS`: name -> (sentence, advice)."""
+
+    own_warnings: ClassVar[Mapping[str, tuple[str, str]]] = {}
+
+
+@lru_cache(maxsize=1)
+def _warnings_of_runtimes() -> Mapping[str, tuple[str, str]]:
+    """What the runtimes bring along; asked for only where `WARNINGS` does not know a name, since it imports them."""
+    found: dict[str, tuple[str, str]] = {}
+    for name in plugins.names("hwprune.runtimes"):
+        with suppress(DeviceError):  # a runtime that is not installed
+            found.update(plugins.load("hwprune.runtimes", name, Explains).own_warnings)
+    return found
+
+
+def is_warning(text: str) -> bool:
+    """Whether a text is the name of a warning, with or without a detail, and no sentence."""
+    name = text.partition(": ")[0]
+    return name in WARNINGS or (name.isidentifier() and name in _warnings_of_runtimes())
+
+
 def explain(warning: str) -> str:
-    """The sentence and the advice for a warning: a name out of `WARNINGS`, with `: detail` where there is more."""
+    """The sentence and the advice for a warning: a known name, with `: detail` where there is more.
+
+    One that nobody knows any more, from a runtime that is gone, stays as it is.
+    """
+    if not is_warning(warning):
+        return warning
     name, _, detail = warning.partition(": ")
-    sentence, advice = WARNINGS[name]
+    sentence, advice = WARNINGS[name] if name in WARNINGS else _warnings_of_runtimes()[name]
     return f"{sentence} ({detail}); {advice}" if detail else f"{sentence}; {advice}"
 
 
@@ -224,7 +238,7 @@ class Measurement:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Names out of `WARNINGS`, some followed by a colon and a detail; `explain` makes sentences of them."""
+        """Names of warnings, some followed by a colon and a detail; `explain` makes sentences of them."""
         references = [statistics.median(item.before_ms) for item in self.valid_rounds]
         voided = sum(self.void_rounds.values())
         found = {

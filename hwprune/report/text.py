@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hwprune.core.measurement import WARNINGS, Comparison, Fingerprint, Measurement, explain
+from hwprune.core.measurement import Comparison, Fingerprint, Measurement, explain, is_warning
 from hwprune.core.units import format_count, format_duration, format_ms
 from hwprune.report.run_data import Result
 
@@ -112,7 +112,7 @@ def search_text(result: Result) -> str:
 
 def warnings_of(result: Result) -> tuple[str, ...]:
     """What the run and its measurements warn about, as sentences with advice, each once."""
-    found = [text for text in result.warnings if text.partition(": ")[0] not in WARNINGS]
+    found = [text for text in result.warnings if not is_warning(text)]
     for name, item in result.measurements.items():
         found += [f"{name}: {explain(warning)}" for warning in item.warnings]
     return tuple(dict.fromkeys(found))

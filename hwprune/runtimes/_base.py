@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from hwprune.core.measurement import Explains
 from hwprune.core.tensors import RawTensor
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class AbstractSession(ABC):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What one should know about a latency of this engine: names out of `core.measurement.WARNINGS`.
+        """What one should know about a latency of this engine: names out of the runtime's `own_warnings`.
 
         A name may be followed by a colon and a detail, such as the layers it is about.
         """
@@ -103,8 +104,11 @@ class AbstractSession(ABC):
 
 
 @dataclass(frozen=True)
-class AbstractRuntime(ABC):
-    """Software that executes a network on a device. The dataclass fields of a subclass are its options."""
+class AbstractRuntime(Explains, ABC):
+    """Software that executes a network on a device. The dataclass fields of a subclass are its options.
+
+    Where its engines have something to warn of, `own_warnings` says it in words.
+    """
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     precisions_in_model: ClassVar[tuple[str, ...]] = ("int8",)  # those that the ONNX file brings along

@@ -8,6 +8,7 @@ costs speed. Needs TensorRT's Python package and libcudart, nothing else.
 from __future__ import annotations
 
 import platform as host
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -33,12 +34,33 @@ SHOWN = 5  # layers named in a warning
 TF32_SINCE = 8  # compute capability
 
 
+WARNINGS = {
+    "no_cuda_graph": (
+        "the network could not be captured as a CUDA graph; every kernel was launched by itself, which takes longer",
+        "compare it only with networks that ran without a graph: set graph = false for all",
+    ),
+    "host_bound": (
+        "the host takes longer to enqueue the network than the GPU to compute it; the time is the host's",
+        "judge by a larger batch or network, or by a CUDA graph",
+    ),
+    "mixed_precision": (
+        "TensorRT kept layers in fp32",
+        "set typing = strong where TensorRT 10 or later is installed; otherwise this is what the device really runs",
+    ),
+    "timing_cache_refused": (
+        "a saved timing cache did not fit and was not used: kernels were chosen anew",
+        "nothing to do; later builds are fast again",
+    ),
+}
+
+
 @dataclass(frozen=True)
 class TensorRt(AbstractRuntime):
     """TensorRT, fp32, tf32, fp16 and int8 as the ONNX file says, one stream, CUDA graphs."""
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "tf32", "fp16", "int8")
     precisions_in_model: ClassVar[tuple[str, ...]] = ("fp16", "int8")
+    own_warnings: ClassVar[Mapping[str, tuple[str, str]]] = WARNINGS
 
     typing: str = field(default="auto", metadata={"help": "strong, weak, or auto: strong from TensorRT 10.12 on"})
     mixed: str = field(default="warn", metadata={"help": "warn or refuse, when weak typing leaves layers in fp32"})

@@ -12,7 +12,7 @@ import pytest
 
 from hwprune.core import plugins
 from hwprune.core.errors import DeviceError, UsageError
-from hwprune.core.measurement import Target
+from hwprune.core.measurement import WARNINGS, Target, explain, is_warning
 from hwprune.core.tensors import RawTensor
 from hwprune.runtimes import onnxruntime as ort_plugin
 from hwprune.runtimes._base import AbstractRuntime
@@ -20,6 +20,7 @@ from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
 from hwprune.runtimes._host import cpu_model, undisturbed, usable_cores, waited_s
 from hwprune.runtimes.onnxruntime import OnnxRuntime
 from hwprune.runtimes.simulated import SimulatedRuntime
+from hwprune.runtimes.tensorrt import TensorRt
 from hwprune.testing.runtimes import RuntimeConformance, conv_net
 
 
@@ -35,6 +36,21 @@ class TestSimulated(RuntimeConformance):
 def test_both_are_found_by_name() -> None:
     assert {"onnxruntime", "simulated"} <= set(plugins.names("hwprune.runtimes"))
     assert plugins.load("hwprune.runtimes", "simulated", AbstractRuntime) is SimulatedRuntime  # type: ignore[type-abstract]
+
+
+def test_a_runtime_brings_the_sentences_of_its_own_warnings() -> None:
+    for name in plugins.names("hwprune.runtimes"):
+        own = plugins.load("hwprune.runtimes", name, AbstractRuntime).own_warnings  # type: ignore[type-abstract]
+        assert not own.keys() & WARNINGS.keys()
+        assert all(key.isidentifier() and sentence and advice for key, (sentence, advice) in own.items())
+        assert [explain(key) for key in own] == ["; ".join(words) for words in own.values()]
+    assert is_warning("host_bound")
+    assert is_warning("mixed_precision: conv1, conv2")
+    sentence, advice = TensorRt.own_warnings["mixed_precision"]
+    assert explain("mixed_precision: conv1") == f"{sentence} (conv1); {advice}"
+    for text in ("of_a_runtime_that_is_gone: conv1", "the search ended early: no more candidates"):
+        assert not is_warning(text)
+        assert explain(text) == text
 
 
 def test_bytes_go_in_and_out_as_arrays_do() -> None:
