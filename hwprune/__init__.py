@@ -102,6 +102,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from hwprune.api import (
         bench,
+        compare,
         device,
         devices,
         doctor,

@@ -12,6 +12,7 @@ from hwprune.core.events import OnEvent, Stop, ignore, never
 from hwprune.core.measurement import Prediction, Target
 from hwprune.devices import resolve
 from hwprune.devices.files import measured_as
+from hwprune.graph import trace
 from hwprune.latency.fit import KINDS, FitReport
 from hwprune.latency.fit import fit as fit_table
 from hwprune.latency.profile import profile as profile_table
@@ -105,10 +106,16 @@ def predict(
 ) -> Prediction:
     """The predicted latency of a profiled network at some widths (groups left out stay dense).
 
-    Nothing is measured. `x`, `runtime`, `threads` and `batch` say which of several tables is meant.
+    Nothing is measured. `runtime`, `threads` and `batch` say which of several tables is meant; so do `x` (an input or
+    its shape) and `data` where a network was profiled at several image sizes or numbers of classes. Else it is the
+    newest.
     """
     target = measured_as(Target(device, runtime or Target.runtime, batch=batch, threads=threads))
-    found = find_table(model_name(model) or DEFAULTS.model, Path(tables), target=target)
+    graph = None
+    if x is not None or data is not None:
+        network, example, _ = model_and_example(model, x, data, batch, seed)
+        graph = trace(network, example)
+    found = find_table(model_name(model) or DEFAULTS.model, Path(tables), target=target, graph=graph)
     dense = found.space.dense()
     for group in widths or {}:
         if group not in dense:

@@ -15,8 +15,8 @@ from hwprune.core.events import OnEvent, Stop, ignore, never
 from hwprune.core.files import atomic_write_bytes, read_json
 from hwprune.core.measurement import Target
 from hwprune.devices import connect
-from hwprune.graph import OnnxTemplate, trace
 from hwprune.graph.onnx.export import check_against_torch
+from hwprune.graph.onnx.template import whole_onnx
 from hwprune.report.comparison import MethodComparison
 from hwprune.report.html import write_report
 from hwprune.report.run_data import RunData
@@ -169,8 +169,7 @@ def export(
     path = Path(path)
     if isinstance(subject, nn.Module) or _is_model(subject):
         network, example, _ = model_and_example(subject, x, None, 1, 0, weights=weights)
-        graph = trace(network, example)
-        written = OnnxTemplate.export(network, graph).dense
+        written = whole_onnx(network, (example,))
         precision = precision or "fp32"
     else:
         folder = find_run(subject, RUNS)

@@ -66,12 +66,12 @@ def resolved_toml(verb: str, values: Mapping[str, Any], origins: Mapping[str, st
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, str]:
-    """`{"score_lr": "0.1"}` from `("score_lr=0.1",)`. Raises `UsageError` for what is no KEY=VALUE."""
+    """`{"distill_alpha": "0.5"}` from `("distill_alpha=0.5",)`. Raises `UsageError` for what is no KEY=VALUE."""
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise UsageError(f"--set {pair} is not KEY=VALUE", hint="write it as --set score_lr=0.1")
+            raise UsageError(f"--set {pair} is not KEY=VALUE", hint="write it as --set distill_alpha=0.5")
         options[key.strip()] = value.strip()
     return options
 
@@ -91,7 +91,7 @@ def _as_text(key: str, value: Any, path: Path) -> Any:
     if key == "options":
         if not isinstance(value, dict):
             raise UsageError(
-                f"{path}: 'options' must be a table of method options", hint="write [options] and score_lr = 0.1"
+                f"{path}: 'options' must be a table of method options", hint="write [options] and distill_alpha = 0.5"
             )
         return [f"{name}={_option_text(item)}" for name, item in value.items()]
     if isinstance(value, (dict, list)) and not all(isinstance(item, (str, int, float)) for item in value):

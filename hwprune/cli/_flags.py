@@ -114,7 +114,7 @@ def _common(kind: Any, *names: str, **settings: Any) -> Any:
 
 _CONFIG_HELP = (
     f"Defaults of the flags [./{FILE}, below it ~/.config/hwprune/{USER_FILE}]."
-    " HWPRUNE_FLAG in the environment goes before it, a flag before both."
+    " HWPRUNE_FLAG in the environment overrides them, a flag overrides both."
 )
 COMMON_FLAGS: tuple[Flag, ...] = (
     ("run_dir", _common(Path | None, metavar="FOLDER", help="Run folder to write or to read."), None),

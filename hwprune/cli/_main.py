@@ -36,11 +36,9 @@ from hwprune.cli._verb import origin
 from hwprune.core.errors import BudgetInfeasible, HwpruneError, UsageError, unknown_name
 
 VERBS = (search, compare, profile, fit, predict, finetune, export, bench, explain, report, devices, doctor)
-PARSE_ERROR: type[Exception] = typer.BadParameter.__mro__[
-    1
-]  # every error of the parser; typer exports the subclass only
+# Every error of the parser: the base of the one subclass that typer exports.
+PARSE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 INTERRUPTED = 130
-BUG = 4
 
 
 class Verbs(TyperGroup):
@@ -179,7 +177,9 @@ def parser_error(error: Exception) -> UsageError:
         if place not in ("flag", "default"):
             message = f"{place}: {message}"
     message = message.replace("Value error, ", "")
-    return UsageError(message[:1].lower() + message[1:].rstrip(".") if message else "wrong usage", hint=help_command)
+    if message[1:2].islower():  # a sentence, not a name in capitals
+        message = message[0].lower() + message[1:]
+    return UsageError(message.rstrip(".") or "wrong usage", hint=help_command)
 
 
 def _os_error(error: OSError) -> HwpruneError:

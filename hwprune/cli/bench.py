@@ -26,7 +26,7 @@ def bench(
     call: Call,
     subjects: Annotated[list[str], typer.Argument(help="ONNX files, models or runs; the first is the baseline.")],
     fail_above: Annotated[
-        str | None, typer.Option(metavar="MS", help="Exit 1 when a latency's upper bound is above, as 4ms.")
+        str | None, typer.Option(metavar="MS", help="Exit with 1 when the upper bound of a latency is above 4ms, say.")
     ] = None,
     protocol: Annotated[
         str, typer.Option(metavar="NAME", help=f"How long to measure: {', '.join(PROTOCOLS)}.")
@@ -39,7 +39,8 @@ def bench(
 ) -> Outcome:
     """Measure networks on a device, interleaved and paired with a reference kernel, and compare them.
 
-    Several runtimes, with commas, take turns in the same run; what one of them cannot do does not stop the others.
+    Several runtimes, separated by commas, take turns in the same run; what one of them cannot do does not stop
+    the others.
     """
     from hwprune import api
 

@@ -72,7 +72,7 @@ def compare(
 
 
 def words(text: str, flag: str) -> tuple[str, ...]:
-    """The parts of a list with commas, each once. Raises `UsageError` when there are none."""
+    """The parts of a list separated by commas, each once. Raises `UsageError` when there are none."""
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not found:
         raise UsageError(f"{flag} {text!r} names nothing", hint=f"write it as {flag} one,two")

@@ -21,7 +21,7 @@ def fit(
         str | None, typer.Argument(metavar="[TABLE|MODEL]", help="Folder of a latency table, or a profiled model.")
     ] = None,
     kinds: Annotated[
-        str, typer.Option(metavar="NAMES", help="Latency models to compare, with commas.")
+        str, typer.Option(metavar="NAMES", help="Latency models to compare, separated by commas.")
     ] = "lpnet,linear,forest,table_sum,macs",
     tables: flags.Tables = Path("latency_tables"),
 ) -> Outcome:

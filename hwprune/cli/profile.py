@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -40,7 +41,7 @@ def profile(
         del chosen["device"]
         with call.job() as (on_event, stop):
             tables = api.profile_devices(model, shape, **chosen, on_event=on_event, stop=stop)
-        return _outcome(tables)
+        return _outcome(tables, model, data, shared)
     with call.job() as (on_event, stop):
         table = api.profile(
             model,
@@ -51,16 +52,28 @@ def profile(
             on_event=on_event,
             stop=stop,
         )
-    return _outcome((table,))
+    return _outcome((table,), model, data, shared)
 
 
-def _outcome(tables: Sequence[LatencyTable]) -> Outcome:
+def _outcome(tables: Sequence[LatencyTable], model: str | None, data: str | None, shared: Mapping[str, Any]) -> Outcome:
     """One table, or one after the other."""
     text = "\n\n".join(map(_text, tables))
     documents = [_document(table) for table in tables]
     document = documents[0] if len(tables) == 1 else {"tables": documents}
     following = tuple(f"hwprune fit {table.folder}" for table in tables)
-    return Outcome(text, document, next=(*following, "hwprune search --latency 60%"))
+    return Outcome(text, document, next=(*following, _search_command(model, data, shared)))
+
+
+def _search_command(model: str | None, data: str | None, shared: Mapping[str, Any]) -> str:
+    """The search that uses what was just measured: with the flags that were given."""
+    words = ["hwprune", "search"]
+    if model is not None:
+        words += [model, "--data", data or "DATA"]
+    for name, _, default in flags.SPACE_FLAGS:
+        if shared[name] != default:
+            flag = f"--{name.replace('_', '-')}"
+            words += [flag] if shared[name] is True else [flag, str(shared[name]).split(",")[0]]
+    return f"{shlex.join(words)} --latency 60%"
 
 
 def _text(table: LatencyTable) -> str:

@@ -12,7 +12,10 @@ from typing import Callable, Union
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage of the run begins: `dense`, `profile`, `fit`, `search`, `cut`, `finetune`, `verify`, `export`."""
+    """A stage begins: `profile`, `fit`, `baseline`, `dense`, `search`, `settle`, `finetune`, `export`, `verify`.
+
+    After a step back `settle`, `finetune` and what follows come again, numbered: `settle-1`.
+    """
 
     stage: str
     detail: str = ""

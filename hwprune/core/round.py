@@ -56,7 +56,7 @@ class Round:
         """
         levels = self._levels
         if min(levels) <= self.quiet_ms:
-            units = [(a + b) / 2 for a, b in map(_pair, self.before_ms, self.after_ms)]
+            units = [(a + b) / 2 for a, b in zip(self.before_ms, self.after_ms)]
             chosen = [place for place, level in enumerate(levels) if level <= self.quiet_ms]
         else:
             units = [self.floor_ms] * len(levels)
@@ -80,7 +80,3 @@ class Round:
         for name in ("laps_ms", "before_ms", "after_ms"):
             fields[name] = tuple(fields[name])
         return cls(**fields)
-
-
-def _pair(before: float, after: float) -> tuple[float, float]:
-    return before, after

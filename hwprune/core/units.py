@@ -45,11 +45,6 @@ def format_ms(latency_ms: float) -> str:
     return f"{_three_digits(latency_ms)} ms"
 
 
-def format_ratio(ratio: float) -> str:
-    """`0.598`: a ratio of latencies, three decimals."""
-    return f"{ratio:.3f}"
-
-
 def format_count(count: float) -> str:
     """`4.09 G`, `25.6 M`, `831 k`, `512`: MACs and parameters."""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -119,7 +119,7 @@ class SearchSpace:
     def snap(self, values: tuple[float, ...] | list[float]) -> Widths:
         """The allowed widths nearest to real-valued ones (ties go to the wider)."""
         pairs = zip(self.widths, values, strict=True)
-        return self.make([min((abs(width - value), -width) for width in allowed)[1] * -1 for allowed, value in pairs])
+        return self.make([min(allowed, key=lambda width: (abs(width - value), -width)) for allowed, value in pairs])
 
     def check(self, widths: Mapping[str, int]) -> None:
         """Raise `UsageError` naming the first group or width that is not of this space."""
@@ -187,14 +187,19 @@ class Budget:
         if value is None or not math.isfinite(value) or value <= 0:
             raise UsageError(f"a budget must be a positive number, not {value}", hint="give --latency-ms 10")
         if self.fraction is not None and self.fraction > 1:
-            raise UsageError(f"a budget of {self.fraction:.0%} is more than the dense network needs")
+            raise UsageError(
+                f"a budget of {self.fraction:.0%} is more than the dense network needs", hint="give less than 100%"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """The budget that somebody typed: "60%" of dense, or a latency ("4ms", "4"). Raises `UsageError`."""
-        if text.strip().endswith("%"):
-            return cls(fraction=parse_fraction(text))
-        return cls(latency_ms=parse_latency_ms(text))
+        """The budget that somebody typed: "60%" of dense, or a latency with its unit ("4ms"). Raises `UsageError`."""
+        typed = text.strip()
+        if typed.endswith("%"):
+            return cls(fraction=parse_fraction(typed))
+        if typed[-1:].isdigit():
+            raise UsageError(f"a budget of '{typed}' has no unit", hint=f"{typed}% of dense, or {typed}ms")
+        return cls(latency_ms=parse_latency_ms(typed))
 
     def in_ms(self, dense_ms: float) -> float:
         """The bound in ms, given the dense network's measured latency."""

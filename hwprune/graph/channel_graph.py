@@ -109,7 +109,7 @@ class ChannelGraph:
         if tile < 1:
             raise UsageError(f"a tile of {tile} channels is less than one", hint="tile is 1, 8, 16, ...")
         if not 0 <= min_keep <= 1:
-            raise UsageError(f"min_keep={min_keep} is not within 0 and 1", hint="0.25 keeps a quarter of each group")
+            raise UsageError(f"min_keep={min_keep} is not between 0 and 1", hint="0.25 keeps a quarter of each group")
         groups = tuple(replace(group, skippable=depth and group.skippable) for group in self.removable)
         none = {True: (0,), False: ()}
         return SearchSpace(groups, tuple((*none[g.skippable], *_allowed(g, tile, min_keep)) for g in groups))

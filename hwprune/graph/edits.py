@@ -29,8 +29,6 @@ def typed_edits(path: str, module: nn.Module, weights: dict[str, torch.Size]) ->
     elif isinstance(module, nn.GroupNorm):
         group_size = module.num_channels // module.num_groups
         values = {"num_channels": shape[0], "num_groups": max(1, shape[0] // group_size)}
-        if module.num_groups == 1:
-            values["num_groups"] = 1
     elif isinstance(module, nn.Embedding):
         values = {"num_embeddings": shape[0], "embedding_dim": shape[1]}
     elif isinstance(module, nn.PReLU):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -112,7 +112,7 @@ def find_groups(record: Record, *, allow_inexact: bool) -> Structure:
     classes = _classes(record, components, reasons, first_op)
     group_of = np.full(labels.count, -1, np.int64)
     unit_of = np.full(labels.count, -1, np.int64)
-    members = _members(labels.count, components)
+    members = _members(components)
     groups: list[ChannelGroup] = []
     names: Counter[str] = Counter()
     for chosen in classes:
@@ -181,7 +181,7 @@ def _components_of_parameters(record: Record, components: Ids) -> set[int]:
     return set(np.unique(np.concatenate(owned)).tolist()) if owned else set()
 
 
-def _members(count: int, components: Ids) -> dict[int, Ids]:
+def _members(components: Ids) -> dict[int, Ids]:
     order = np.argsort(components, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(components[order])) + 1)
     return {int(components[part[0]]): part for part in parts}
@@ -216,9 +216,8 @@ def _first_ids(record: Record, components: Ids, inside: np.ndarray[tuple[int], n
     return next((op for op in (first, *having) if op.kind in _MAKERS), first).out_ids
 
 
-def _distinct(ops: object) -> tuple[str, ...]:
-    names = [op.name for op in ops if isinstance(op, OpRecord)]  # type: ignore[attr-defined]
-    return tuple(dict.fromkeys(names))
+def _distinct(ops: Iterable[OpRecord]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(op.name for op in ops))
 
 
 def _consumers(record: Record, components: Ids, inside: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> tuple[str, ...]:

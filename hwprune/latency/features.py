@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,6 @@ import numpy.typing as npt
 from hwprune.core.errors import TableError, UsageError, did_you_mean
 from hwprune.core.ops import ChannelCount, OpTemplate
 from hwprune.core.widths import SearchSpace
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -171,22 +168,6 @@ class Work:
         reads, writes = self._in_area * inputs * there, self._out_area * outputs * there
         return LayerWork(self._mac_area * weights, weights, reads, writes)
 
-    def layers_torch(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`macs, weights, reads, writes`, each `[B, O]`, for widths `[B, G]`, differentiable in them.
-
-        The values equal those of `layers`; the gradient passes the rounding unchanged, since the staircase's own
-        slope is 0.
-        """
-        rows = values.double()
-        inputs = _round_up_torch(_at_torch(self._in, rows), self._in_tile)
-        outputs = _round_up_torch(_at_torch(self._out, rows), np.full(len(self.ops), float(self.tile)))
-        there = ((inputs > 0) & (outputs > 0)).to(rows)
-        groups = _round_up_torch(_at_torch(self._groups, rows), self._group_tile).clamp_min(1.0)
-        weights = rows.new_tensor(self._taps) * inputs * outputs / groups
-        reads = rows.new_tensor(self._in_area) * inputs * there
-        writes = rows.new_tensor(self._out_area) * outputs * there
-        return rows.new_tensor(self._mac_area) * weights, weights, reads, writes
-
     def terms(self, values: npt.ArrayLike) -> Array:
         """Sums of work by kind, `[B, T]`, in the order of `term_names`: what the physics backbone weighs.
 
@@ -216,12 +197,3 @@ def _quantity(work: LayerWork, name: str) -> Array:
 
 def _round_up(channels: Array, tile: Array | int) -> Array:
     return np.ceil(channels / tile) * tile
-
-
-def _at_torch(linear: _Linear, rows: Tensor) -> Tensor:
-    return rows @ rows.new_tensor(linear.matrix).T + rows.new_tensor(linear.constant)
-
-
-def _round_up_torch(channels: Tensor, tile: Array) -> Tensor:
-    steps = channels.new_tensor(tile)
-    return channels + ((channels / steps).ceil() * steps - channels).detach()

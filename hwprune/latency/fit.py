@@ -142,7 +142,9 @@ def split(table: LatencyTable, samples: Samples, holdout: float, seed: int) -> t
     if len(samples) - len(test) < LEAST_SAMPLES or len(test) < 2:
         raise TableError(
             f"{len(samples)} measured networks are too few to fit on one part and judge by the other",
-            hint="100 is a good number: hwprune profile --samples 100",
+            hint="100 is a good number: hwprune profile --samples 100"
+            if table.space.size > 2 * LEAST_SAMPLES
+            else f"the space has only {table.space.size} networks: choose a smaller --tile or --min-keep",
         )
     train = np.setdiff1d(np.arange(len(samples)), test)
     return samples.take(train), samples.take(sorted(test))

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,10 @@ class Problem:
     def __post_init__(self) -> None:
         for name, value in (("dense_ms", self.dense_ms), ("target_ms", self.target_ms)):
             if not math.isfinite(value) or value <= 0:
-                raise UsageError(f"a search problem needs a positive {name}, not {value}")
+                raise UsageError(
+                    f"a search problem needs a positive {name}, not {value}",
+                    hint="it is what the latency model predicts, or a share of that, in ms",
+                )
         if not self.space.groups:
             raise UsageError(
                 "the network has no channel group that can be cut", hint="see what is pinned, and why: graph.pins"
@@ -132,6 +137,35 @@ def check_choice(option: str, chosen: str, choices: tuple[str, ...]) -> None:
     if chosen not in choices:
         near = did_you_mean(str(chosen), choices)
         raise UsageError(f"{option} cannot be '{chosen}'.{near}", hint=f"choose from: {', '.join(choices)}")
+
+
+def check_ranges(
+    method: AbstractMethod,
+    *,
+    positive: Iterable[str] = (),
+    not_negative: Iterable[str] = (),
+    shares: Iterable[str] = (),
+    shares_below_1: Iterable[str] = (),
+    least: Mapping[str, int] | None = None,
+) -> None:
+    """Raise `UsageError` for the first option named here that is out of its range; NaN and infinity always are.
+
+    `shares` lie in 0..1, `shares_below_1` below 1, `least` has for each counted thing the least number that makes
+    sense.
+    """
+    rules: list[tuple[Iterable[str], Callable[[float], bool], str]] = [
+        (positive, lambda value: value > 0, "must be positive"),
+        (not_negative, lambda value: value >= 0, "must be 0 or more"),
+        (shares, lambda value: 0 <= value <= 1, "must be a share between 0 and 1"),
+        (shares_below_1, lambda value: 0 <= value < 1, "must be a share of at least 0 and less than 1"),
+    ]
+    for name, number in (least or {}).items():
+        rules.append(((name,), partial(operator.le, number), f"must be {number} or more"))
+    for names, fits, words in rules:
+        for name in names:
+            value = getattr(method, name)
+            if not (math.isfinite(value) and fits(value)):
+                raise UsageError(f"{name} {words}, not {value}", hint=f"the default is {getattr(type(method), name)}")
 
 
 def top_units(scores: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from hwprune.core.widths import SearchSpace, Widths
 from hwprune.latency.models._base import AbstractLatencyModel
 from hwprune.methods._adjust import Fit, check_feasible
 from hwprune.methods._efficiency import Efficiency
+from hwprune.methods._questions import first_within, predicted
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,9 @@ def needed_travel(efficiency: Efficiency, space: SearchSpace, lifetimes: Sequenc
 
     def cost(place: int) -> float:
         counts = [float(len(times) - np.searchsorted(times, levels[place], "right")) for times in ordered]
-        row = np.array([space.snap(counts).values_tuple()])
-        return float(efficiency.predict_batch(row)[0]) / efficiency.dense
+        return efficiency.share(space.snap(counts))
 
-    return float(levels[_first_within(len(levels) - 1, cost, budget)])
+    return float(levels[first_within(len(levels) - 1, cost, budget)])
 
 
 def threshold_fit(
@@ -71,28 +71,16 @@ def threshold_fit(
     def widths(place: int) -> Widths:
         return space.snap([float(len(group) - np.searchsorted(group, levels[place])) for group in ordered])
 
-    def predict(candidate: Widths) -> float:
-        return float(latency.predict_batch(np.array([candidate.values_tuple()]))[0])
-
-    base = widths(_first_within(len(levels) - 1, lambda place: predict(widths(place)), target_ms))
-    fit = Fit(base, predict(base))
+    base = widths(first_within(len(levels) - 1, lambda place: predicted(latency, widths(place)), target_ms))
+    fit = Fit(base, predicted(latency, base))
     if fit.predicted_ms > target_ms:
         return least
     for name, width in _next_steps(space, base, ordered):
         wider = fit.widths.replace(name, width)
-        predicted_ms = predict(wider)
+        predicted_ms = predicted(latency, wider)
         if predicted_ms <= target_ms:
             fit = Fit(wider, predicted_ms)
     return fit
-
-
-def _first_within(last: int, cost: Callable[[int], float], bound: float) -> int:
-    """The least of the places 0 to `last`, at which costs fall, whose cost is within the bound; `last` if none is."""
-    low, high = 0, last
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if cost(middle) <= bound else (middle + 1, high)
-    return low
 
 
 def _next_steps(space: SearchSpace, base: Widths, ordered: Sequence[np.ndarray]) -> list[tuple[str, int]]:

@@ -21,7 +21,8 @@ from hwprune.methods._dhp_hyper import Collapsed, Factored
 from hwprune.methods._dhp_latents import Latents, Wiring, kept_mask, soft_width, wire
 from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._joint import distilled_loss, step_count
-from hwprune.training._trainee import AbstractTrainee
+from hwprune.methods._questions import predicted
+from hwprune.training._trainee import AbstractTrainee, below
 
 if TYPE_CHECKING:
     from hwprune.methods.dhp import DHP
@@ -140,8 +141,7 @@ class DhpSearch(AbstractTrainee):
                 self.freeze()
         figures = self._figures()
         if self.seen % self.options.report_every == 0:
-            row = np.array([self.widths().values_tuple()])
-            predicted_ms = float(self.problem.latency.predict_batch(row)[0])
+            predicted_ms = predicted(self.problem.latency, self.widths())
             self.problem.on_event(SearchStep(self.seen, self.steps, predicted_ms, figures))
         return figures
 
@@ -221,7 +221,7 @@ class DhpSearch(AbstractTrainee):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state()`."""
         for prefix, part in (("model.", self.model), ("hyper.", self.hyper), ("latents.", self.latents)):
-            part.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+            part.load_state_dict(below(prefix, state))
         seen, self.penalty, self.cost, frozen, *prices = state["numbers"].tolist()
         self.seen, self.frozen, self.prices = int(seen), bool(frozen), np.array(prices)
 
@@ -260,13 +260,13 @@ class DhpSearch(AbstractTrainee):
 
     def _figures(self) -> dict[str, float]:
         masks = self._masks()
-        row = np.array([self.widths().values_tuple()])
+        widths = self.widths()
         return {
             "penalty": self.penalty,
             "open_share": sum(float(mask.sum()) for mask in masks) / len(self.latents.open),
             "narrowest": min(float(mask.float().mean()) for mask in masks),
-            "cost": float(self.efficiency.predict_batch(row)[0]) / self.efficiency.dense,
-            "macs": float(self.macs.predict_batch(row)[0]) / self.macs.dense,
+            "cost": self.efficiency.share(widths),
+            "macs": self.macs.share(widths),
             "budget": self.target,
         }
 

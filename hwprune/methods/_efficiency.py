@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwprune.core.widths import SearchSpace
+from hwprune.core.widths import SearchSpace, Widths
 from hwprune.graph import ChannelGraph
 from hwprune.latency.models._base import AbstractLatencyModel
 from hwprune.latency.secant import secant_latency
+from hwprune.methods._questions import predicted
 
 # "flops" is what papers call it; it counts as "macs".
 CostKind = Literal["latency", "macs", "flops"]
@@ -34,14 +35,17 @@ class Efficiency:
     dense: float = field(init=False)
 
     def __post_init__(self) -> None:
-        row = np.array([self.space.dense().values_tuple()], dtype=np.int64)
-        object.__setattr__(self, "dense", float(self.predict_batch(row)[0]))
+        object.__setattr__(self, "dense", predicted(self, self.space.dense()))
 
     def predict_batch(self, values: np.ndarray) -> np.ndarray:
         """`[B, G]` widths -> `[B]` ms or MACs."""
         if self.kind == "latency":
             return self.latency.predict_batch(values)
         return self.graph.macs_batch(self.space, values).astype(np.float64)
+
+    def share(self, widths: Widths) -> float:
+        """The cost of one network of the space."""
+        return predicted(self, widths) / self.dense
 
     def __call__(self, counts: Tensor) -> Tensor:
         """`counts`: open gates of each group, `(G,)`, any integers from 1 to the units -> cost, `()`.

@@ -10,6 +10,7 @@ import numpy as np
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.latency.models._base import AbstractLatencyModel
 from hwprune.methods._adjust import Fit, check_feasible
+from hwprune.methods._questions import predicted
 
 
 def widest_that_fits(
@@ -39,7 +40,7 @@ def widest_that_fits(
 
 
 def _if_it_fits(latency: AbstractLatencyModel, fit: Fit, widths: Widths, target_ms: float) -> Fit:
-    predicted_ms = float(latency.predict_batch(np.array([widths.values_tuple()], dtype=np.int64))[0])
+    predicted_ms = predicted(latency, widths)
     return Fit(widths, predicted_ms) if predicted_ms <= target_ms else fit
 
 

@@ -25,7 +25,8 @@ from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._gates import GateNetwork, best_mask, binarise, open_mask, slope_of
 from hwprune.methods._joint import distilled_loss, step_count, tightened
 from hwprune.methods._multiplier import ClosedForm, DualAscent, Multiplier
-from hwprune.training._trainee import AbstractTrainee
+from hwprune.methods._questions import first_within, predicted
+from hwprune.training._trainee import AbstractTrainee, below
 
 if TYPE_CHECKING:
     from hwprune.methods.wgates import WGates
@@ -134,7 +135,7 @@ class GateSearch(AbstractTrainee):
         opened = sum(float(mask.sum()) for mask in step.masks) / sum(len(mask) for mask in step.masks)
         figures = {"multiplier": self.multiplier.value, "open_share": opened, "cost": step.cost, "budget": step.budget}
         if self.seen % self.options.report_every == 0:
-            predicted_ms = float(self.problem.latency.predict_batch(np.array([step.widths.values_tuple()]))[0])
+            predicted_ms = predicted(self.problem.latency, step.widths)
             self.problem.on_event(SearchStep(self.seen, self.steps, predicted_ms, figures))
         return figures
 
@@ -151,7 +152,7 @@ class GateSearch(AbstractTrainee):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state()`."""
         for prefix, module in (("model.", self.model), ("gates.", self.gates)):
-            module.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+            module.load_state_dict(below(prefix, state))
         for prefix, tensors in (("mean.", self.mean), ("square.", self.square)):
             for index, tensor in enumerate(tensors):
                 tensor.copy_(state[f"{prefix}{index}"])
@@ -239,14 +240,12 @@ class GateSearch(AbstractTrainee):
         """
         ordered = [np.sort(score.detach().double().cpu().numpy()) for score in scores]
         levels = np.sort(np.concatenate(ordered))
-        low, high = 0, len(levels) - 1
-        while low < high:
-            middle = (low + high) // 2
-            counts = [len(group) - int(np.searchsorted(group, levels[middle])) for group in ordered]
-            row = self.problem.space.snap([float(count) for count in counts]).values_tuple()
-            cost = float(self.efficiency.predict_batch(np.array([row]))[0]) / self.efficiency.dense
-            low, high = (low, middle) if cost <= budget else (middle + 1, high)
-        return float(levels[low])
+
+        def cost(place: int) -> float:
+            counts = [float(len(group) - np.searchsorted(group, levels[place])) for group in ordered]
+            return self.efficiency.share(self.problem.space.snap(counts))
+
+        return float(levels[first_within(len(levels) - 1, cost, budget)])
 
     def _task_gradient(self, step: _Step, index: int, gradient: Tensor) -> Tensor:
         """The task's gradient by one group's gates: as autograd gives it, or over the whole step between 0 and 1."""

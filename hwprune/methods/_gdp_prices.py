@@ -9,6 +9,7 @@ import numpy as np
 from hwprune.core.widths import SearchSpace
 from hwprune.latency.secant import BatchPredictor, SecantLatency
 from hwprune.methods._efficiency import Efficiency
+from hwprune.methods._questions import first_within
 
 _DECAY = 0.9
 # No group is free, whatever the staircase says: the least price as a share of the mean one.
@@ -25,12 +26,10 @@ class Prices:
     def __init__(self, cost: BatchPredictor, space: SearchSpace) -> None:
         self.secant = SecantLatency(cost, space)
         self.values = np.zeros(len(space.groups))
-        self.clamped = 0
 
     def update(self, widths: np.ndarray) -> np.ndarray:
         """Prices `(G,)` after one more look, at these allowed widths `(G,)`."""
         _, slopes = self.secant.secants(widths)
-        self.clamped += int((slopes < 0).sum())
         decay = _DECAY if self.values.any() else 0.0
         self.values = decay * self.values + (1 - decay) * np.maximum(slopes, 0.0)
         return self.weights()
@@ -62,8 +61,7 @@ def critical_pressure(
 
     def cost(level: float) -> float:
         counts = [max(w, len(r) - int(np.searchsorted(r, level, "right"))) for r, w in zip(ratios, least, strict=True)]
-        row = space.snap([float(count) for count in counts]).values_tuple()
-        return float(efficiency.predict_batch(np.array([row]))[0]) / efficiency.dense
+        return efficiency.share(space.snap([float(count) for count in counts]))
 
     levels = np.unique(np.concatenate(ratios))
     return _least_level(levels, cost, budget)
@@ -87,7 +85,7 @@ def shortened(
         for theta, may_close in zip(thetas, free, strict=True):
             closing = may_close & (theta <= level) & (theta > 0)
             counts.append(float((theta > 0).sum() - closing.sum()))
-        return float(efficiency.predict_batch(np.array([space.snap(counts).values_tuple()]))[0]) / efficiency.dense
+        return efficiency.share(space.snap(counts))
 
     if cost(amount) > budget:
         return amount
@@ -98,8 +96,4 @@ def shortened(
 
 def _least_level(levels: np.ndarray, cost: Callable[[float], float], budget: float) -> float:
     """The least of the ascending levels whose cost is within the budget; the last one when none is."""
-    low, high = 0, len(levels) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if cost(float(levels[middle])) <= budget else (middle + 1, high)
-    return float(levels[low])
+    return float(levels[first_within(len(levels) - 1, lambda place: cost(float(levels[place])), budget)])

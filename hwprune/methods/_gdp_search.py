@@ -26,7 +26,8 @@ from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._gdp_gates import START, GateVectors, absorbed, soft_threshold
 from hwprune.methods._gdp_prices import Prices, critical_pressure, shortened
 from hwprune.methods._joint import distilled_loss, step_count
-from hwprune.training._trainee import AbstractTrainee
+from hwprune.methods._questions import predicted
+from hwprune.training._trainee import AbstractTrainee, below
 
 if TYPE_CHECKING:
     from hwprune.methods.gdp import GDP
@@ -140,8 +141,7 @@ class PolarisingSearch(AbstractTrainee):
 
     def cost(self) -> float:
         """Of the hard widths, the exact zeros counted: 1.0 is the dense network."""
-        row = np.array([self.widths().values_tuple()])
-        return float(self.efficiency.predict_batch(row)[0]) / self.efficiency.dense
+        return self.efficiency.share(self.widths())
 
     def widths(self) -> Widths:
         """The gates of each group that are not zero, at the nearest allowed widths."""
@@ -204,8 +204,8 @@ class PolarisingSearch(AbstractTrainee):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state()`."""
-        self.model.load_state_dict({k[len("model.") :]: v for k, v in state.items() if k.startswith("model.")})
-        self.gates.load_state_dict({k[len("gates.") :]: v for k, v in state.items() if k.startswith("gates.")})
+        self.model.load_state_dict(below("model.", state))
+        self.gates.load_state_dict(below("gates.", state))
         for name, parts in (("square", self.square), ("closed_at", self.closed_at)):
             for index, value in enumerate(parts):
                 value.copy_(state[f"{name}.{index}"])
@@ -343,8 +343,7 @@ class PolarisingSearch(AbstractTrainee):
             "cost": cost,
         }
         if self.seen % self.options.report_every == 0:
-            row = np.array([self.widths().values_tuple()])
-            predicted_ms = float(self.problem.latency.predict_batch(row)[0])
+            predicted_ms = predicted(self.problem.latency, self.widths())
             self.problem.on_event(SearchStep(self.seen, self.steps, predicted_ms, figures))
         return figures
 

@@ -22,10 +22,11 @@ from hwprune.methods._base import Problem, top_units
 from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._joint import distilled_loss, step_count, tightened
 from hwprune.methods._multiplier import ClosedForm
+from hwprune.methods._questions import predicted
 from hwprune.methods._s2h_gap import Gap
 from hwprune.methods._sliced import SlicedNetwork
 from hwprune.methods._width_choice import ExpectedCost, SoftmaxChoice, WidthGrid
-from hwprune.training._trainee import AbstractTrainee, sgd
+from hwprune.training._trainee import AbstractTrainee, below, sgd
 from hwprune.training.bn import recalibrate_bn
 from hwprune.training.tasks import evaluate, predict
 
@@ -134,7 +135,7 @@ class S2HSearch(AbstractTrainee):
         """Move the multiplier by what the step has shown; tell the listener."""
         self.seen += 1
         self.choice.tidy()
-        predicted_ms = float(self.problem.latency.predict_batch(np.array([self.hard_widths().values_tuple()]))[0])
+        predicted_ms = predicted(self.problem.latency, self.hard_widths())
         cost = predicted_ms / self.cost.efficiency.dense
         figures = {"multiplier": self.multiplier.value, "cost": cost}
         step = self._step
@@ -158,7 +159,7 @@ class S2HSearch(AbstractTrainee):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state()`."""
         for prefix, module in (("model.", self.model), ("choice.", self.choice), ("hard.", self.hard_buffers)):
-            module.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+            module.load_state_dict(below(prefix, state))
         seen, thirds, *rest = state["numbers"].tolist()
         self.seen, self.pass_thirds = int(seen), int(thirds)
         self.multiplier.load_state(rest)

@@ -24,7 +24,7 @@ from hwprune.methods._joint import distilled_loss, step_count, tightened
 from hwprune.methods._multiplier import ClosedForm
 from hwprune.methods._sliced import SlicedNetwork
 from hwprune.methods._width_choice import AbstractWidthChoice, ExpectedCost, SigmoidChoice, SoftmaxChoice, WidthGrid
-from hwprune.training._trainee import AbstractTrainee, sgd
+from hwprune.training._trainee import AbstractTrainee, below, sgd
 
 if TYPE_CHECKING:
     from hwprune.methods.widths import LearnedWidths
@@ -124,7 +124,7 @@ class WidthSearch(AbstractTrainee):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state()`."""
         for prefix, module in (("model.", self.model), ("choice.", self.choice)):
-            module.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+            module.load_state_dict(below(prefix, state))
         seen, *rest = state["numbers"].tolist()
         self.seen = int(seen)
         self.multiplier.load_state(rest)

@@ -9,14 +9,13 @@ search runs; `wgates` says why.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from hwprune.core.errors import MethodGaveUp, UsageError
+from hwprune.core.errors import MethodGaveUp
 from hwprune.methods._adjust import check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, check_ranges, option
 from hwprune.methods._dhp_budget import threshold_fit
 from hwprune.methods._dhp_search import DhpSearch
 from hwprune.methods._efficiency import COSTS
@@ -76,16 +75,12 @@ class DHP(AbstractMethod):
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)
-        for name in ("embedding", "refresh_every", "report_every", "floor", "saliency_images"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        for name in ("penalty", "latent_lr", "latent_travel", "latent_decay", "latency_weight", "threshold"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UsageError(f"{name} must be 0 or more, not {value}")
-        for name in ("arrival", "latent_momentum", "saliency_decay", "distill_alpha"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is a share in 0..1, not {getattr(self, name)}")
+        check_ranges(
+            self,
+            not_negative=("penalty", "latent_lr", "latent_travel", "latent_decay", "latency_weight", "threshold"),
+            shares=("arrival", "latent_momentum", "saliency_decay", "distill_alpha"),
+            least=dict.fromkeys(("embedding", "refresh_every", "report_every", "floor", "saliency_images"), 1),
+        )
 
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Train by `problem.plan` until the latents meet the target, then what is left; yield the one answer.

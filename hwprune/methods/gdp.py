@@ -11,14 +11,13 @@ hardware's grid when the hold ends. Nothing is measured while the search runs; `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from hwprune.core.errors import UsageError
 from hwprune.methods._adjust import check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, check_ranges, option
 from hwprune.methods._efficiency import COSTS
 from hwprune.methods._gdp_search import PolarisingSearch
 from hwprune.methods._joint import train_search
@@ -58,16 +57,13 @@ class GDP(AbstractMethod):
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)
-        for name in ("eps", "travel", "report_every"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} must be positive, not {value}")
-        for name in ("boost", "saliency_images"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("saliency_decay", "distill_alpha"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is a share in 0..1, not {getattr(self, name)}")
+        check_ranges(
+            self,
+            positive=("eps", "travel"),
+            not_negative=("boost",),
+            shares=("saliency_decay", "distill_alpha"),
+            least={"saliency_images": 0, "report_every": 1},
+        )
         if not 0 <= self.warmup < self.hold < self.anneal <= 1:
             raise UsageError(
                 f"warmup={self.warmup}, hold={self.hold} and anneal={self.anneal} must rise within 0..1",

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hwprune.core.errors import UsageError
 from hwprune.methods._adjust import check_feasible, fit_to_target
-from hwprune.methods._base import AbstractMethod, Answer, Problem
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_ranges
 from hwprune.methods._saliency import dense_answer, taylor
 
 
@@ -37,10 +36,7 @@ class Greedy(AbstractMethod):
     saliency_images: int = field(default=1024, metadata={"help": "images for the Taylor scores, each stage"})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.floor < 1:
-            raise UsageError(f"floor is a fraction in [0, 1), not {self.floor}")
-        if self.stages < 1:
-            raise UsageError(f"stages must be 1 or more, not {self.stages}")
+        check_ranges(self, shares_below_1=("floor",), least={"stages": 1})
 
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Yield the network after each stage; the last meets the target."""

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hwprune.core.errors import UsageError
 from hwprune.methods._adjust import check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, check_ranges
 from hwprune.methods._knapsack import Knapsack
 from hwprune.methods._saliency import Saliency, bn_scale, dense_answer, taylor, weight_norm
 
@@ -30,10 +29,7 @@ class KnapsackWidths(AbstractMethod):
 
     def __post_init__(self) -> None:
         check_choice("score", self.score, ("taylor", "l1", "l2", "bn"))
-        if self.bins < 1:
-            raise UsageError(f"bins must be 1 or more, not {self.bins}")
-        if not 0 <= self.floor < 1:
-            raise UsageError(f"floor is a fraction in [0, 1), not {self.floor}")
+        check_ranges(self, shares_below_1=("floor",), least={"bins": 1})
 
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Yield the one answer."""

@@ -14,7 +14,6 @@ The candidates of a run are an Optuna study in RUN/study.log: `optuna-dashboard 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -22,10 +21,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from hwprune.core.errors import UsageError
 from hwprune.core.events import Caution, Note
 from hwprune.methods._adjust import check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option, top_units
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, check_ranges, option, top_units
 from hwprune.methods._joint import train_search
 from hwprune.methods._metapruning_budget import FORWARD_COST, within_image_budget
 from hwprune.methods._metapruning_net import PruningNet, with_random_weights
@@ -75,16 +73,20 @@ class MetaPruning(AbstractMethod):
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)
-        counts = {"evaluations": 1, "population": 2, "parents": 2, "hidden": 0, "measured": 0, "saliency_images": 1}
-        counts["recalibration_images"] = 1
-        for name, least in counts.items():
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} must be {least} or more, not {getattr(self, name)}")
-        for name in ("near_budget", "distill_alpha", "mutation", "least_use"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is a share in 0..1, not {getattr(self, name)}")
-        if not (math.isfinite(self.memory_gb) and self.memory_gb >= 0):
-            raise UsageError(f"memory_gb must be 0 or more, not {self.memory_gb}")
+        check_ranges(
+            self,
+            not_negative=("memory_gb",),
+            shares=("near_budget", "distill_alpha", "mutation", "least_use"),
+            least={
+                "evaluations": 1,
+                "population": 2,
+                "parents": 2,
+                "hidden": 0,
+                "measured": 0,
+                "saliency_images": 1,
+                "recalibration_images": 1,
+            },
+        )
 
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Train PruningNet by `problem.plan`, evolve, measure the best, yield the one answer.

@@ -10,6 +10,7 @@ from hwprune.core.widths import Widths
 from hwprune.latency.features import widths_array
 from hwprune.methods._adjust import Fit, check_feasible
 from hwprune.methods._base import AbstractMethod, Answer, Problem
+from hwprune.methods._questions import predicted
 from hwprune.methods._saliency import dense_answer, taylor
 
 
@@ -40,19 +41,15 @@ def _step(problem: Problem, widths: Widths, group: str, direction: int) -> Width
     return widths.replace(group, allowed[place]) if 0 <= place < len(allowed) else None
 
 
-def _predict(problem: Problem, widths: Widths) -> float:
-    return float(problem.latency.predict_batch(widths_array(problem.space, [widths]))[0])
-
-
 def _narrow(problem: Problem, rng: Random, widths: Widths, least: Fit, target_ms: float) -> Fit:
     """Random groups one step narrower until the target is met; the fastest network if that is not enough."""
-    fit = Fit(widths, _predict(problem, widths))
+    fit = Fit(widths, predicted(problem.latency, widths))
     while fit.predicted_ms > target_ms:
         options = [step for name in problem.space.names if (step := _step(problem, fit.widths, name, -1))]
         if not options:
             return least
         chosen = rng.choice(options)
-        fit = Fit(chosen, _predict(problem, chosen))
+        fit = Fit(chosen, predicted(problem.latency, chosen))
     return fit
 
 
@@ -62,8 +59,8 @@ def _widen(problem: Problem, rng: Random, fit: Fit, target_ms: float) -> Fit:
         options = [step for name in problem.space.names if (step := _step(problem, fit.widths, name, +1))]
         if not options:
             return fit
-        predicted = problem.latency.predict_batch(widths_array(problem.space, options))
-        fitting = [Fit(o, float(ms)) for o, ms in zip(options, predicted, strict=True) if ms <= target_ms]
+        rows_ms = problem.latency.predict_batch(widths_array(problem.space, options))
+        fitting = [Fit(o, float(ms)) for o, ms in zip(options, rows_ms, strict=True) if ms <= target_ms]
         if not fitting:
             return fit
         fit = rng.choice(fitting)

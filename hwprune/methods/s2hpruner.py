@@ -21,16 +21,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from hwprune.core.errors import UsageError
 from hwprune.core.events import Note
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Widths
 from hwprune.graph import cut
 from hwprune.methods._adjust import check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, check_ranges, option
 from hwprune.methods._joint import train_search
+from hwprune.methods._questions import predicted
 from hwprune.methods._s2h_search import S2HSearch
 from hwprune.methods._saliency import Saliency, bn_scale, taylor, weight_norm
 from hwprune.training.bn import recalibrate_bn
@@ -73,15 +72,13 @@ class S2HPruner(AbstractMethod):
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)
-        for name in ("gap_temperature", "temperature", "logit_travel", "norm_ratio", "report_every"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} must be positive, not {value}")
-        for name in ("momentum", "distill_alpha", "multiplier_decay", "warmup", "frozen", "hard_only", "ramp"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is a share in 0..1, not {getattr(self, name)}")
-        if not (math.isfinite(self.gap_weight) and self.gap_weight >= 0):
-            raise UsageError(f"gap_weight must be 0 or more, not {self.gap_weight}")
+        check_ranges(
+            self,
+            positive=("gap_temperature", "temperature", "logit_travel", "norm_ratio"),
+            not_negative=("gap_weight",),
+            shares=("momentum", "distill_alpha", "multiplier_decay", "warmup", "frozen", "hard_only", "ramp"),
+            least={"report_every": 1},
+        )
         if self.hard_only > self.frozen:
             raise UsageError(
                 f"hard_only={self.hard_only} is longer than frozen={self.frozen}",
@@ -89,7 +86,8 @@ class S2HPruner(AbstractMethod):
             )
         if self.warmup + self.frozen >= 1:
             raise UsageError(
-                f"warmup={self.warmup} and frozen={self.frozen} leave nothing of the search for the widths"
+                f"warmup={self.warmup} and frozen={self.frozen} leave nothing of the search for the widths",
+                hint="together they must be less than 1",
             )
 
     def search(self, problem: Problem) -> Iterator[Answer]:
@@ -140,7 +138,7 @@ class _EpochReport:
         """Scores, gap, predicted ms, and the measured latency as a share of the budget where there is a device."""
         search, problem = self.search, self.search.problem
         widths = search.hard_widths()
-        predicted_ms = float(problem.latency.predict_batch(np.array([widths.values_tuple()]))[0])
+        predicted_ms = predicted(problem.latency, widths)
         figures = {**search.compare(_REPORT_IMAGES), "hard_predicted_ms": predicted_ms}
         text = f"hard network: predicted {format_ms(predicted_ms)}"
         if problem.measure is not None:

@@ -14,16 +14,14 @@ controller measures and fits again after the search, and `refit` gives the width
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from hwprune.core.errors import UsageError
 from hwprune.methods._adjust import check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, check_ranges, option
 from hwprune.methods._efficiency import COSTS
 from hwprune.methods._gate_search import GateSearch
 from hwprune.methods._joint import train_search
@@ -77,22 +75,12 @@ class WGates(AbstractMethod):
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)
-        positive = {
-            "bias_travel": self.bias_travel,
-            "direction_travel": self.direction_travel,
-            "margin": self.margin,
-            "sharpness": self.sharpness,
-        }
-        positive.update({"report_every": self.report_every, "multiplier_period": self.multiplier_period})
-        for name, value in positive.items():
-            if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} must be positive, not {value}")
-        shares = {"gate_momentum": self.gate_momentum, "saliency_decay": self.saliency_decay, "warmup": self.warmup}
-        shares.update({"ramp": self.ramp, "distill_alpha": self.distill_alpha})
-        shares.update({"multiplier_decay": self.multiplier_decay})
-        for name, value in shares.items():
-            if not 0 <= value <= 1:
-                raise UsageError(f"{name} is a share in 0..1, not {value}")
+        check_ranges(
+            self,
+            positive=("bias_travel", "direction_travel", "margin", "sharpness"),
+            shares=("gate_momentum", "saliency_decay", "warmup", "ramp", "distill_alpha", "multiplier_decay"),
+            least={"report_every": 1, "multiplier_period": 1},
+        )
 
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Train gates and weights by `problem.plan`, fit the widths to the target, yield the one answer."""

@@ -9,14 +9,13 @@ measured while the search runs; `wgates` says why.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from hwprune.core.errors import UsageError
 from hwprune.methods._adjust import check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, option
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, check_ranges, option
 from hwprune.methods._joint import train_search
 from hwprune.methods._saliency import taylor
 from hwprune.methods._width_search import WidthSearch
@@ -57,24 +56,24 @@ class LearnedWidths(AbstractMethod):
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)
-        for name in (
-            "threshold_travel",
-            "threshold_start",
-            "softness_first",
-            "softness_last",
-            "logit_travel",
-            "temperature_first",
-            "temperature_last",
-            "report_every",
-        ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} must be positive, not {value}")
-        for name in ("momentum", "ramp", "settle", "multiplier_decay", "distill_alpha"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is a share in 0..1, not {getattr(self, name)}")
+        check_ranges(
+            self,
+            positive=(
+                "threshold_travel",
+                "threshold_start",
+                "softness_first",
+                "softness_last",
+                "logit_travel",
+                "temperature_first",
+                "temperature_last",
+            ),
+            shares=("momentum", "ramp", "settle", "multiplier_decay", "distill_alpha"),
+            least={"report_every": 1},
+        )
         if self.settle == 1:
-            raise UsageError("settle is less than 1: the widths need some of the search", hint="the default is 0.2")
+            raise UsageError(
+                "settle must be less than 1, not 1: the widths need part of the search", hint="the default is 0.2"
+            )
 
     @property
     def softness(self) -> tuple[float, float]:

@@ -8,17 +8,19 @@ from torch.nn import functional
 
 from hwprune.core.errors import UsageError
 
+_MULTIPLE = 8
 
-def scaled(channels: int, width: float, divisor: int = 8) -> int:
-    """`channels * width` rounded to a multiple of `divisor`, at least `divisor` and never more than 10 % below.
 
-    The rule of MobileNet (Howard et al. 2017); with `width=1` it changes no multiple of `divisor`.
+def scaled(channels: int, width: float) -> int:
+    """`channels * width` rounded to a multiple of 8, at least 8 and never more than 10 % below.
+
+    The rule of MobileNet (Howard et al. 2017); with `width=1` it changes no multiple of 8.
     Raises `UsageError` for a width that is not positive.
     """
     if not 0 < width < 64:
-        raise UsageError(f"a width multiplier must lie between 0 and 64, not {width}")
-    rounded = max(divisor, int(channels * width + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels * width else rounded
+        raise UsageError(f"a width multiplier must lie between 0 and 64, not {width}", hint="width=1 is the original")
+    rounded = max(_MULTIPLE, int(channels * width + _MULTIPLE / 2) // _MULTIPLE * _MULTIPLE)
+    return rounded + _MULTIPLE if rounded < 0.9 * channels * width else rounded
 
 
 class SameConv2d(nn.Conv2d):

@@ -76,9 +76,14 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     try:
         state = load_file(str(path))
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
+        raise UsageError(
+            f"cannot read {path}: {error.strerror or 'no such file'}", hint="check the path given with --weights"
+        ) from error
     except SafetensorError as error:
-        raise UsageError(f"{path} is not a safetensors file: {error}") from error
+        raise UsageError(
+            f"{path} is not a safetensors file: {error}",
+            hint="write one with safetensors.torch.save_file(model.state_dict(), FILE)",
+        ) from error
     check_weights(model.state_dict(), state, where=str(path))
     model.load_state_dict(state, strict=False)
     return model
@@ -109,9 +114,12 @@ def _classes(spec: str, options: dict[str, str], classes: int | None) -> int | N
     if text is None:
         return classes
     if not text.isdigit() or int(text) < 1:
-        raise UsageError(f"'{spec}': classes={text} is not a number of classes")
+        raise UsageError(f"'{spec}': classes={text} is not a number of classes", hint="write a whole number from 1 on")
     if classes is not None and classes != int(text):
-        raise UsageError(f"'{spec}' asks for {text} classes, but the data has {classes}")
+        raise UsageError(
+            f"'{spec}' asks for {text} classes, but the data has {classes}",
+            hint="leave classes= out: it follows from the data",
+        )
     return int(text)
 
 
@@ -153,7 +161,8 @@ def _from_library(
     module = _import_library(library)
     known = module.list_models()
     if name not in known:
-        raise UsageError(f"{library} has no model '{name}'.{did_you_mean(name, known)}")
+        listed = "torchvision.models.list_models()" if library == "torchvision" else "timm.list_models()"
+        raise UsageError(f"{library} has no model '{name}'.{did_you_mean(name, known)}", hint=f"{listed} names them")
     count = {} if classes is None else {"num_classes": classes}
     if library == "torchvision":
         model = module.get_model(name, weights=None, **count)
@@ -169,7 +178,10 @@ def _from_function(
     parameters = inspect.signature(function).parameters
     for key in options:
         if key not in parameters:
-            raise UsageError(f"{name} has no parameter '{key}'.{did_you_mean(key, parameters)}")
+            raise UsageError(
+                f"{name} has no parameter '{key}'.{did_you_mean(key, parameters)}",
+                hint=f"it has: {', '.join(parameters) or 'none'}",
+            )
     known = {"classes": classes, "input_shape": input_shape}
     given = {key: value for key, value in known.items() if value is not None and key in parameters}
     arguments = {**{key: _literal(value) for key, value in options.items()}, **given}
@@ -186,5 +198,5 @@ def _literal(text: str) -> int | float | bool | str:
 
 def _checked(model: object, where: str) -> nn.Module:
     if not isinstance(model, nn.Module):
-        raise UsageError(f"{where} gave {type(model).__name__}, not a torch.nn.Module")
+        raise UsageError(f"{where} gave {type(model).__name__}, not a torch.nn.Module", hint="return the network")
     return model

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from hwprune.core.config import read_toml
 from hwprune.core.errors import RunError, UsageError
-from hwprune.core.events import CandidateMeasured, EpochDone, Event, SearchStep, StageStarted
+from hwprune.core.events import Event, SearchStep
 from hwprune.core.files import Journal, read_json
 from hwprune.core.measurement import Comparison, LayerTime, Measurement, Target
 from hwprune.core.ops import OpKey
@@ -263,18 +263,6 @@ class RunData:
     def search_steps(self) -> tuple[tuple[float, SearchStep], ...]:
         """(seconds, event) of every step of the search."""
         return tuple((e.time_s, e.event) for e in self.events if isinstance(e.event, SearchStep))
-
-    def epochs(self, stage: str) -> tuple[EpochDone, ...]:
-        """The epochs of one stage (`dense`, `search`, `finetune`)."""
-        return tuple(e.event for e in self.events if isinstance(e.event, EpochDone) and e.event.stage == stage)
-
-    def candidates(self) -> tuple[CandidateMeasured, ...]:
-        """The candidates that were timed on the device, in order."""
-        return tuple(e.event for e in self.events if isinstance(e.event, CandidateMeasured))
-
-    def stages(self) -> tuple[tuple[float, StageStarted], ...]:
-        """(seconds, event) of every stage that began."""
-        return tuple((e.time_s, e.event) for e in self.events if isinstance(e.event, StageStarted))
 
 
 def _known(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,9 +44,9 @@ class Axis:
         span = (high - low) or abs(high) * 0.2 or 1.0
         return cls(low if zero and low == 0 else low - margin * span, high + margin * span, caption)
 
-    def ticks(self, count: int = 5) -> tuple[float, ...]:
-        """About `count` round values inside the range: multiples of 1, 2 or 5 times a power of ten."""
-        rough = (self.high - self.low) / max(count, 1)
+    def ticks(self) -> tuple[float, ...]:
+        """About five round values inside the range: multiples of 1, 2 or 5 times a power of ten."""
+        rough = (self.high - self.low) / 5
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
         first = math.ceil(self.low / step - 1e-9)

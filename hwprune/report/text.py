@@ -100,7 +100,6 @@ def search_text(result: Result) -> str:
             ("", _predicted_sentence(result)),
             ("speed", speed_sentence(result.comparison) if result.comparison is not None else ""),
         ]
-        lines.append(("", ""))
     body = [facts(lines), "", widths_table(result.dense_widths, result.widths), ""]
     closing = [
         ("verdict", verdict_sentence(result)),

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import load as load_tensors
 from torch import nn
 
 from hwprune.core.errors import BudgetInfeasible, MethodGaveUp, RunError, TrainingDiverged
 from hwprune.core.events import Caution, Note, OnEvent, Stop, ignore, never
 from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement, Protocol
-from hwprune.models import save_weights
+from hwprune.models import load_weights, save_weights
 from hwprune.report.comparison import MethodComparison, write_comparison
 from hwprune.search.cell import Cell
 from hwprune.search.judge import dense_outputs, judge
@@ -109,7 +108,7 @@ def _dense(
     dense = copy.deepcopy(model) if model is not None else named_model(base, data)
     path = folder / "dense.safetensors"
     if path.exists():
-        dense.load_state_dict(load_tensors(path.read_bytes()))
+        load_weights(dense, path)
         return dense.eval()
     folder.mkdir(parents=True, exist_ok=True)
     train_if_needed(dense, data, task, base, checkpoint=folder / "checkpoints", on_event=on_event, stop=stop)

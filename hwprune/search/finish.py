@@ -20,10 +20,12 @@ from hwprune.methods._base import Answer
 from hwprune.report.run_data import LayerProfile, NamedOp
 from hwprune.search.settings import SearchSettings
 from hwprune.search.shipping import export_network, shipped_score
+from hwprune.search.tile import padding_step
 from hwprune.search.workshop import STEADY, Workshop
 from hwprune.training import evaluate, finetune, recalibrate_bn
 
 RECALIBRATION_IMAGES = 1024
+LAYER_RUNS = 50
 CONTRADICTION = 0.03  # two undisturbed sessions of one network differ by less, relative
 
 
@@ -168,11 +170,11 @@ def finetune_epochs(settings: SearchSettings, search_passes: int, train_images: 
     return max(0.0, settings.total_epochs - search_passes / train_images)
 
 
-def layer_profile(shop: Workshop, shipped: bytes, answer: Answer, *, runs: int = 50) -> LayerProfile | None:
+def layer_profile(shop: Workshop, shipped: bytes, answer: Answer) -> LayerProfile | None:
     """In-network layer times of both networks with their operators; None where the runtime gives none."""
     try:
-        dense = shop.board.layers(shop.template.dense, runs=runs)
-        pruned = shop.board.layers(shipped, runs=runs)
+        dense = shop.board.layers(shop.template.dense, runs=LAYER_RUNS)
+        pruned = shop.board.layers(shipped, runs=LAYER_RUNS)
     except DeviceError as error:
         shop.folder.emit(Note(f"no layer times: {error.message}"))
         return None
@@ -180,7 +182,7 @@ def layer_profile(shop: Workshop, shipped: bytes, answer: Answer, *, runs: int =
         shop.folder.emit(Note(f"no layer times: {shop.board.target.runtime} gives none"))
         return None
     return LayerProfile(
-        shop.table.tile,
+        padding_step(shop.board, shop.table, shop.settings.seed),
         dense,
         pruned,
         _ops(shop, shop.table.space.dense()),

@@ -26,7 +26,7 @@ from hwprune.latency.profile import profile
 from hwprune.latency.table import LatencyTable
 from hwprune.search.settings import DEFAULTS, parse_tile
 from hwprune.search.subjects import model_and_example
-from hwprune.search.survey import traced
+from hwprune.search.survey import traced_and_exported
 from hwprune.search.tile import target_space
 
 T = TypeVar("T")
@@ -84,8 +84,7 @@ def profile_devices(
         check(target)
     network, example, name = model_and_example(model, x, data, batch, seed)
     told = one_at_a_time(on_event)
-    graph = traced(network, example, told)
-    template = OnnxTemplate.export(network, graph)
+    graph, template = traced_and_exported(network, example, told)
     keep = DEFAULTS.min_keep if min_keep is None else min_keep
     probing = {target.device: threading.Lock() for target in map(measured_as, chosen)}
     task = _Task(graph, template, name, Path(tables), keep, parse_tile(tile), depth, samples, seed, told, stop, probing)

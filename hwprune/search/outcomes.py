@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors.torch import load as load_tensors
 from torch import nn
 
 from hwprune.core.errors import HwpruneError, UsageError
@@ -15,7 +14,7 @@ from hwprune.core.files import read_json
 from hwprune.core.measurement import Comparison, Measurement
 from hwprune.devices.together import Pair
 from hwprune.graph import Recipe, apply_recipe
-from hwprune.models import load_model
+from hwprune.models import load_model, load_weights
 from hwprune.report.run_data import Result
 from hwprune.report.runtimes_text import judged
 from hwprune.search.run_folder import find_run
@@ -95,7 +94,7 @@ def load(run: str | Path, *, build: Callable[[], nn.Module] | None = None) -> nn
         raise UsageError(f"{folder} has no pruned network", hint="its verdict is infeasible, or it did not finish")
     fresh = (build or builder(folder, SearchSettings.read(folder / "run.toml"), None))()
     small = apply_recipe(Recipe.from_json(read_json(folder / "recipe.json")), fresh)
-    small.load_state_dict(load_tensors((folder / "best.safetensors").read_bytes()))
+    load_weights(small, folder / "best.safetensors")
     return small.eval()
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from safetensors.torch import load as load_tensors
 from torch import nn
 
 from hwprune.core.errors import RunError
 from hwprune.core.events import OnEvent, Stop, ignore, never
 from hwprune.core.files import read_json, write_json
 from hwprune.graph import Recipe, apply_recipe
+from hwprune.models import load_weights
 from hwprune.report.html import write_report
 from hwprune.report.run_data import Result, RunData
 from hwprune.search.finish import verify
@@ -45,9 +45,10 @@ def finetune_run(
     if before.verdict == "infeasible":
         raise RunError(f"{path} has no pruned network: its budget was infeasible")
     with RunFolder.open(path, settings, on_event) as folder:
-        model.load_state_dict(load_tensors((path / "dense.safetensors").read_bytes()))
-        small = apply_recipe(Recipe.from_json(read_json(path / "recipe.json")), model)
-        small.load_state_dict(load_tensors((path / "best.safetensors").read_bytes()))
+        load_weights(model, path / "dense.safetensors")
+        recipe = Recipe.from_json(read_json(path / "recipe.json"))
+        small = apply_recipe(recipe, model)
+        load_weights(small, path / "best.safetensors")
         log = finetune(
             small,
             model.eval(),
@@ -63,8 +64,7 @@ def finetune_run(
             folder, model=model, data=data, task=task or Classification(), tables=tables, stop=stop
         ) as shop:
             shop.budget_ms = before.budget_ms
-            keep = Recipe.from_json(read_json(path / "recipe.json")).keep
-            shipment = export_network(shop, small, keep)
+            shipment = export_network(shop, small, recipe.keep)
             measured = verify(shop, shipment.onnx, seed=seed)
             scores = {"finetuned": evaluate(small, data, "test", task=shop.task).score}
             scores.update(shipped_score(shop, shipment))

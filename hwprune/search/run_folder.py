@@ -39,11 +39,13 @@ class RunFolder:
     def open(cls, path: Path, settings: SearchSettings, on_event: OnEvent) -> Iterator[RunFolder]:
         """Lock the folder for this process and check that it holds this run or none.
 
-        Raises `RunError` when another process has it or its settings differ.
+        A run of which no stage has ended, such as one that was refused, is none: its settings are replaced. Raises
+        `RunError` when another process has the folder or its run has other settings.
         """
         with lock(path):
             kept = path / "run.toml"
-            if kept.exists():
+            records, _ = Journal(path / "journal.jsonl").read()
+            if kept.exists() and any(record.get("event") == "StageDone" for record in records):
                 settings.check_same(SearchSettings.read(kept), path)
             else:
                 settings.write(kept)

@@ -105,7 +105,7 @@ class SearchSettings:
                 hint="raise --total-epochs or lower --epochs",
             )
         if not 0 < self.min_keep <= 1:
-            raise UsageError(f"min_keep is {self.min_keep}; it must lie above 0 and at most at 1")
+            raise UsageError(f"min_keep is {self.min_keep}; it must be above 0 and at most 1")
 
     @classmethod
     def make(cls, *, latency_ms: float | None = None, latency: str | None = None, **given: Any) -> Self:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load as load_tensors
 from torch import nn
 
 from hwprune.core import config, plugins
@@ -19,7 +18,7 @@ from hwprune.core.units import format_ms
 from hwprune.core.widths import Widths
 from hwprune.methods._adjust import fastest
 from hwprune.methods._base import AbstractMethod, Answer, Problem
-from hwprune.models import save_weights
+from hwprune.models import load_weights, save_weights
 from hwprune.search.answers import load_answer, save_answer
 from hwprune.search.controller import AIM, LITTLE_USED, BudgetController, Settlement, Trial
 from hwprune.search.settings import SearchSettings
@@ -81,6 +80,9 @@ def measure_baseline(shop: Workshop) -> Baseline:
             shop.folder.emit(
                 Note(f"budget: {budget.fraction:.3g} of {format_ms(dense_ms)} is {format_ms(found.budget_ms)}")
             )
+        if found.budget_ms >= dense_ms:
+            met = f"the dense network takes {format_ms(dense_ms)}: nothing has to go for {format_ms(found.budget_ms)}"
+            shop.folder.emit(Caution(met, hint="lower --latency-ms"))
         write_json(path, found.to_json())
         return found
 
@@ -106,7 +108,7 @@ def dense_network(shop: Workshop) -> None:
         save_weights(shop.model, path)
 
     def load() -> None:
-        shop.model.load_state_dict(load_tensors(path.read_bytes()))
+        load_weights(shop.model, path)
 
     shop.folder.stage("dense", work, load)
     shop.model.eval()

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hwprune.core.errors import UsageError
-from hwprune.graph import OnnxTemplate, trace
+from hwprune.core.errors import GraphError, UsageError
+from hwprune.graph.onnx.precision import parse_model
+from hwprune.graph.onnx.template import whole_onnx
 from hwprune.graph.recipe import state_hash
 from hwprune.models import default_input_shape, load_model, load_weights
 from hwprune.search.run_folder import find_run, fp32_onnx
@@ -18,6 +19,7 @@ from hwprune.search.tables import table_name
 from hwprune.training import load_data
 
 SIZE_LIMIT_BYTES = 2**31
+DAMAGED = "write it again; a run folder is written again by its own command, into another --run-dir"
 
 
 def onnx_subjects(names: tuple[str, ...], *, batch: int) -> dict[str, bytes]:
@@ -34,18 +36,22 @@ def onnx_subjects(names: tuple[str, ...], *, batch: int) -> dict[str, bytes]:
             found[f"{folder.name}/pruned"] = read_onnx(fp32_onnx(folder))
         else:
             model, example = named_model(name, None, batch=batch)
-            found[name] = OnnxTemplate.export(model, trace(model, example)).dense
+            found[name] = whole_onnx(model, (example,))
     return found
 
 
 def read_onnx(path: Path) -> bytes:
-    """The bytes of an ONNX file; `UsageError` when it cannot be read or is too large for one file."""
+    """The bytes of an ONNX file; `UsageError` when it cannot be read, is none, or is too large for one file."""
     try:
         if path.stat().st_size >= SIZE_LIMIT_BYTES:
             raise UsageError(f"{path} has {path.stat().st_size} bytes; ONNX files end at 2 GiB")
-        return path.read_bytes()
+        data = path.read_bytes()
+        parse_model(data)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except GraphError as error:
+        raise UsageError(f"{path} is damaged: {error.message}", hint=DAMAGED) from error
+    return data
 
 
 def named_model(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from hwprune.core.errors import UsageError
-from hwprune.core.events import Note, OnEvent, ignore
+from hwprune.core.events import Caution, Note, OnEvent, ignore
 from hwprune.core.measurement import Target
 from hwprune.core.widths import SearchSpace
 from hwprune.devices import AbstractBoard, check, connect
 from hwprune.graph import ChannelGraph, OnnxTemplate, trace
+from hwprune.graph.onnx.labels import CannotCut
 from hwprune.latency.table import LatencyTable
 from hwprune.search.tile import target_space
 
@@ -51,8 +52,7 @@ def survey(
     a device that cannot be measured.
     """
     check(target)
-    graph = traced(model, example, on_event)
-    template = OnnxTemplate.export(model, graph)
+    graph, template = traced_and_exported(model, example, on_event)
     with connect(target) as board:
         space, tile = target_space(
             graph, board, tables, tile=tile, min_keep=min_keep, depth=depth, seed=seed, on_event=on_event
@@ -69,9 +69,30 @@ def survey(
         yield Survey(graph, template, space, board, table)
 
 
-def traced(model: nn.Module, example: Tensor, on_event: OnEvent = ignore) -> ChannelGraph:
+def traced_and_exported(
+    model: nn.Module, example: Tensor, on_event: OnEvent = ignore
+) -> tuple[ChannelGraph, OnnxTemplate]:
+    """The channel graph and the network as ONNX at any width of it.
+
+    Groups that torch can cut but that reach an ONNX operator which cannot be cut are traced again as protected.
+    """
+    protected: tuple[str, ...] = ()
+    while True:
+        graph = traced(model, example, on_event, protect=protected)
+        try:
+            return graph, OnnxTemplate.export(model, graph)
+        except CannotCut as error:
+            if not error.groups:
+                raise
+            protected += error.groups
+            on_event(Caution(f"{error.message}; kept whole: {', '.join(error.groups)}"))
+
+
+def traced(
+    model: nn.Module, example: Tensor, on_event: OnEvent = ignore, *, protect: Sequence[str] = ()
+) -> ChannelGraph:
     """The channel graph; `UsageError` with the reasons when no group can be cut."""
-    graph = trace(model, example)
+    graph = trace(model, example, protect=protect)
     removable = [group for group in graph.groups if group.removable]
     units = sum(group.units for group in removable)
     text = f"{len(removable)} of {len(graph.groups)} channel groups can be cut, {units} units"

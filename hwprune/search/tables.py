@@ -7,6 +7,8 @@ from pathlib import Path
 
 from hwprune.core.errors import TableError
 from hwprune.core.measurement import Target
+from hwprune.graph import ChannelGraph
+from hwprune.latency.features import restrict
 from hwprune.latency.models._base import AbstractLatencyModel, load_model, make_model
 from hwprune.latency.table import LatencyTable
 
@@ -25,18 +27,20 @@ def table_name(spec: str) -> str:
 
 
 def find_table(
-    name: str | None, root: Path, *, device: str | None = None, target: Target | None = None
+    name: str | None, root: Path, *, target: Target | None = None, graph: ChannelGraph | None = None
 ) -> LatencyTable:
     """The table in the folder `name`; else the newest under `root` of the model `name` (None: of any model).
 
-    `device` and `target` narrow it down. Raises `TableError` saying which tables there are when none fits.
+    `target` narrows it down, and so does the `graph` of the network, to tables of the same operators at the same image
+    size. Raises `TableError` saying which tables there are when none fits.
     """
     if name is not None and (Path(name) / "table.json").exists():
         return LatencyTable.open(name)
     known = []
     for table in all_tables(root):
-        fits = (name is None or table.model_name == table_name(name)) and device in (None, table.fingerprint.device)
-        if fits and (target is None or _measured_as(table) == target):
+        of_target = target is None or _measured_as(table) == target
+        of_network = graph is None or _is_of(table, graph)
+        if (name is None or table.model_name == table_name(name)) and of_target and of_network:
             return table
         known.append(f"{table.model_name} ({_measured_as(table).label()})")
     there = f"; there are: {', '.join(dict.fromkeys(known))}" if known else ""
@@ -44,8 +48,15 @@ def find_table(
     on = f" for {target.label()}" if target else ""
     raise TableError(
         f"there is no latency table{wanted}{on} in {root}{there}",
-        hint=f"hwprune profile {name or 'MODEL'} --device {device or (target.device if target else 'cpu')}",
+        hint=f"hwprune profile {name or 'MODEL'} --device {target.device if target else 'cpu'}",
     )
+
+
+def _is_of(table: LatencyTable, graph: ChannelGraph) -> bool:
+    dense = graph.dense()
+    if not set(table.space.names) <= set(dense):
+        return False
+    return restrict(graph.op_templates, table.space, dense) == table.op_templates
 
 
 def _measured_as(table: LatencyTable) -> Target:

@@ -15,6 +15,7 @@ from hwprune.latency.table import LatencyTable, table_folder
 from hwprune.report.staircase import staircase_drawing
 
 DATA, DRAWING = "tile.json", "tile.svg"
+LEAST_NETWORKS = 30  # a space that is worth a latency model: some to fit it on, some to judge it by
 
 
 def target_space(
@@ -30,13 +31,19 @@ def target_space(
 ) -> tuple[SearchSpace, int]:
     """The search space on the target's tile, and that tile (0: by the probe).
 
-    A width that the probe found slower than a wider one of the same group is left out.
+    A width that the probe found slower than a wider one of the same group is left out. A small network may have next
+    to no widths on the target's tile: it gets a finer grid, although the widths between two tiles save little time.
     """
     probe = None if tile else known_probe(board, tables, seed, on_event)
-    tile = tile if probe is None else probe.tile
-    space = graph.space(tile=tile, min_keep=min_keep, depth=depth)
     if probe is None:
-        return space, tile
+        return graph.space(tile=tile, min_keep=min_keep, depth=depth), tile
+    tile = probe.tile
+    space = graph.space(tile=tile, min_keep=min_keep, depth=depth)
+    while space.size < LEAST_NETWORKS and tile > 1:
+        tile //= 2
+        space = graph.space(tile=tile, min_keep=min_keep, depth=depth)
+    if tile < probe.tile:
+        on_event(Note(f"too few widths at {probe.tile} channels for a search: steps of {tile} are searched"))
     good = worthwhile(space, probe)
     pairs = zip(space.widths, good.widths, strict=True)
     left_out = sorted({width for before, after in pairs for width in set(before) - set(after)})
@@ -47,10 +54,16 @@ def target_space(
 
 def known_probe(board: AbstractBoard, tables: Path, seed: int, on_event: OnEvent = ignore) -> TileProbe:
     """What the probe found on the target: probed once, then read from `tile.json` beside the target's tables."""
-    probe = _known_probe(board, tables, seed)
+    probe = _known_probe(board, _target_folder(tables, board.fingerprint), seed)
     for text in probe_sentences(probe):
         on_event(Note(text))
     return probe
+
+
+def padding_step(board: AbstractBoard, table: LatencyTable, seed: int) -> int:
+    """The step to which the target of a table pads channels, whatever grid the table's widths lie on."""
+    probe = _known_probe(board, table.folder.parent, seed)
+    return probe.tile if probe.resolved else 1
 
 
 def probe_of(table: LatencyTable) -> TileProbe | None:
@@ -73,8 +86,7 @@ def probe_sentences(probe: TileProbe) -> tuple[str, ...]:
     return step, f"channels that are slower than more channels: {listed}"
 
 
-def _known_probe(board: AbstractBoard, tables: Path, seed: int) -> TileProbe:
-    folder = _target_folder(tables, board.fingerprint)
+def _known_probe(board: AbstractBoard, folder: Path, seed: int) -> TileProbe:
     digest = board.fingerprint.digest()
     path = folder / DATA
     kept = read_json(path) if path.exists() else {}

@@ -59,7 +59,10 @@ class Pool:
                 )
             stack[position] = pixels
         if stack is None:
-            raise DataError(f"{self.where} has no images for one of the splits")
+            raise DataError(
+                f"{self.where} has no images for one of the splits",
+                hint="choose smaller sizes for the other splits, or more classes",
+            )
         return torch.from_numpy(stack)
 
 

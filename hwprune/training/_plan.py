@@ -48,11 +48,11 @@ class TrainPlan:
         }
         for name, value in positive.items():
             if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name}={value} of a training plan must be positive")
+                raise _wrong(name, f"{name}={value} of a training plan must be positive")
         shares = {"warmup": self.warmup, "distill_alpha": self.distill_alpha, "momentum": self.momentum}
         for name, value in shares.items():
             if not 0 <= value <= 1:
-                raise UsageError(f"{name}={value} of a training plan must lie in 0..1")
+                raise _wrong(name, f"{name}={value} of a training plan must be a share between 0 and 1")
 
     def lr_factor(self, progress: float) -> float:
         """The learning rate at `progress` (0..1) as a share of the peak."""
@@ -62,6 +62,10 @@ class TrainPlan:
         if progress < warmup:
             return FIRST_FACTOR + (1 - FIRST_FACTOR) * _half_cosine(progress / warmup)
         return 1 - (1 - LAST_FACTOR) * _half_cosine((progress - warmup) / max(1e-9, 1 - warmup))
+
+
+def _wrong(name: str, message: str) -> UsageError:
+    return UsageError(message, hint=f"the default is {name}={getattr(TrainPlan, name):g}")
 
 
 def _half_cosine(share: float) -> float:
@@ -80,11 +84,6 @@ class TrainLog:
     precision: str
     resumed_at: int
     history: tuple[Mapping[str, float], ...]
-
-    @property
-    def last_loss(self) -> float:
-        """The mean training loss of the last epoch; NaN before the first one ended."""
-        return self.history[-1]["loss"] if self.history else math.nan
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document with all fields."""

@@ -47,7 +47,7 @@ def blob_pool(path: Path, arrays: Mapping[str, np.ndarray], classes: int | None)
 def blob_folder(folder: Path, classes: int | None) -> tuple[Pool, Pool]:
     """The train and the test pool of a folder with `train_jpeg.npz` and `test_jpeg.npz` or `val_jpeg.npz`."""
     if not folder.is_dir():
-        raise DataError(f"no folder {folder}")
+        raise DataError(f"no folder {folder}", hint="name one with train_jpeg.npz and test_jpeg.npz or val_jpeg.npz")
     if any(folder.glob("*_batch*")):
         raise DataError(
             f"{folder} holds Python pickles (data_batch_1, ...), which are not read because they can run code",
@@ -57,10 +57,16 @@ def blob_folder(folder: Path, classes: int | None) -> tuple[Pool, Pool]:
     for names in (("train_jpeg.npz",), ("test_jpeg.npz", "val_jpeg.npz")):
         path = next((folder / name for name in names if (folder / name).is_file()), None)
         if path is None:
-            raise DataError(f"{folder} has no {' or '.join(names)}")
+            raise DataError(
+                f"{folder} has no {' or '.join(names)}",
+                hint="for a folder of image files use imagefolder:PATH, for plain arrays npz:FILE",
+            )
         arrays = read_npz(path)
         if not set(arrays) >= BLOB_KEYS:
-            raise DataError(f"{path} holds {', '.join(arrays) or 'nothing'}, not blob, offset and label")
+            raise DataError(
+                f"{path} holds {', '.join(arrays) or 'nothing'}, not blob, offset and label",
+                hint="images must be stored encoded, one after the other in blob; for plain arrays use npz:FILE",
+            )
         pools.append(blob_pool(path, arrays, classes))
     return pools[0], pools[1]
 
@@ -89,7 +95,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
         raise DataError(f"no folder {folder}", hint="imagefolder:PATH needs PATH/train/CLASS/* and PATH/val/CLASS/*")
     names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
     if not names:
-        raise DataError(f"{folder} has no class folders")
+        raise DataError(f"{folder} has no class folders", hint="put the images of each class into a folder of its own")
     return names
 
 
@@ -97,7 +103,10 @@ def check_labels(labels: np.ndarray, classes: int | None, where: str) -> Tensor:
     """The labels as int64 `(N,)`; `DataError` naming `where` and the first label outside 0..classes-1."""
     array = np.asarray(labels)
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise DataError(f"labels in {where} have shape {array.shape} and type {array.dtype}, not (N,) integers")
+        raise DataError(
+            f"labels in {where} have shape {array.shape} and type {array.dtype}, not (N,) integers",
+            hint="store the number of each image's class, from 0",
+        )
     wrong = np.flatnonzero((array < 0) | (array >= (classes if classes is not None else np.inf)))
     if len(wrong):
         limit = f"0..{classes - 1}" if classes is not None else "0 and more"
@@ -114,17 +123,20 @@ def array_set(images: object, targets: object, where: str, classes: int | None) 
     if pixels.dtype.kind == "f" or pixels.dtype == np.uint8:
         pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
     else:
-        raise DataError(f"images in {where} have type {pixels.dtype}, not uint8 or floating")
+        raise DataError(
+            f"images in {where} have type {pixels.dtype}, not uint8 or floating",
+            hint="convert them: .astype('uint8') for values 0 to 255, else .astype('float32')",
+        )
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     elif pixels.ndim == 4 and pixels.shape[-1] in (1, 3, 4) and pixels.shape[1] not in (1, 3, 4):
         pixels = pixels.transpose(0, 3, 1, 2)
     broken = np.flatnonzero(~np.isfinite(pixels).reshape(len(pixels), -1).all(1))
     if len(broken):
-        raise DataError(f"example {broken[0]} in {where} has NaN or infinite pixels")
+        raise DataError(f"example {broken[0]} in {where} has NaN or infinite pixels", hint="mend or remove it")
     labels = np.asarray(targets)
     if labels.dtype.kind == "f":
         if not np.isfinite(labels).all():
-            raise DataError(f"targets in {where} hold NaN or infinite values")
+            raise DataError(f"targets in {where} hold NaN or infinite values", hint="mend or remove those examples")
         return ArraySet(torch.from_numpy(pixels.copy()), torch.from_numpy(labels.astype(np.float32)))
     return ArraySet(torch.from_numpy(pixels.copy()), check_labels(labels, classes, where))

@@ -116,6 +116,11 @@ class ModelTrainee(AbstractTrainee):
         self.model.load_state_dict(dict(state))
 
 
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, named without it: one part of a state."""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def sgd(model: nn.Module, plan: TrainPlan) -> SGD:
     """SGD with Nesterov momentum; parameters of one dimension or none (biases, normalisation) are not decayed."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -30,8 +30,9 @@ class ArraySet:
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or len(self.images) != len(self.targets):
             raise DataError(
-                f"images of shape {tuple(self.images.shape)} and targets of shape {tuple(self.targets.shape)} "
-                "do not fit: images are (N, C, H, W), targets begin with the same N"
+                f"images of shape {tuple(self.images.shape)} and targets of shape {tuple(self.targets.shape)} do not "
+                "fit",
+                hint="images are (N, C, H, W), and there are as many targets",
             )
 
     def __len__(self) -> int:

@@ -27,7 +27,7 @@ from hwprune.training._checkpoint import (
 )
 from hwprune.training._plan import TrainLog, TrainPlan
 from hwprune.training._random import generator, mix
-from hwprune.training._trainee import AbstractTrainee
+from hwprune.training._trainee import AbstractTrainee, below
 from hwprune.training.data import Data
 
 PROGRESS_S = 0.5
@@ -94,7 +94,7 @@ class _Loop:
         folder: Path | None,
         on_event: OnEvent,
         stage: str,
-        stop: Callable[[], bool],
+        stop: Stop,
         evaluate: Callable[[], Mapping[str, float]] | None,
     ) -> None:
         self.trainee, self.data, self.plan, self.seed = trainee, data, plan, seed
@@ -189,8 +189,15 @@ class _Loop:
             raise TrainingDiverged(
                 f"{self.stage}: loss or gradients were not finite in {counters.bad_in_a_row} steps in a row, up to "
                 f"step {counters.step + 1} of {self.total}; {last}",
-                hint=f"lower lr (now {self.plan.lr:g}), set clip_norm=1, or use precision=fp32",
+                hint=self._calmer(),
             )
+
+    def _calmer(self) -> str:
+        """What can be changed from the command line, where the dense network's learning rate is fixed."""
+        lower = f"lower --lr (now {self.plan.lr:g})"
+        if self.stage == "dense":
+            lower = "train the network yourself and give it with --weights"
+        return lower if self.counters.precision == "fp32" else f"{lower}, or use --train-precision fp32"
 
     def _indices(self, step: int) -> Tensor:
         epoch, position = divmod(step, self.epoch_steps)
@@ -272,9 +279,9 @@ class _Loop:
         self._compare_threads(checkpoint.document["threads"])
         self.counters = _Counters(**checkpoint.document["counters"])
         self.resumed_at = self.counters.step
-        self.trainee.load_state(_below("trainee/", checkpoint.tensors))
+        self.trainee.load_state(below("trainee/", checkpoint.tensors))
         for number, optimizer in enumerate(self.trainee.optimizers()):
-            tensors = _below(f"optimizer{number}/", checkpoint.tensors)
+            tensors = below(f"optimizer{number}/", checkpoint.tensors)
             unpack_optimizer(optimizer, tensors, checkpoint.document["optimizers"][number])
         if self.resumed_at < self.total:
             self.on_event(Note(f"{self.stage}: going on after step {self.resumed_at} of {self.total}"))
@@ -323,10 +330,6 @@ class _Loop:
             durations.append(time.process_time() - start)
         self.trainee.load_state(state)
         return min(durations[1:])
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -29,12 +29,21 @@ def train_dense(
     checkpoint: Path | None = None,
     on_event: OnEvent = ignore,
     stop: Stop = never,
-    stage: str = "dense",
 ) -> TrainLog:
     """Train `model` in place on the training split; the score on `val` is reported after every epoch."""
     task, plan = task or Classification(), plan or TrainPlan()
     trainee = ModelTrainee(model, task, plan)
-    return _run(trainee, data, task, plan, seed, checkpoint, on_event, stop, stage)
+    return train(
+        trainee,
+        data,
+        plan=plan,
+        seed=seed,
+        checkpoint=checkpoint,
+        on_event=on_event,
+        stage="dense",
+        stop=stop,
+        evaluate=_score(model, data, task),
+    )
 
 
 def finetune(
@@ -48,7 +57,6 @@ def finetune(
     checkpoint: Path | None = None,
     on_event: OnEvent = ignore,
     stop: Stop = never,
-    stage: str = "finetune",
 ) -> TrainLog:
     """Train `small` in place, distilling from the dense `teacher` (without one: on the targets alone).
 
@@ -58,23 +66,6 @@ def finetune(
     task = task or Classification()
     cached = predict(teacher, data, "train") if teacher is not None and plan.teacher == "cached" else None
     trainee = ModelTrainee(small, task, plan, teacher=teacher, cached=cached)
-    return _run(trainee, data, task, plan, seed, checkpoint, on_event, stop, stage)
-
-
-def _run(
-    trainee: ModelTrainee,
-    data: Data,
-    task: Task,
-    plan: TrainPlan,
-    seed: int,
-    checkpoint: Path | None,
-    on_event: OnEvent,
-    stop: Callable[[], bool],
-    stage: str,
-) -> TrainLog:
-    def score() -> dict[str, float]:
-        return {"val_score": evaluate(trainee.model, data, "val", task=task).score}
-
     return train(
         trainee,
         data,
@@ -82,7 +73,12 @@ def _run(
         seed=seed,
         checkpoint=checkpoint,
         on_event=on_event,
-        stage=stage,
+        stage="finetune",
         stop=stop,
-        evaluate=score,
+        evaluate=_score(small, data, task),
     )
+
+
+def _score(model: nn.Module, data: Data, task: Task) -> Callable[[], Mapping[str, float]]:
+    """What is reported at the end of an epoch."""
+    return lambda: {"val_score": evaluate(model, data, "val", task=task).score}

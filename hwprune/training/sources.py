@@ -42,7 +42,9 @@ class DataOptions:
         for name in ("classes", "train", "val", "test", "size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"{name}={value} of the data must be at least 1")
+                raise UsageError(
+                    f"{name}={value} of the data must be at least 1", hint=f"leave {name} out for the data's own number"
+                )
 
 
 def load_data(spec: str, *, seed: int = 0, cache: Path | None = None) -> Data:
@@ -186,7 +188,10 @@ def _data(
             raise DataError(f"the {key} split of {name} is empty", hint="choose smaller sizes for the other splits")
         if split.images.shape[1:] != splits["train"].images.shape[1:]:
             shapes = f"{tuple(split.images.shape[1:])} and {tuple(splits['train'].images.shape[1:])}"
-            raise DataError(f"{name}: images of {key} and train have different shapes, {shapes}")
+            raise DataError(
+                f"{name}: images of {key} and train have different shapes, {shapes}",
+                hint="all splits need images of one size and as many channels",
+            )
     classes = _classes(name, splits, options)
     channels = splits["train"].images.shape[1]
     if not mean:
@@ -214,7 +219,10 @@ def _classes(name: str, splits: Mapping[str, ArraySet], options: DataOptions) ->
 def _constants(values: tuple[float, ...], channels: int, name: str) -> tuple[float, ...]:
     values = values * channels if len(values) == 1 else values
     if len(values) != channels or (name == "std" and min(values) <= 0):
-        raise UsageError(f"{name}={values} does not fit images with {channels} channels")
+        raise UsageError(
+            f"{name}={values} does not fit images with {channels} channels",
+            hint=f"give one number or {channels}, separated by commas; a std is above 0",
+        )
     return values
 
 

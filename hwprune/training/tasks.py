@@ -90,11 +90,6 @@ class Evaluation:
     scores: Tensor
     kl: float | None = None
 
-    @property
-    def correct(self) -> Tensor:
-        """Per-example correctness `(N,)`, bool, of a classification."""
-        return self.scores > 0.5
-
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:

@@ -47,4 +47,3 @@ def test_formats() -> None:
     assert [units.format_count(x) for x in (4.09e9, 25.6e6, 831e3, 512)] == ["4.09 G", "25.6 M", "831 k", "512"]
     assert [units.format_bytes(x) for x in (61 << 20, 3 << 29, 17 << 10, 12)] == ["61 MiB", "1.5 GiB", "17 KiB", "12 B"]
     assert [units.format_duration(x) for x in (0.42, 42, 185, 3730)] == ["0.4 s", "42 s", "3:05", "1:02:10"]
-    assert units.format_ratio(0.59784) == "0.598"

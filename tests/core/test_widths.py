@@ -80,3 +80,10 @@ def test_op_template_is_linear_in_the_widths() -> None:
     assert OpTemplate.from_json(json.loads(json.dumps(template.to_json()))) == template
     parameter = ParameterTemplate("w", (ChannelCount(0, (("b", 1),)), ChannelCount(3, (("a", 2),)), ChannelCount(9)))
     assert parameter.count({"a": 8, "b": 16}) == 16 * 19 * 9
+
+
+@pytest.mark.parametrize("text", ["60", " 4.5 "])
+def test_a_budget_without_a_unit_is_refused_since_it_may_mean_either(text: str) -> None:
+    with pytest.raises(UsageError, match="has no unit") as caught:
+        Budget.parse(text)
+    assert caught.value.hint == f"{text.strip()}% of dense, or {text.strip()}ms"

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from hwprune.core.errors import TableError, UsageError
 from hwprune.core.ops import ChannelCount, OpTemplate
@@ -51,21 +50,6 @@ def test_work_is_flat_inside_a_tile() -> None:
     head = work.layers(rows).macs[:, work.ops.index(next(op for op in OPS if op.name == "head"))]
     assert head[0] == head[1]
     assert head[2] == head[3] == 2 * head[1]
-
-
-def test_torch_gives_the_same_values_and_the_bilinear_slope() -> None:
-    work = Work(OPS, SPACE, 16)
-    values = staircase_samples(5, tile=8).values
-    exact = work.layers(values)
-    rows = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-    found = work.layers_torch(rows)
-    for tensor, array in zip(found, (exact.macs, exact.weights, exact.reads, exact.writes), strict=True):
-        np.testing.assert_allclose(tensor.detach().numpy(), array)
-    place = [op.name for op in work.ops].index("head")
-    found[0][:, place].sum().backward()
-    stage = np.ceil(values[:, SPACE.names.index("stage")] / 16) * 16
-    assert rows.grad is not None
-    np.testing.assert_allclose(rows.grad[:, SPACE.names.index("head")].numpy(), 144 * stage)
 
 
 def test_terms_are_sums_of_layers() -> None:

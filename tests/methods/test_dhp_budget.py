@@ -1,4 +1,4 @@
-"""Invariants 10 and 11 of the DHP page (section 7): what is counted, and when the budget counts as met."""
+"""Invariants 10 and 11 of DHP: what is counted, and when the budget counts as met."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invariants 3, 4, 6, 8, 12 and 15 to 17 of the DHP page (section 7): from latents to the cut network."""
+"""Invariants 3, 4, 6, 8, 12 and 15 to 17 of DHP: from latents to the cut network."""
 
 from __future__ import annotations
 
@@ -379,7 +379,7 @@ def test_a_search_from_drawn_weights_ends_within_budget_and_says_how_large_it_is
         ({"biases": "free"}, "biases cannot be 'free'"),
         ({"penalty": -1.0}, "penalty must be 0 or more, not -1.0"),
         ({"threshold": math.nan}, "threshold must be 0 or more, not nan"),
-        ({"arrival": 1.5}, r"arrival is a share in 0..1, not 1.5"),
+        ({"arrival": 1.5}, r"arrival must be a share between 0 and 1, not 1.5"),
         ({"embedding": 0}, "embedding must be 1 or more, not 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Invariants 5, 9, 13 and 14 of the DHP page (section 7): proximal steps, masks, prices; and what surrounds them."""
+"""Invariants 5, 9, 13 and 14 of DHP: proximal steps, masks, prices; and what surrounds them."""
 
 from __future__ import annotations
 

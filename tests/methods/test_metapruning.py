@@ -372,7 +372,7 @@ def test_fitness_by_score_by_loss_and_by_distance() -> None:
         ({"sampler": "nsga"}, "sampler cannot be 'nsga'. Did you mean 'nsga2'"),
         ({"population": 1}, "population must be 2 or more, not 1"),
         ({"hidden": -1}, "hidden must be 0 or more, not -1"),
-        ({"mutation": 1.5}, r"mutation is a share in 0..1, not 1.5"),
+        ({"mutation": 1.5}, r"mutation must be a share between 0 and 1, not 1.5"),
         ({"memory_gb": float("nan")}, "memory_gb must be 0 or more, not nan"),
         ({"weights": "none"}, "weights cannot be 'none'"),
     ],

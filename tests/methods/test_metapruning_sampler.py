@@ -1,6 +1,6 @@
 """The evolution of MetaPruning on toy objectives: operators, bounds, generations, storages, kills.
 
-Numbers in the names are those of the invariants on the methods page.
+Numbers in the names are those of the method's invariants; PruningNet's are in test_metapruning_invariants.py.
 """
 
 from __future__ import annotations

@@ -94,19 +94,19 @@ def test_every_method_is_tested_here() -> None:
     [
         ("uniform", {"channels": "taylr"}, "channels cannot be 'taylr'.* Did you mean 'taylor'"),
         ("magnitude", {"score": "l3"}, "score cannot be 'l3'"),
-        ("greedy", {"floor": 1.0}, r"floor is a fraction in \[0, 1\), not 1.0"),
+        ("greedy", {"floor": 1.0}, r"floor must be a share of at least 0 and less than 1, not 1.0"),
         ("greedy", {"stages": 0}, "stages must be 1 or more, not 0"),
         ("knapsack", {"score": "fisher"}, "score cannot be 'fisher'"),
         ("knapsack", {"bins": 0}, "bins must be 1 or more, not 0"),
-        ("knapsack", {"floor": -0.1}, r"floor is a fraction in \[0, 1\), not -0.1"),
+        ("knapsack", {"floor": -0.1}, r"floor must be a share of at least 0 and less than 1, not -0.1"),
         ("gdp", {"task_gradient": "tangnt"}, "task_gradient cannot be 'tangnt'. Did you mean 'tangent'"),
         ("gdp", {"eps": 0.0}, "eps must be positive, not 0.0"),
         ("gdp", {"boost": -1.0}, "boost must be 0 or more, not -1.0"),
-        ("gdp", {"saliency_decay": 2.0}, r"saliency_decay is a share in 0..1, not 2.0"),
+        ("gdp", {"saliency_decay": 2.0}, r"saliency_decay must be a share between 0 and 1, not 2.0"),
         ("gdp", {"hold": 0.95}, r"warmup=0.05, hold=0.95 and anneal=0.9 must rise within 0..1"),
         ("wgates", {"multiplier": "duel"}, "multiplier cannot be 'duel'. Did you mean 'dual'"),
         ("wgates", {"bias_travel": 0.0}, "bias_travel must be positive, not 0.0"),
-        ("wgates", {"ramp": 1.5}, r"ramp is a share in 0..1, not 1.5"),
+        ("wgates", {"ramp": 1.5}, r"ramp must be a share between 0 and 1, not 1.5"),
     ],
 )
 def test_a_bad_option_is_named(name: str, options: dict[str, object], message: str) -> None:

@@ -1,4 +1,4 @@
-"""The testable invariants 1 to 9 of the methods page (section 7), numbered as there.
+"""Invariants 1 to 9 of S2HPruner: masks, gradients, and the networks they make.
 
 10 to 12 are in test_s2hpruner_training.py.
 """

@@ -1,4 +1,4 @@
-"""The invariants 10 to 12 of the methods page (section 7), and the traps of its section 8.
+"""Invariants 10 to 12 of S2HPruner, and the traps around them.
 
 Invariant 10 speaks of several ranks too; the shared loop trains in one process, so its resume is what is tested.
 """
@@ -248,7 +248,7 @@ def test_once_frozen_the_hard_network_trains_at_the_target_and_then_alone() -> N
         ({"order": "l2"}, "order cannot be 'l2'"),
         ({"temperature": 0.0}, "temperature must be positive, not 0.0"),
         ({"gap_weight": -1.0}, "gap_weight must be 0 or more, not -1.0"),
-        ({"warmup": 2.0}, r"warmup is a share in 0..1, not 2.0"),
+        ({"warmup": 2.0}, r"warmup must be a share between 0 and 1, not 2.0"),
         ({"hard_only": 0.5}, "hard_only=0.5 is longer than frozen=0.4"),
         ({"warmup": 0.5, "frozen": 0.5}, "leave nothing of the search for the widths"),
     ],

@@ -1,4 +1,4 @@
-"""The quick start's dense network reaches the accuracy that the README states."""
+"""The quick start's dense network reaches 98 % of the digits in the plan's 12 epochs."""
 
 from __future__ import annotations
 

@@ -200,11 +200,20 @@ class Walk:
         node = copy_node(original)
         if any(self.is_cut(name) for name in node.input):
             rule = self.rules.get(node.op_type)
-            if rule is None:
-                refuse(node, "there is no rule for this operator")
-            rule(self, node)
+            try:
+                if rule is None:
+                    refuse(node, "there is no rule for this operator")
+                rule(self, node)
+            except CannotCut as error:
+                error.labels = self._labels_into(original)
+                raise
         self.nodes.append(node)
         self.makers.update((name, node) for name in node.output)
+
+    def _labels_into(self, node: onnx.NodeProto) -> frozenset[int]:
+        """The units that the inputs of a node depend on."""
+        dims = [labels for name in node.input if name for labels in self.labels.get(name, ()) if labels is not None]
+        return frozenset(int(label) for labels in dims for label in np.unique(labels) if label != FIXED)
 
     def plan(self) -> CutPlan:
         """The finished plan."""
@@ -243,9 +252,19 @@ def plan_cuts(network: Network, labels: Mapping[str, Mapping[int, Labels]]) -> C
     return walk.plan()
 
 
+class CannotCut(GraphError):
+    """An operator whose inputs would lose indices in a way that nobody can write down.
+
+    `labels` are the units that reach it, `groups` the channel groups they belong to, once somebody knows those.
+    """
+
+    labels: frozenset[int] = frozenset()
+    groups: tuple[str, ...] = ()
+
+
 def refuse(node: onnx.NodeProto, reason: str) -> NoReturn:
     """Raise the error for a node that cannot be cut."""
-    raise GraphError(
+    raise CannotCut(
         f"ONNX node '{node.name}' ({node.op_type}) cannot be cut: {reason}",
         hint="protect the channel groups that reach it: trace(..., protect=[...])",
     )

@@ -20,7 +20,7 @@ from hwprune.graph.onnx.cut import Cutter
 from hwprune.graph.onnx.depth import without_empty_branches
 from hwprune.graph.onnx.export import export_network, shared_names
 from hwprune.graph.onnx.fold import fold_batch_norms
-from hwprune.graph.onnx.labels import plan_cuts
+from hwprune.graph.onnx.labels import CannotCut, plan_cuts
 from hwprune.graph.onnx.network import Array, Ints, to_model
 from hwprune.graph.onnx.store import Parts, Scale, ScaleLike, read_parts, write_parts
 from hwprune.graph.onnx.units import Units, find_labels, verify_labels
@@ -51,6 +51,12 @@ class GraphLike(Protocol):
     def kept_indices(self, keep: Mapping[str, Sequence[int]]) -> Mapping[str, Mapping[int, Ints]]: ...
 
 
+def whole_onnx(model: nn.Module, example: tuple[Tensor, ...]) -> bytes:
+    """The module as ONNX at the widths it has, in eval mode, BatchNormalization folded. Raises `GraphError`."""
+    folded, _ = fold_batch_norms(export_network(model, example), {})
+    return bytes(to_model(without_empty_branches(folded)).SerializeToString())
+
+
 class OnnxTemplate:
     """The dense network as ONNX and everything needed to cut it to any widths.
 
@@ -62,7 +68,11 @@ class OnnxTemplate:
         """From what `export` or `load` made; raises `GraphError` when the network cannot be cut."""
         self._parts = parts
         self._units = parts.units
-        self._folded = Cutter(plan_cuts(*fold_batch_norms(parts.network, parts.labels)))
+        try:
+            self._folded = Cutter(plan_cuts(*fold_batch_norms(parts.network, parts.labels)))
+        except CannotCut as error:
+            error.groups = parts.units.groups_of(error.labels)
+            raise
 
     @classmethod
     def export(cls, model: nn.Module, graph: GraphLike) -> OnnxTemplate:

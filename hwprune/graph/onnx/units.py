@@ -7,7 +7,7 @@ of every index; afterwards no keep set needs the graph again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -49,6 +49,12 @@ class Units:
     def total(self) -> int:
         """The number of units of all groups."""
         return sum(self.sizes)
+
+    def groups_of(self, labels: Collection[int]) -> tuple[str, ...]:
+        """The groups that these units belong to, in order."""
+        numbers = np.array(sorted(labels), np.int64)
+        ends = np.cumsum(self.sizes)
+        return tuple(self.names[place] for place in np.unique(np.searchsorted(ends, numbers, side="right")))
 
     def alive(self, keep: Mapping[str, Sequence[int]]) -> Alive:
         """Which units live when each group of `keep` keeps these and every other group all."""

@@ -242,11 +242,11 @@ def _restored(document: Mapping[str, Any]) -> AbstractLatencyModel:
     return model
 
 
-def folds(count: int, seed: int, parts: int = _FOLDS) -> Iterator[tuple[IntArray, IntArray]]:
-    """(train, test) row numbers of a shuffled `parts`-fold cross-validation."""
+def folds(count: int, seed: int) -> Iterator[tuple[IntArray, IntArray]]:
+    """(train, test) row numbers of a shuffled cross-validation in `_FOLDS` parts."""
     order = np.random.default_rng(seed).permutation(count)
-    for part in range(parts):
-        test = order[part::parts]
+    for part in range(_FOLDS):
+        test = order[part::_FOLDS]
         yield np.setdiff1d(order, test), np.sort(test)
 
 
