@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Callable, TypeVar
 from hwprune.core.errors import NetworkUnfit, UsageError
 from hwprune.core.events import OnEvent, Progress, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Round, Target
-from hwprune.devices.reference import REFERENCE_NAME, probe_model, reference_model
+from hwprune.devices.reference import REFERENCE_NAME, doctor_model, reference_model
 from hwprune.runtimes._base import AbstractRuntime, AbstractSession
 from hwprune.runtimes._timing import Reference, TimingLoop, as_it_ran, calibrate
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from hwprune.core.tensors import RawTensor
-    from hwprune.devices.checks import Check
+    from hwprune.runtimes._base import Check
 
 Self = TypeVar("Self", bound="AbstractBoard")
 Prepare = Callable[[bytes, Target], bytes]
@@ -188,7 +188,7 @@ class Board(AbstractBoard):
         """`probe`: prepared bytes of the network to time, where they cannot be made here."""
         from hwprune.devices.checks import run_checks
 
-        return run_checks(self, probe or probe_model(self.target.batch))
+        return run_checks(self, probe or doctor_model(self.target.batch))
 
     def _loop(self) -> TimingLoop:
         return TimingLoop(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from hwprune.core.measurement import Protocol
 from hwprune.core.statistics import robust_variation
+from hwprune.runtimes._base import Check, Status
 from hwprune.runtimes._host import usable_cores
 
 if TYPE_CHECKING:
@@ -19,40 +20,26 @@ GIB = 1 << 30
 PROBE = "probe"
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of `hwprune doctor`; `fix` says what to do, "" where nothing is to be done."""
-
-    name: str
-    status: Literal["pass", "warn", "fail"]
-    detail: str
-    fix: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        """A JSON document."""
-        return asdict(self)
-
-
 def run_checks(board: Board, probe: bytes) -> tuple[Check, ...]:
     """All checks of a board: its runtime, the machine it is in, and how well `probe` can be measured on it now."""
     return tuple(_checks(board, probe))
 
 
 def _checks(board: Board, probe: bytes) -> Iterator[Check]:
-    print_ = board.fingerprint
+    fingerprint = board.fingerprint
     if board.simulated:
         yield Check("hardware", "warn", "SIMULATED: no hardware is timed", "use --device cpu for real latencies")
     else:
-        yield Check("processor", "pass", f"{print_.cpu_model}, {usable_cores()} cores usable, {print_.threads} used")
+        cores = f"{usable_cores()} cores usable, {fingerprint.threads} used"
+        yield Check("processor", "pass", f"{fingerprint.cpu_model}, {cores}")
         yield virtual_machine(Path("/proc/cpuinfo"))
         yield governor(Path("/sys/devices/system/cpu/cpu0/cpufreq"), Path("/etc/nv_tegra_release"))
         yield load(Path("/proc/loadavg"), Path("/proc/pressure/cpu"), usable_cores())
         yield memory(Path("/proc/meminfo"))
-        yield priority(print_.threads)
-    yield Check("runtime", "pass", f"{print_.runtime} {print_.runtime_version}")
-    yield Check("precision", "pass", f"computes in {print_.precision}")
-    for found in board.runtime.findings():
-        yield Check(found.name, found.status, found.detail, found.fix)
+        yield priority(fingerprint.threads)
+    yield Check("runtime", "pass", f"{fingerprint.runtime} {fingerprint.runtime_version}")
+    yield Check("precision", "pass", f"computes in {fingerprint.precision}")
+    yield from board.runtime.findings()
     yield from noise(board, probe)
 
 
@@ -67,7 +54,8 @@ def virtual_machine(cpuinfo: Path) -> Check:
     """Whether strangers may share the processor."""
     if "hypervisor" in _text(cpuinfo):
         detail = "virtual machine: neighbours on the same processor slow it now and then"
-        return Check("virtual machine", "warn", detail, "none from inside; measure on the real device for a final word")
+        fix = "cannot be fixed from inside the virtual machine; measure on the real device before you decide"
+        return Check("virtual machine", "warn", detail, fix)
     return Check("virtual machine", "pass", "none seen")
 
 
@@ -135,9 +123,9 @@ def noise(board: Board, probe: bytes) -> Iterator[Check]:
     scatter = 100 * robust_variation(measured.samples_ms)
     detail = f"{100 * share:.0f} % of the runs were undisturbed; they scatter by {scatter:.1f} %"
     fix = "stop other work; on a shared machine choose a quieter hour"
-    quiet: Literal["pass", "warn", "fail"] = "pass" if share >= 0.3 else "warn" if share >= 0.02 else "fail"
+    quiet: Status = "pass" if share >= 0.3 else "warn" if share >= 0.02 else "fail"
     yield Check("quiet moments", quiet, detail, "" if quiet == "pass" else fix)
     half = 100 * measured.scatter
     detail = f"+-{half:.1f} % (95 %) for a network of {measured.latency_ms:.2f} ms, {measured.round_count} rounds"
-    status: Literal["pass", "warn", "fail"] = "pass" if half <= 1.5 else "warn" if half <= 5 else "fail"
+    status: Status = "pass" if half <= 1.5 else "warn" if half <= 5 else "fail"
     yield Check("interval", status, detail, "" if status == "pass" else fix)

@@ -17,13 +17,13 @@ from hwprune.core.errors import NetworkUnfit, UsageError
 from hwprune.core.events import OnEvent, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Target
 from hwprune.devices.board import AbstractBoard
-from hwprune.devices.reference import probe_model
+from hwprune.devices.reference import doctor_model
 from hwprune.runtimes._base import AbstractRuntime
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from hwprune.devices.checks import Check
+    from hwprune.runtimes._base import Check
 
 CHECKED_INPUTS = 3
 UNCHECKED = ("onnxruntime", "simulated")  # the one is the yardstick, the other computes nothing
@@ -33,6 +33,8 @@ UNCHECKED = ("onnxruntime", "simulated")  # the one is the yardstick, the other 
 TOLERANCE = {"fp32": 0.002, "tf32": 0.03, "fp16": 0.03, "bf16": 0.2, "int8": 0.4}
 # And as a share of their size, which is all that an output that hardly varies can be held to: its own rounding.
 ROUNDING = {"fp32": 1e-6, "tf32": 1e-3, "fp16": 1e-3, "bf16": 8e-3, "int8": 1e-3}
+_HINT = "this latency does not count; measure in fp32 to see whether the precision or the runtime is at fault"
+_OVERFLOW = "this latency does not count; a half-precision overflow, if fp32 is right: normalise, or use bf16 or fp32"
 SMALLEST_HALF = 6e-5  # what is smaller, half precision has few digits for
 
 
@@ -60,27 +62,21 @@ def prepare(model: bytes, target: Target) -> bytes:
     if is_quantised(parse_model(model)):
         return model
 
-    ranges = activation_ranges(
-        model, check_inputs(model, target.batch), lambda watched, inputs: _expected(watched, [inputs], target.batch)[0]
-    )
+    def run(watched: bytes, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return _expected(watched, [inputs], target.batch)[0]
+
+    ranges = activation_ranges(model, inputs_to_compare(model, target.batch), run)
     return to_precision(model, target.precision, ranges=ranges)
 
 
-def check_inputs(model: bytes, batch: int) -> list[dict[str, np.ndarray]]:
+def inputs_to_compare(model: bytes, batch: int) -> list[dict[str, np.ndarray]]:
     """The inputs that outputs are compared for: normal floats, ones for integers, the same in every process."""
-    import numpy as np
     import onnx
 
-    from hwprune.runtimes._inputs import fixed_inputs, onnx_inputs
+    from hwprune.runtimes._inputs import example_inputs, fixed_inputs, onnx_inputs
 
     wanted = fixed_inputs(onnx_inputs(onnx.load_model_from_string(model)), batch)
-    return [
-        {
-            name: rng.standard_normal(shape).astype(kind) if np.issubdtype(kind, np.floating) else np.ones(shape, kind)
-            for name, (kind, shape) in wanted.items()
-        }
-        for rng in map(np.random.default_rng, range(1, CHECKED_INPUTS + 1))
-    ]
+    return [example_inputs(wanted, seed) for seed in range(1, CHECKED_INPUTS + 1)]
 
 
 def _expected(model: bytes, batches: Sequence[Mapping[str, np.ndarray]], batch: int) -> list[list[np.ndarray]]:
@@ -140,10 +136,10 @@ class CheckedBoard(AbstractBoard):
 
     def checks(self) -> tuple[Check, ...]:
         """The board's own, and whether it computes the network that it is tried with."""
-        from hwprune.devices.checks import Check
+        from hwprune.runtimes._base import Check
 
         try:
-            share = check_outputs(self._board, probe_model(self.target.batch), "the probe")
+            share = check_outputs(self._board, doctor_model(self.target.batch), "the probe")
         except WrongOutputs as error:
             return (*self._board.checks(), Check("outputs", "fail", error.message, error.hint))
         detail = f"those of ONNX Runtime ({share:.0%} of what {self.fingerprint.precision} may be off)"
@@ -161,27 +157,27 @@ def check_outputs(board: Computes, model: bytes, name: str) -> float:
 
     For int8 ONNX Runtime computes the same quantised network, else the original in fp32. Raises `WrongOutputs`.
     """
-    print_ = board.fingerprint
-    batches = check_inputs(model, board.target.batch)
+    fingerprint = board.fingerprint
+    batches = inputs_to_compare(model, board.target.batch)
     reference = prepare(model, board.target) if board.target.precision == "int8" else model
     expected = _expected(reference, batches, board.target.batch)
     found = [board.infer(model, inputs) for inputs in batches]
     counts = {len(outputs) for outputs in found}
     if counts != {len(expected[0])}:
         raise WrongOutputs(
-            f"'{name}': {print_.runtime} gives {max(counts)} outputs, not {len(expected[0])}", hint=_HINT
+            f"'{name}': {fingerprint.runtime} gives {max(counts)} outputs, not {len(expected[0])}", hint=_HINT
         )
     pairs = zip(zip(*found), zip(*expected))
-    return max(_share_of_allowed(*outputs, print_, name) for outputs in pairs)
+    return max(_share_of_allowed(*outputs, fingerprint, name) for outputs in pairs)
 
 
 def _share_of_allowed(
-    found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...], print_: Fingerprint, name: str
+    found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...], fingerprint: Fingerprint, name: str
 ) -> float:
     """The error of one output over all inputs, as a share of what its precision allows. Raises `WrongOutputs`."""
     import numpy as np
 
-    where = f"{print_.runtime} on {print_.device} in {print_.precision}"
+    where = f"{fingerprint.runtime} on {fingerprint.device} in {fingerprint.precision}"
     shapes = found[0].shape, expected[0].shape
     if shapes[0] != shapes[1]:
         raise WrongOutputs(f"'{name}': {where} gives an output of shape {shapes[0]}, not {shapes[1]}", hint=_HINT)
@@ -193,7 +189,7 @@ def _share_of_allowed(
         )
     if not np.isfinite(ours).all():
         raise WrongOutputs(f"'{name}': {where} gives NaN or infinity where numbers should be", hint=_OVERFLOW)
-    precision = print_.precision if print_.precision in TOLERANCE else "bf16"
+    precision = fingerprint.precision if fingerprint.precision in TOLERANCE else "bf16"
     error = float(np.sqrt(np.mean((ours - right) ** 2)))
     spread, size = float(right.std()), float(np.sqrt(np.mean(right**2)))
     floor = SMALLEST_HALF if precision in ("fp16", "int8") else 1e-30
@@ -205,7 +201,3 @@ def _share_of_allowed(
             hint=_HINT,
         )
     return error / allowed
-
-
-_HINT = "this latency does not count; measure in fp32 to see whether the precision or the runtime is at fault"
-_OVERFLOW = "this latency does not count; a half-precision overflow, if fp32 is right: normalise, or use bf16 or fp32"

@@ -14,6 +14,7 @@ from typing import Any
 REFERENCE_NAME = "depthwise-1"
 CHANNELS, SIZE, BLOCKS = 32, 10, 10
 PROBE_CHANNELS, PROBE_SIZE, PROBE_LAYERS = 64, 16, 6
+TILE_CHANNELS, TILE_SIZE = 64, 28
 
 
 class ConvChain:
@@ -70,9 +71,16 @@ def reference_model() -> bytes:
 
 
 @lru_cache(maxsize=4)
-def probe_model(batch: int = 1) -> bytes:
+def doctor_model(batch: int = 1) -> bytes:
     """ONNX bytes of a network of about 1 ms: what `doctor` times to tell how wide an interval to expect."""
     builder = ConvChain(PROBE_CHANNELS)
     for layer in range(PROBE_LAYERS):
         builder.conv(f"conv{layer}", PROBE_CHANNELS, 3)
     return builder.bytes("probe", (batch, PROBE_CHANNELS, PROBE_SIZE, PROBE_SIZE))
+
+
+def single_convolution(out_channels: int, kernel: int = 3, batch: int = 1) -> bytes:
+    """ONNX bytes of a convolution with ReLU from 64 channels at 28x28 pixels: what a target's tile is probed with."""
+    builder = ConvChain(TILE_CHANNELS)
+    builder.conv("conv", out_channels, kernel)
+    return builder.bytes("convolution", (batch, TILE_CHANNELS, TILE_SIZE, TILE_SIZE))

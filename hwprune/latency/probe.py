@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hwprune.core.measurement import Protocol
 from hwprune.core.statistics import median
 from hwprune.core.widths import SearchSpace
-from hwprune.devices.probe_kernel import probe_model
+from hwprune.devices.reference import single_convolution
 from hwprune.latency.light import light
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _timed(board: AbstractBoard, widths: Sequence[int], kernel: int, protocol: P
     """A convolution of each width, timed in turns."""
     if not widths:
         return {}
-    models = {str(width): probe_model(width, kernel, board.fingerprint.batch) for width in widths}
+    models = {str(width): single_convolution(width, kernel, board.fingerprint.batch) for width in widths}
     if board.distant:
         models = {name: light(model) for name, model in models.items()}
     measured = board.measure(models, protocol=protocol, seed=seed)

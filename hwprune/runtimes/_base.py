@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hwprune.core.measurement import Explains
@@ -20,15 +20,21 @@ if TYPE_CHECKING:
 
     from hwprune.core.measurement import Fingerprint, LayerTime, Target
 
+Status = Literal["pass", "warn", "fail"]
+
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One line of `hwprune doctor`; `fix` says what to do, "" where nothing is to be done."""
 
     name: str
-    status: Literal["pass", "warn", "fail"]
+    status: Status
     detail: str
     fix: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """A JSON document."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,10 @@ class AbstractRuntime(Explains, ABC):
         """Build a session. Raises `UsageError` when the bytes are no model this runtime can run."""
 
     def open_reference(self, model: bytes, target: Target) -> AbstractSession:
-        """`open` for the reference kernel, which only is a gauge: a runtime does not refuse it for what it warns of."""
+        """`open` for the reference kernel, which is timed beside everything else.
+
+        It is only a gauge, so a runtime does not refuse it for anything it would merely warn about.
+        """
         return self.open(model, target)
 
     @abstractmethod
@@ -142,7 +151,7 @@ class AbstractRuntime(Explains, ABC):
         """The layer times under the names of the ONNX nodes, where that takes the onnx package: called on the host."""
         return layers
 
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[Check, ...]:
         """What `hwprune doctor` is to say about the hardware that this runtime computes on."""
         return ()
 

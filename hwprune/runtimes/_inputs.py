@@ -41,9 +41,11 @@ def _numpy_type(item: Input) -> np.dtype[Any]:
     return np.dtype(item.kind)
 
 
-def example_inputs(inputs: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> dict[str, np.ndarray]:
+def example_inputs(
+    inputs: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], seed: int = EXAMPLE_SEED
+) -> dict[str, np.ndarray]:
     """Values to time with: normal floats, since denormal ones would be timed as something else; ones for integers."""
-    rng = np.random.default_rng(EXAMPLE_SEED)
+    rng = np.random.default_rng(seed)
     return {
         name: rng.standard_normal(shape).astype(kind) if np.issubdtype(kind, np.floating) else np.ones(shape, kind)
         for name, (kind, shape) in inputs.items()

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from hwprune.core.errors import UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
-from hwprune.runtimes._base import AbstractClock, AbstractRuntime, Finding
+from hwprune.runtimes._base import AbstractClock, AbstractRuntime, Check
 from hwprune.runtimes._host import cpu_model
 from hwprune.runtimes._nvidia import ClockSpan, facts, findings
 from hwprune.runtimes._refusals import check_precision
@@ -157,7 +157,7 @@ class TensorRt(AbstractRuntime):
 
         return with_node_names(layers, [node.name for node in onnx.load_from_string(model).graph.node if node.name])
 
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[Check, ...]:
         return findings(self._platform().cuda.bus_id())
 
     def _opened(self, place: Platform, model: bytes, target: Target) -> TrtSession:

@@ -11,7 +11,7 @@ from hwprune.core.errors import UsageError
 from hwprune.core.events import Event, Progress
 from hwprune.core.measurement import Measurement, Protocol, Target, compare
 from hwprune.devices import Board, connect
-from hwprune.devices.reference import REFERENCE_NAME, probe_model, reference_model
+from hwprune.devices.reference import REFERENCE_NAME, doctor_model, reference_model
 from hwprune.runtimes.simulated import SimulatedRuntime, SimulatedSession
 from hwprune.testing.runtimes import conv_net
 
@@ -146,7 +146,7 @@ class TestThisCpu:
 
 
 def test_reference_and_probe_are_deterministic() -> None:
-    first = reference_model(), probe_model(2)
+    first = reference_model(), doctor_model(2)
     reference_model.cache_clear()
-    probe_model.cache_clear()
-    assert (reference_model(), probe_model(2)) == first
+    doctor_model.cache_clear()
+    assert (reference_model(), doctor_model(2)) == first

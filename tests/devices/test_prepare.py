@@ -15,17 +15,17 @@ from hwprune.core.events import OnEvent, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Target
 from hwprune.devices import connect
 from hwprune.devices.board import AbstractBoard, Board
-from hwprune.devices.checks import Check
 from hwprune.devices.prepare import (
     CHECKED_INPUTS,
     TOLERANCE,
     CheckedBoard,
     WrongOutputs,
-    check_inputs,
     check_outputs,
+    inputs_to_compare,
     prepare,
 )
-from hwprune.devices.reference import probe_model
+from hwprune.devices.reference import doctor_model
+from hwprune.runtimes._base import Check
 from hwprune.testing.runtimes import conv_net
 
 Outputs = list[np.ndarray]
@@ -84,7 +84,7 @@ def test_a_model_gets_the_precision_that_its_runtime_reads_in_it() -> None:
 
 
 def test_the_inputs_repeat_and_differ() -> None:
-    first, again = check_inputs(conv_net(16), 1), check_inputs(conv_net(32), 1)
+    first, again = inputs_to_compare(conv_net(16), 1), inputs_to_compare(conv_net(32), 1)
     assert len(first) == CHECKED_INPUTS
     assert all(np.array_equal(a["input"], b["input"]) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0]["input"], first[1]["input"])
@@ -127,7 +127,7 @@ def test_what_is_allowed_is_a_share_of_how_much_the_outputs_vary() -> None:
         signs = np.where(np.arange(14 * 14) % 2, 1.0, -1.0).reshape(14, 14)
         return lambda outputs: [value + share * spread * signs for value in outputs]
 
-    outputs = [run(conv_net(24), inputs)[0] for inputs in check_inputs(conv_net(24), 1)]
+    outputs = [run(conv_net(24), inputs)[0] for inputs in inputs_to_compare(conv_net(24), 1)]
     spread = float(np.stack(outputs).std())
     limit = TOLERANCE["fp32"]
     assert check_outputs(MadeUpBoard(spoil=by(0.9 * limit)), conv_net(24), "net") == pytest.approx(0.9, rel=0.01)
@@ -195,7 +195,7 @@ def test_a_checked_board_is_the_board() -> None:
         assert (board.reference_ms, checked.reference_drift) == (2.0, -0.5)
         assert checked.label() == board.label()
         assert checked.fingerprint == board.fingerprint
-        inputs = check_inputs(conv_net(16), 1)[0]
+        inputs = inputs_to_compare(conv_net(16), 1)[0]
         np.testing.assert_array_equal(checked.infer(conv_net(16), inputs)[0], board.infer(conv_net(16), inputs)[0])
     assert board.asked[-1] == "close"
 
@@ -208,7 +208,7 @@ def test_doctor_says_whether_the_outputs_are_right() -> None:
     assert (wrong.name, wrong.status) == ("outputs", "fail")
     assert "the probe" in wrong.detail
     assert wrong.fix
-    assert probe_model(1)
+    assert doctor_model(1)
 
 
 def test_every_runtime_but_the_yardstick_is_checked() -> None:

@@ -178,14 +178,14 @@ CHILD = """
 import sys
 from hwprune.core.measurement import Target
 from hwprune.devices import connect
-from hwprune.devices.probe_kernel import probe_model
+from hwprune.devices.reference import single_convolution
 from hwprune.latency.profile import profile
 from hwprune.latency.table import LatencyTable
 from hwprune.testing.staircase import StaircaseGraph, staircase_space
 
 class Template:
     def at_widths(self, widths):
-        return probe_model(widths["stem"] + widths["head"])
+        return single_convolution(widths["stem"] + widths["head"])
 
 with connect(Target("simulated", "simulated"), reference_ms=1.0) as board:
     table = LatencyTable.obtain(

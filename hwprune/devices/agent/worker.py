@@ -23,7 +23,7 @@ from hwprune.core.tensors import RawTensor
 from hwprune.devices.agent.framing import FrameError, blob_name, encode_line, read_frame, unpack
 from hwprune.devices.agent.processes import die_with_parent, private_stdout, write_all
 from hwprune.devices.board import Board
-from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession, Finding
+from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession, Check
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Announcing(AbstractRuntime):
         self.say({"type": "stage", "stage": "build", "bytes": len(model)})
         return self.inner.layer_times(model, target, runs=runs)
 
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[Check, ...]:
         return self.inner.findings()
 
     def measuring(self, target: Target) -> AbstractContextManager[None]:

@@ -17,10 +17,9 @@ from hwprune.core.tensors import RawTensor
 from hwprune.core.units import format_bytes
 from hwprune.devices.agent.framing import blob_name
 from hwprune.devices.board import AbstractBoard, Prepare, check_reference, check_runs, unprepared
-from hwprune.devices.checks import Check
-from hwprune.devices.reference import probe_model, reference_model
+from hwprune.devices.reference import doctor_model, reference_model
 from hwprune.devices.remote.client import AgentClient
-from hwprune.runtimes._base import AbstractRuntime
+from hwprune.runtimes._base import AbstractRuntime, Check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,7 +123,7 @@ class RemoteBoard(AbstractBoard):
             raise self._nonsense("list of tensors", error) from error
 
     def checks(self) -> tuple[Check, ...]:
-        probe = self._prepare(probe_model(self.target.batch), self.target)
+        probe = self._prepare(doctor_model(self.target.batch), self.target)
         arguments = {"probe": blob_name(probe), "reference_ms": self.reference_ms}
         value = self._call("checks", arguments, [probe])
         try:

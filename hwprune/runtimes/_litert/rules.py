@@ -14,6 +14,7 @@ import numpy as np
 from hwprune.runtimes._litert import shapes
 from hwprune.runtimes._litert.model import LitertModel, Writer, schema
 from hwprune.runtimes._onnx.graph import Array, Graph, Node
+from hwprune.runtimes._onnx.patterns import NOTHING, RESHAPES, clip_limits, reduced_axes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,26 +107,18 @@ def _is_same(before: int, after: int, stride: int, reach: int, begin: int) -> bo
 
 def _with_activation(writer: Writer, node: Node) -> tuple[str, int]:
     """The value that an operator really makes, and the activation it does itself."""
-    names = {"RELU": "RELU", "RELU6": "RELU6", "RELU_N1_TO_1": "RELU_N1_TO_1"}
     following = writer.graph.only_consumer(node.outputs[0])
     name = _clip_kind(writer.graph, following) if following is not None else None
     if following is None or name is None:
         return node.outputs[0], schema().ActivationFunctionType.NONE
     writer.done.add(id(following))
-    return following.outputs[0], getattr(schema().ActivationFunctionType, names[name])
+    return following.outputs[0], getattr(schema().ActivationFunctionType, name)
 
 
 def _clip_kind(graph: Graph, node: Node) -> str | None:
     if node.kind == "Relu":
         return "RELU"
-    return _CLIPS.get(_limits(graph, node)) if node.kind == "Clip" else None
-
-
-def _limits(graph: Graph, node: Node) -> tuple[float, float]:
-    if "min" in node.attributes or "max" in node.attributes:
-        return node.number("min", -np.inf), node.number("max", np.inf)
-    low = float(graph.constant(node, 1).ravel()[0]) if node.has(1) else -np.inf
-    return low, float(graph.constant(node, 2).ravel()[0]) if node.has(2) else np.inf
+    return _CLIPS.get(clip_limits(graph, node)) if node.kind == "Clip" else None
 
 
 def _conv_transpose(writer: Writer, node: Node) -> None:
@@ -191,7 +184,7 @@ def _unary(writer: Writer, node: Node) -> None:
 
 
 def _clip(writer: Writer, node: Node) -> None:
-    limits = _limits(writer.graph, node)
+    limits = clip_limits(writer.graph, node)
     if limits in _CLIPS:
         shapes.elementwise(writer, node, _CLIPS[limits])
         return
@@ -277,9 +270,7 @@ def _pool(writer: Writer, node: Node, kind: str, value: float) -> None:
 
 
 def _reduce(writer: Writer, node: Node) -> None:
-    shape = writer.graph.shape(node.inputs[0])
-    given = writer.graph.integers(node, 1, "axes")
-    axes = sorted(axis % len(shape) for axis in given or ()) or list(range(len(shape)))
+    axes = reduced_axes(writer.graph, node)
     shapes.reduce(writer, node, _REDUCTIONS[node.kind], axes, keep=bool(node.integer("keepdims", 1)))
 
 
@@ -315,12 +306,8 @@ RULES: Mapping[str, Rule] = {
     "BatchNormalization": _batch_norm,
     "InstanceNormalization": shapes.instance_norm,
     "LayerNormalization": shapes.layer_norm,
-    "Reshape": shapes.reshape,
-    "Flatten": shapes.reshape,
-    "Squeeze": shapes.reshape,
-    "Unsqueeze": shapes.reshape,
-    "Identity": shapes.identity,
-    "Dropout": shapes.identity,
+    **dict.fromkeys(RESHAPES, shapes.reshape),
+    **dict.fromkeys(NOTHING, shapes.identity),
     "Transpose": shapes.transpose,
     "Concat": shapes.concat,
     "Split": shapes.split,

@@ -15,6 +15,7 @@ from hwprune.runtimes._ncnn import shapes
 from hwprune.runtimes._ncnn.model import RANKS, NcnnModel, Writer, block_sizes, flagged, raw
 from hwprune.runtimes._ncnn.patterns import swish
 from hwprune.runtimes._onnx.graph import Array, Graph, Node
+from hwprune.runtimes._onnx.patterns import NOTHING, RESHAPES, clip_limits, reduced_axes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,19 +146,12 @@ def _activation(graph: Graph, node: Node) -> tuple[int, tuple[float, ...]] | Non
     if node.kind == "LeakyRelu":
         return 2, (node.number("alpha", 0.01),)
     if node.kind == "Clip":
-        return 3, _limits(graph, node)
+        return 3, clip_limits(graph, node)
     if node.kind == "Sigmoid":
         return 4, ()
     if node.kind == "HardSwish":
         return 6, (1 / 6, 0.5)
     return None
-
-
-def _limits(graph: Graph, node: Node) -> tuple[float, float]:
-    if "min" in node.attributes or "max" in node.attributes:
-        return node.number("min", -np.inf), node.number("max", np.inf)
-    low = float(graph.constant(node, 1).ravel()[0]) if node.has(1) else -np.inf
-    return low, float(graph.constant(node, 2).ravel()[0]) if node.has(2) else np.inf
 
 
 def _plain(kind: str) -> Rule:
@@ -179,7 +173,7 @@ def _with_parameters(kind: str, parameters: Callable[[Writer, Node], Mapping[int
 
 
 def _clip(writer: Writer, node: Node) -> Mapping[int, Parameter]:
-    low, high = _limits(writer.graph, node)
+    low, high = clip_limits(writer.graph, node)
     return {0: low, 1: high}
 
 
@@ -229,8 +223,7 @@ def _pool(kind: int) -> Rule:
 
 def _reduce(writer: Writer, node: Node) -> None:
     shape, output = writer.graph.shape(node.inputs[0]), node.outputs[0]
-    given = writer.graph.integers(node, 1, "axes")
-    axes = sorted(axis % len(shape) for axis in given or ()) or list(range(len(shape)))
+    axes = reduced_axes(writer.graph, node)
     keep = bool(node.integer("keepdims", 1))
     if 0 in axes:
         writer.graph.refuse(node, "it reduces over the batch")
@@ -307,12 +300,8 @@ RULES: Mapping[str, Rule] = {
     "AveragePool": _pool(1),
     "GlobalMaxPool": _global_pool,
     "GlobalAveragePool": _global_pool,
-    "Reshape": shapes.reshape,
-    "Flatten": shapes.reshape,
-    "Squeeze": shapes.reshape,
-    "Unsqueeze": shapes.reshape,
-    "Identity": shapes.identity,
-    "Dropout": shapes.identity,
+    **dict.fromkeys(RESHAPES, shapes.reshape),
+    **dict.fromkeys(NOTHING, shapes.identity),
     "Transpose": shapes.transpose,
     "Concat": shapes.concat,
     "Split": shapes.split,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hwprune.runtimes._base import Finding
+from hwprune.runtimes._base import Check
 from hwprune.runtimes._nvidia.findings import gpu_findings, jetson_findings
 from hwprune.runtimes._nvidia.jetson import Jetson
 from hwprune.runtimes._nvidia.nvml import Nvml
 from hwprune.runtimes._nvidia.throttle import ClockSpan, Throttle
 
-__all__ = ["ClockSpan", "Finding", "Jetson", "Nvml", "Throttle", "facts", "findings", "throttle_counters"]
+__all__ = ["ClockSpan", "Jetson", "Nvml", "Throttle", "facts", "findings", "throttle_counters"]
 
 ROOT = Path("/")
 
@@ -38,7 +38,7 @@ def throttle_counters(bus_id: str = "", *, root: Path = ROOT, library: str = "")
     return Throttle(Jetson.find(root), Nvml.open(bus_id, library))
 
 
-def findings(bus_id: str = "", *, root: Path = ROOT, library: str = "") -> tuple[Finding, ...]:
+def findings(bus_id: str = "", *, root: Path = ROOT, library: str = "") -> tuple[Check, ...]:
     """Whether the board is fit to be measured on, and the exact commands that make it so; runs none of them."""
     board = Jetson.find(root)
     if board is not None:

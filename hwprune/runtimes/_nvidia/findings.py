@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hwprune.runtimes._base import Finding
+from hwprune.runtimes._base import Check
 from hwprune.runtimes._nvidia.nvml import GRAPHICS, MEMORY, SM, Nvml
 
 if TYPE_CHECKING:
@@ -16,73 +16,73 @@ LITTLE_ROOM, NO_ROOM = 15.0, 5.0  # degrees below the first limit
 SUSTAINED = 0.8  # of the highest clock: what a GPU mostly holds without reaching its power limit
 
 
-def jetson_findings(board: Jetson) -> tuple[Finding, ...]:
+def jetson_findings(board: Jetson) -> tuple[Check, ...]:
     """The board, its power mode, clocks, temperature, and what has throttled it."""
     return tuple(_of_jetson(board))
 
 
-def _of_jetson(board: Jetson) -> Iterator[Finding]:
-    yield Finding("board", "pass", f"{board.model}, Jetson Linux {board.l4t or 'of unknown release'}")
+def _of_jetson(board: Jetson) -> Iterator[Check]:
+    yield Check("board", "pass", f"{board.model}, Jetson Linux {board.l4t or 'of unknown release'}")
     yield _power_mode(board)
     yield _jetson_clock(board)
     yield _headroom(board.headroom(), COOL_JETSON)
     slowed = sorted(name for name, state in board.cooling().items() if state)
     if slowed:
-        yield Finding("throttling", "fail", f"slowed down now by {', '.join(slowed)}", COOL_JETSON)
+        yield Check("throttling", "fail", f"slowed down now by {', '.join(slowed)}", COOL_JETSON)
     else:
-        yield Finding("throttling", "pass", "nothing slows the board down now")
+        yield Check("throttling", "pass", "nothing slows the board down now")
     events = {name: count for name, count in board.over_current_events().items() if count}
     if events:
         counted = ", ".join(f"{name} {count}" for name, count in sorted(events.items()))
         fix = "use the power supply that came with the board, or a lower power mode: sudo nvpmodel -m ID"
-        yield Finding("power supply", "warn", f"throttled since its start for lack of power: {counted} events", fix)
+        yield Check("power supply", "warn", f"throttled since its start for lack of power: {counted} events", fix)
     else:
-        yield Finding("power supply", "pass", "no over-current events since its start")
+        yield Check("power supply", "pass", "no over-current events since its start")
 
 
-def _power_mode(board: Jetson) -> Finding:
+def _power_mode(board: Jetson) -> Check:
     mode = board.power_mode()
     others = ", ".join(f"{other.number} {other.name}" for other in board.power_modes())
     listed = f"; modes: {others}; another one: sudo nvpmodel -m ID, before clocks are locked" if others else ""
     if mode is None:
         fix = f"sudo nvpmodel -q says which; sudo nvpmodel -m ID sets one{f' of {others}' if others else ''}"
-        return Finding("power mode", "warn", "cannot be read; latencies differ between modes", fix)
-    return Finding("power mode", "pass", f"{mode}: latencies hold for this mode alone{listed}")
+        return Check("power mode", "warn", "cannot be read; latencies differ between modes", fix)
+    return Check("power mode", "pass", f"{mode}: latencies hold for this mode alone{listed}")
 
 
-def _jetson_clock(board: Jetson) -> Finding:
+def _jetson_clock(board: Jetson) -> Check:
     clock = board.gpu_clock()
     lock = "sudo jetson_clocks --store && sudo jetson_clocks (undo: sudo jetson_clocks --restore; gone after a restart)"
     if clock is None or not clock.known:
         what = "not found" if clock is None else "its bounds cannot be read"
-        return Finding("GPU clock", "warn", f"{what}: whether it is locked cannot be told", lock)
+        return Check("GPU clock", "warn", f"{what}: whether it is locked cannot be told", lock)
     if clock.locked:
-        return Finding("GPU clock", "pass", f"locked at {clock.highest_mhz} MHz")
+        return Check("GPU clock", "pass", f"locked at {clock.highest_mhz} MHz")
     span = f"{clock.lowest_mhz} to {clock.highest_mhz} MHz, governor {clock.governor or 'unknown'}"
-    return Finding("GPU clock", "warn", f"moves with the load: {span}; tables say so", lock)
+    return Check("GPU clock", "warn", f"moves with the load: {span}; tables say so", lock)
 
 
-def _headroom(nearest: tuple[str, float, float] | None, cool: str) -> Finding:
+def _headroom(nearest: tuple[str, float, float] | None, cool: str) -> Check:
     if nearest is None:
-        return Finding("temperature", "pass", "no limits visible")
+        return Check("temperature", "pass", "no limits visible")
     zone, now, room = nearest
     detail = f"{zone} {now:.0f} C, {room:.0f} degrees below its first limit"
     if room >= LITTLE_ROOM:
-        return Finding("temperature", "pass", detail)
-    return Finding("temperature", "fail" if room < NO_ROOM else "warn", detail, cool)
+        return Check("temperature", "pass", detail)
+    return Check("temperature", "fail" if room < NO_ROOM else "warn", detail, cool)
 
 
-def gpu_findings(card: Nvml | None) -> tuple[Finding, ...]:
+def gpu_findings(card: Nvml | None) -> tuple[Check, ...]:
     """The GPU, its clocks, temperature, throttling and other users; one warning where NVML cannot be asked."""
     if card is None:
         detail = "NVML cannot be asked: throttling would go unseen"
-        return (Finding("GPU state", "warn", detail, "install the driver's library libnvidia-ml.so.1"),)
+        return (Check("GPU state", "warn", detail, "install the driver's library libnvidia-ml.so.1"),)
     return tuple(_of_gpu(card))
 
 
-def _of_gpu(card: Nvml) -> Iterator[Finding]:
+def _of_gpu(card: Nvml) -> Iterator[Check]:
     named = f"{card.name() or 'unnamed'}, driver {card.driver() or 'unknown'}"
-    yield Finding("GPU", "pass", f"number {card.number()} of nvidia-smi: {named}")
+    yield Check("GPU", "pass", f"number {card.number()} of nvidia-smi: {named}")
     yield _clock(card)
     cool = f"let it cool, or lock the clocks lower: {lock_commands(card)}"
     now, limit = card.reading().celsius, card.slowdown_celsius()
@@ -90,26 +90,26 @@ def _of_gpu(card: Nvml) -> Iterator[Finding]:
         yield _headroom(("GPU", float(now), float(limit - now)), cool)
     reasons = card.reasons()
     if reasons is None:
-        yield Finding("throttling", "warn", "this GPU does not tell", "compare repeated measurements by hand")
+        yield Check("throttling", "warn", "this GPU does not tell", "compare repeated measurements by hand")
     else:
         slowed = [name for name, active in reasons.items() if active]
         detail = f"slowed down now: {', '.join(slowed)}" if slowed else "nothing slows the GPU down now"
-        yield Finding("throttling", "fail" if slowed else "pass", detail, cool if slowed else "")
+        yield Check("throttling", "fail" if slowed else "pass", detail, cool if slowed else "")
     others = card.other_processes()
     if others:
         numbers = ", ".join(map(str, others))
         detail = f"processes {numbers} compute on this GPU; in a container one of them may be this one"
-        yield Finding("other programs", "warn", detail, "stop them, then measure")
+        yield Check("other programs", "warn", detail, "stop them, then measure")
     else:
-        yield Finding("other programs", "pass", "none computes on this GPU")
+        yield Check("other programs", "pass", "none computes on this GPU")
 
 
-def _clock(card: Nvml) -> Finding:
+def _clock(card: Nvml) -> Check:
     """Always the commands: NVML reads clocks, not whether they are locked."""
     now, highest = card.clock_mhz(SM), card.highest_mhz(SM)
     known = f"{now} MHz now, at most {highest}" if now is not None and highest is not None else "not readable"
     detail = f"{known}; NVML does not tell whether it is locked, but a round in which it moves does not count"
-    return Finding("GPU clock", "warn", detail, lock_commands(card))
+    return Check("GPU clock", "warn", detail, lock_commands(card))
 
 
 def lock_commands(card: Nvml) -> str:
