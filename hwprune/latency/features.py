@@ -2,8 +2,7 @@
 
 Channels are rounded up to the target's tile first, because that is what the hardware computes: 17 channels cost as
 much as 32 where the tile is 16. An operator left without channels is gone, its reads and writes included. The work of
-a layer is linear or bilinear in the widths, so its expectation over independent widths above 0 is exact. Design:
-guides/latency_models.md and the pilot's seven terms (guides/search_pilot.md).
+a layer is linear or bilinear in the widths, so its expectation over independent widths above 0 is exact. (Our design.)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which sub-networks to measure for a latency model: half at random, the rest where random widths say little.
 
-Four kinds, by methods/wgates_lpnet.md 3.7: every group on its own (50 %), one keep ratio for all with noise (25 %),
+Four kinds (our design): every group on its own (50 %), one keep ratio for all with noise (25 %),
 sweeps of a single group from random bases (15 %; they show whether a model's *differences* are right), and corners
 (10 %). The order is one endless sequence per seed: a longer plan begins with the shorter one, so a table can grow.
 """

@@ -1,7 +1,7 @@
 """Latency inside a gradient search: the value at hard widths, the slope over one allowed step.
 
 A latency model that resolves the target's staircase has slope 0 almost everywhere, and one that does not has an
-arbitrary one. The useful slope is the secant to the next allowed width on either side (methods/wgates_lpnet.md, 4.1).
+arbitrary one. The useful slope is the secant to the next allowed width on either side (our design).
 """
 
 from __future__ import annotations

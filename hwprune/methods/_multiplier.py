@@ -12,7 +12,7 @@ from torch import Tensor
 class DualAscent:
     """`value <- max(0, value + rate * violation)` once in `period` steps; violation is cost / budget - 1.
 
-    Source: methods page of W-Gates, 3.6; LightNAS (Luo et al. 2022) ascends likewise.
+    The multiplier is learned by gradient ascent, as in LightNAS (Luo et al. 2022).
     """
 
     rate: float

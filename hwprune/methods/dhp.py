@@ -47,31 +47,41 @@ class DHP(AbstractMethod):
         "collapsed",
         "collapsed: a weight and its latents; factored: the paper's three layers, 10 times the memory or more",
     )
-    start: Literal["dense", "hyper_fan_in"] = option("dense", "first weights: the trained network's, or drawn")
-    embedding: int = option(8, "factored: values that stand between a pair of latents and a kernel")
-    biases: Literal["off", "gated"] = option("off", "factored: the layers' biases; gated: only between live units")
-    penalty: float = option(0.0, "weight of the latents' L1 norm; 0: what reaches the budget at `arrival`")
+    start: Literal["dense", "hyper_fan_in"] = option(
+        "dense", "first weights: the trained network's (dense), or random ones (hyper_fan_in)"
+    )
+    embedding: int = option(8, "factored: values that stand for a pair of latents, from which its kernel is generated")
+    biases: Literal["off", "gated"] = option(
+        "off", "factored: biases in the generating layers: none, or only between live units (gated)"
+    )
+    penalty: float = option(0.0, "weight of the latents' L1 norm; 0: the one that meets the budget at `arrival`")
     metric: Literal["saliency", "plain"] = option(
-        "saliency", "a proximal step takes off in inverse proportion to a unit's saliency, or (plain) alike in a group"
+        "saliency",
+        "what a proximal step takes off a unit: less the larger its saliency, or the same in a group (plain)",
     )
     efficiency: Literal["latency", "macs", "flops"] = option(
-        "latency", "what the proximal step's group weights count; flops are macs"
+        "latency", "what a unit costs in the proximal step; flops means the same as macs"
     )
     arrival: float = option(0.6, "share of the search until the budget is met; the rest trains what is left")
-    refresh_every: int = option(100, "steps between two looks at prices and budget; fewer in a short search")
-    normalise: bool = option(True, "divide the latents of a group by its scale where they multiply weights")
-    debias: bool = option(True, "give the latents back what proximal steps took, once the budget is met")
-    latent_lr: float = option(0.0, "learning rate of the latents; 0: by latent_travel, or with drawn weights, theirs")
-    latent_travel: float = option(0.05, "how far gradients of mean size and one sign would move a latent in the search")
+    refresh_every: int = option(100, "steps between two updates of prices and penalty; fewer in a short search")
+    normalise: bool = option(True, "divide the latents of a group by their scale where they multiply weights")
+    debias: bool = option(True, "once the budget is met, give the latents back what proximal steps took off")
+    latent_lr: float = option(
+        0.0,
+        "learning rate of the latents; 0: follows from latent_travel; with random first weights, their learning rate",
+    )
+    latent_travel: float = option(
+        0.05, "how far a latent would move in the whole search if every gradient had the mean size and the same sign"
+    )
     latent_momentum: float = option(0.0, "momentum of the latents")
     latent_decay: float = option(0.0, "L2 decay of the latents")
     latency_weight: float = option(0.0, "weight of the differentiable latency loss beside the proximal steps")
-    threshold: float = option(5e-3, "a unit counts as live while its latent is at least so large")
-    floor: int = option(4, "units of a group that proximal steps leave")
+    threshold: float = option(5e-3, "a unit counts as live while its latent is at least this large")
+    floor: int = option(4, "how many units of each group proximal steps leave at least")
     saliency_images: int = option(1024, "images for the first saliency of metric=saliency")
     saliency_decay: float = option(0.97, "decay of the running saliency")
     distill_alpha: float = option(0.7, "weight of the dense network's outputs in the search's loss")
-    report_every: int = option(5, "steps between two search events")
+    report_every: int = option(5, "steps between two reports on the search")
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)

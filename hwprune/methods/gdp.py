@@ -40,20 +40,26 @@ class GDP(AbstractMethod):
 
     eps: float = option(0.1, "gate = theta^2 / (theta^2 + eps) while units are chosen; theta starts at 1")
     warmup: float = option(0.05, "share of the search with frozen gates")
-    hold: float = option(0.5, "share of the search at which eps begins to fall at the latest")
-    anneal: float = option(0.9, "share of the search at which eps has fallen to its last value")
-    travel: float = option(3.0, "how far pressure 1 takes an undefended gate during the hold; it starts at 1")
-    boost: float = option(1.0, "how much the pressure rises during the hold, from 1")
+    hold: float = option(0.5, "share of the search after which eps begins to fall at the latest")
+    anneal: float = option(0.9, "share of the search after which eps has reached its last value")
+    travel: float = option(
+        3.0, "how far a pressure of 1 moves theta, which starts at 1, in the hold if nothing defends it"
+    )
+    boost: float = option(1.0, "how much the pressure, 1 at first, rises during the hold")
     task_gradient: Literal["tangent", "secant"] = option(
         "secant", "what defends a gate: autograd's gradient, or the estimated rise of the loss without the unit"
     )
-    saliency_images: int = option(1024, "images for the first estimate of the benefits; 0: none")
+    saliency_images: int = option(1024, "images for the first estimate of what each unit is worth; 0: none")
     saliency_decay: float = option(0.97, "decay of the running gate gradients")
-    efficiency: Literal["latency", "macs", "flops"] = option("latency", "what the search's cost counts; flops are macs")
-    late: Literal["close", "error"] = option("close", "hold ends above the target: close the rest at once, or stop")
-    exchange: bool = option(True, "improve the widths by exchanges between groups when the units are fixed")
+    efficiency: Literal["latency", "macs", "flops"] = option(
+        "latency", "what the search counts as cost; flops means the same as macs"
+    )
+    late: Literal["close", "error"] = option(
+        "close", "if the hold ends above the target: close what is too much at once, or end with an error"
+    )
+    exchange: bool = option(True, "improve the widths by trading between groups when the units are fixed")
     distill_alpha: float = option(0.7, "weight of the dense network's outputs in the search's loss")
-    report_every: int = option(5, "steps between two search events")
+    report_every: int = option(5, "steps between two reports on the search")
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)

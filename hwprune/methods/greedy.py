@@ -30,10 +30,12 @@ class Greedy(AbstractMethod):
     from the dense latency to the budget; removed units stay removed.
     """
 
-    floor: float = field(default=0.25, metadata={"help": "least fraction of each group to stay, if possible"})
-    stages: int = field(default=1, metadata={"help": "how often the saliency is estimated on the way to the budget"})
-    exchange: bool = field(default=True, metadata={"help": "improve the widths by exchanges between groups at the end"})
-    saliency_images: int = field(default=1024, metadata={"help": "images for the Taylor scores, each stage"})
+    floor: float = field(default=0.25, metadata={"help": "least fraction of each group to keep, if possible"})
+    stages: int = field(
+        default=1, metadata={"help": "how many times the saliency is estimated on the way to the budget"}
+    )
+    exchange: bool = field(default=True, metadata={"help": "improve the widths by trading between groups at the end"})
+    saliency_images: int = field(default=1024, metadata={"help": "images for the Taylor scores of each stage"})
 
     def __post_init__(self) -> None:
         check_ranges(self, shares_below_1=("floor",), least={"stages": 1})

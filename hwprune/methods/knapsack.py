@@ -21,10 +21,11 @@ class KnapsackWidths(AbstractMethod):
     """
 
     score: Literal["taylor", "l1", "l2", "bn"] = field(
-        default="taylor", metadata={"help": "what is kept: taylor saliency, mean weight size (l1, l2) or bn scale"}
+        default="taylor",
+        metadata={"help": "what makes a unit worth keeping: taylor saliency, mean weight size (l1, l2) or bn scale"},
     )
     bins: int = field(default=2000, metadata={"help": "parts into which the target latency is divided"})
-    floor: float = field(default=0.25, metadata={"help": "least fraction of each group to stay, if possible"})
+    floor: float = field(default=0.25, metadata={"help": "least fraction of each group to keep, if possible"})
     saliency_images: int = field(default=1024, metadata={"help": "score=taylor: images for the scores"})
 
     def __post_init__(self) -> None:

@@ -50,26 +50,42 @@ _READY = 0.5
 class MetaPruning(AbstractMethod):
     """Generated weights and an evolution over widths, kept as an Optuna study (optuna-dashboard RUN/study.log)."""
 
-    hidden: int = option(8, "hidden units of a generator (the paper: 32); PruningNet is hidden + 1 networks large")
-    encoding: Literal["layer", "block"] = option("block", "a generator sees its layer's groups, or its block's")
-    warm_start: bool = option(True, "start the generators' bias at the trained weights; False: at random")
-    channels: Literal["taylor", "l1", "index"] = option("taylor", "order in which a width takes the units")
+    hidden: int = option(
+        8, "hidden units of a generator (the paper: 32); PruningNet is as large as hidden + 1 networks"
+    )
+    encoding: Literal["layer", "block"] = option(
+        "block", "which widths a generator sees: those of its layer, or of its whole block"
+    )
+    warm_start: bool = option(True, "start the generators' biases at the trained weights; false: at random")
+    channels: Literal["taylor", "l1", "index"] = option(
+        "taylor", "which units a width keeps: the best by taylor or l1, or the first ones (index)"
+    )
     saliency_images: int = option(1024, "images for the Taylor scores")
-    near_budget: float = option(0.5, "share of the training steps with structures just within the budget")
+    near_budget: float = option(0.5, "share of the training steps that train structures just within the budget")
     distill_alpha: float = option(0.7, "weight of the dense network's outputs in PruningNet's loss")
-    sampler: Literal["ga", "nsga2", "tpe", "random"] = option("ga", "ga is the paper's; random the control")
+    sampler: Literal["ga", "nsga2", "tpe", "random"] = option(
+        "ga", "what proposes candidates; ga is the paper's genetic algorithm, random the control"
+    )
     evaluations: int = option(200, "candidates evaluated (the paper: 1000)")
     population: int = option(20, "candidates a generation (the paper: 50)")
-    parents: int = option(10, "the best of all that may have children")
+    parents: int = option(10, "how many of the best candidates may have children")
     mutation: float = option(0.1, "probability that a mutant's gene changes")
     least_use: float = option(0.95, "least share of the budget that a candidate is predicted to use")
-    first: Literal["random", "baselines"] = option("random", "baselines: uniform and greedy widths go in first")
-    fitness: Literal["score", "loss", "distance"] = option("loss", "on validation images; the paper: score")
+    first: Literal["random", "baselines"] = option(
+        "random", "first candidates: random ones, or the uniform and the greedy widths (baselines)"
+    )
+    fitness: Literal["score", "loss", "distance"] = option(
+        "loss", "by what candidates are compared on validation images; the paper: score"
+    )
     recalibration_images: int = option(512, "training images for the batch norms of each candidate")
-    measured: int = option(10, "best candidates to measure on the device; 0: none")
-    weights: Literal["generated", "dense", "scratch"] = option("generated", "what the winner is retrained from")
-    memory_gb: float = option(0.0, "most memory for training PruningNet; 0: half of the machine's")
-    storage: str = option("", "an Optuna storage URL (sqlite:///FILE) in place of RUN/study.log, for one process")
+    measured: int = option(10, "how many of the best candidates to measure on the device; 0: none")
+    weights: Literal["generated", "dense", "scratch"] = option(
+        "generated", "first weights of the winner's training: generated, the dense network's, or random (scratch)"
+    )
+    memory_gb: float = option(0.0, "most memory for training PruningNet, in GB; 0: half of the machine's")
+    storage: str = option(
+        "", "an Optuna storage URL (sqlite:///FILE) in place of RUN/study.log; for one process at a time"
+    )
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)

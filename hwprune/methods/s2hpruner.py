@@ -54,21 +54,27 @@ class S2HPruner(AbstractMethod):
     routing: Literal["decoupled", "to_weights", "to_widths", "coupled"] = option(
         "decoupled", "what the gap trains: decoupled, to_weights, to_widths or coupled"
     )
-    temperature: float = option(1.0, "of the softmax over widths")
+    temperature: float = option(1.0, "temperature of the softmax over widths")
     logit_travel: float = option(8.0, "how far Adam can move a logit in the whole search")
     momentum: float = option(0.5, "Adam's first beta for the logits")
     order: Literal["taylor", "l1", "bn"] = option("taylor", "rank of the units: taylor saliency, l1 norm or bn scale")
     saliency_images: int = option(1024, "order=taylor: images for the scores")
     distill_alpha: float = option(0.7, "weight of the dense network's outputs in the loss of the soft network")
-    balance: Literal["closed_form", "norm"] = option("closed_form", "weight of the latency: closed form or equal norms")
-    norm_ratio: float = option(1.0, "balance=norm: length of the latency gradient to that of the task's")
-    multiplier_boost: float = option(15.0, "closed form: how much a relative violation of 1 adds")
-    multiplier_decay: float = option(0.8, "closed form: decay of the averaged products")
+    balance: Literal["closed_form", "norm"] = option(
+        "closed_form", "how the latency is weighted: in closed form, or by the lengths of the gradients (norm)"
+    )
+    norm_ratio: float = option(1.0, "balance=norm: length of the latency's gradient as a share of the task's")
+    multiplier_boost: float = option(
+        15.0, "closed form: how strongly the weight of the cost rises while the budget is exceeded"
+    )
+    multiplier_decay: float = option(
+        0.8, "closed form: decay of the running averages from which the weight of the cost follows"
+    )
     warmup: float = option(0.05, "share of the search, at its start, in which the widths do not learn")
-    frozen: float = option(0.4, "share of the search, at its end, in which the widths are fitted and stay")
+    frozen: float = option(0.4, "share of the search, at its end, in which the widths stay as fitted to the target")
     hard_only: float = option(0.2, "share of the search, at its end, in which only the hard network trains")
-    ramp: float = option(0.4, "share of the learning of widths over which the budget tightens to the target")
-    report_every: int = option(5, "steps between two search events")
+    ramp: float = option(0.4, "share of the time in which widths learn until the budget has tightened to the target")
+    report_every: int = option(5, "steps between two reports on the search")
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)

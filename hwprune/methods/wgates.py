@@ -48,30 +48,46 @@ class WGates(AbstractMethod):
     bias_travel: float = option(4.0, "how far Adam can move a group's scores in the whole search")
     direction_travel: float = option(0.05, "how far Adam can move a weight of the map from filters to scores")
     gate_momentum: float = option(0.9, "Adam's first beta for the gate network")
-    start: Literal["open", "taylor"] = option("taylor", "first scores: open (random order) or taylor (saliency per ms)")
+    start: Literal["open", "taylor"] = option(
+        "taylor", "order of the first scores: random (open), or by saliency per ms (taylor)"
+    )
     margin: float = option(0.5, "the lowest score at the start; above 0, so that every gate is open")
     spread: float = option(0.1, "start=open: standard deviation of the first scores")
     saliency_images: int = option(1024, "images for the Taylor scores of start=taylor")
-    gate_sees_weights: Literal["detach", "attach"] = option("detach", "whether gate gradients reach the filters")
-    scale_fix: bool = option(True, "see filters through their batch norm's scale; False: raw weights, as the paper")
-    surrogate: Literal["arctan", "clipped"] = option("arctan", "derivative of the step in the backward")
-    sharpness: float = option(2.0, "k of the arctan surrogate")
-    task_gradient: Literal["tangent", "secant"] = option("secant", "gate gradient of the task: autograd's, or 0 to 1")
+    gate_sees_weights: Literal["detach", "attach"] = option(
+        "detach", "attach: the gates' gradients reach the filters too"
+    )
+    scale_fix: bool = option(
+        True, "scale filters by their batch norm before the gates see them; false: raw, as in the paper"
+    )
+    surrogate: Literal["arctan", "clipped"] = option("arctan", "what stands for the derivative of the gates' step")
+    sharpness: float = option(2.0, "steepness of the arctan surrogate")
+    task_gradient: Literal["tangent", "secant"] = option(
+        "secant", "how the task values a gate: autograd's gradient, or the estimated effect of opening it (secant)"
+    )
     saliency_decay: float = option(0.97, "decay of the running gate gradients")
     project: bool = option(True, "shift all scores together so that the hard widths keep the budget at every step")
-    align: bool = option(True, "open exactly the snapped number of gates in the forward")
-    efficiency: Literal["latency", "macs", "flops"] = option("latency", "what the search's cost counts; flops are macs")
-    multiplier: Literal["closed_form", "dual"] = option("closed_form", "weight of the cost: closed_form or dual")
-    multiplier_boost: float = option(15.0, "closed form: how much a relative violation of 1 adds")
-    multiplier_decay: float = option(0.8, "closed form: decay of the averaged products")
-    multiplier_rate: float = option(10.0, "dual ascent: step for a relative violation of 1")
+    align: bool = option(True, "open exactly as many gates as the nearest allowed widths have units")
+    efficiency: Literal["latency", "macs", "flops"] = option(
+        "latency", "what the search counts as cost; flops means the same as macs"
+    )
+    multiplier: Literal["closed_form", "dual"] = option(
+        "closed_form", "how the cost is weighted: closed_form, or dual ascent"
+    )
+    multiplier_boost: float = option(
+        15.0, "closed form: how strongly the weight of the cost rises while the budget is exceeded"
+    )
+    multiplier_decay: float = option(
+        0.8, "closed form: decay of the running averages from which the weight of the cost follows"
+    )
+    multiplier_rate: float = option(10.0, "dual ascent: step of the weight when the cost is twice the budget")
     multiplier_period: int = option(1, "dual ascent: optimiser steps between updates")
     warmup: float = option(0.1, "share of the search without a latency term")
-    ramp: float = option(0.6, "share of the search over which the budget tightens to the target")
+    ramp: float = option(0.6, "share of the search in which the budget tightens to the target")
     train_weights: bool = option(True, "train the weights jointly and keep them")
     distill_alpha: float = option(0.7, "weight of the dense network's outputs in the search's loss")
     channels: Literal["gates", "taylor"] = option("gates", "which units stay: by gate score or by running saliency")
-    report_every: int = option(5, "steps between two search events")
+    report_every: int = option(5, "steps between two reports on the search")
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)

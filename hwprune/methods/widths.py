@@ -33,7 +33,9 @@ class LearnedWidths(AbstractMethod):
     Rates are given as the distance Adam can travel in the whole search, so that they do not depend on its length.
     """
 
-    form: Literal["sigmoid", "softmax"] = option("sigmoid", "one threshold a group, or a softmax over its widths")
+    form: Literal["sigmoid", "softmax"] = option(
+        "sigmoid", "what is learned for each group: a threshold, or a softmax over its widths"
+    )
     weights: Literal["joint", "dense", "frozen"] = option(
         "joint", "joint: train and keep; dense: train in the search, keep the dense ones; frozen: do not train"
     )
@@ -46,13 +48,13 @@ class LearnedWidths(AbstractMethod):
     temperature_first: float = option(1.0, "softmax: temperature at the start")
     temperature_last: float = option(0.2, "softmax: temperature at the end")
     momentum: float = option(0.5, "Adam's first beta for thresholds and logits")
-    ramp: float = option(0.4, "share of the learning of widths over which the budget tightens to the target")
+    ramp: float = option(0.4, "share of the time in which widths learn until the budget has tightened to the target")
     settle: float = option(0.2, "share of the search, at its end, in which the widths are fixed and the weights adapt")
-    multiplier_boost: float = option(15.0, "weight of the cost: how much a relative violation of 1 adds")
-    multiplier_decay: float = option(0.8, "weight of the cost: decay of the averaged products")
+    multiplier_boost: float = option(15.0, "how strongly the weight of the cost rises while the budget is exceeded")
+    multiplier_decay: float = option(0.8, "decay of the running averages from which the weight of the cost follows")
     distill_alpha: float = option(0.7, "weight of the dense network's outputs in the search's loss")
     saliency_images: int = option(1024, "images for the Taylor scores that order the units")
-    report_every: int = option(5, "steps between two search events")
+    report_every: int = option(5, "steps between two reports on the search")
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)

@@ -78,7 +78,9 @@ class MobileNetV2(AbstractReference):
     width: float = field(
         default=1.0, metadata={"help": "multiplies all channels (rounded to 8); the head only upwards"}
     )
-    small_input: bool = field(default=False, metadata={"help": "stride 1 in the stem and in the second stage"})
+    small_input: bool = field(
+        default=False, metadata={"help": "stride 1 in the stem and in the second stage, for small images"}
+    )
     padding: Literal["symmetric", "same"] = field(default="symmetric", metadata={"help": "same: TensorFlow's SAME"})
 
     def build(self, classes: int, in_channels: int) -> nn.Module:

@@ -58,7 +58,9 @@ class Vgg(AbstractReference):
 
     depth: int = field(default=16, metadata={"help": "11 or 16 layers"})
     width: float = field(default=1.0, metadata={"help": "multiplies all channels (rounded to 8)"})
-    hidden: int = field(default=0, metadata={"help": "units of a hidden linear layer after a flattening; 0: none"})
+    hidden: int = field(
+        default=0, metadata={"help": "units of a hidden linear layer between flattening and output; 0: none"}
+    )
 
     def __post_init__(self) -> None:
         if self.depth not in LAYERS or self.hidden < 0:

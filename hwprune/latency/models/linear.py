@@ -1,7 +1,7 @@
 """Ridge regression on the work of every layer, channels rounded up to the tile.
 
-The form that guides/runtimes.md found best among the simple ones: features matter more than the model. The penalty
-is chosen by cross-validation.
+The best of the simple forms that we tried on CPUs: features matter more than the model. The penalty is chosen by
+cross-validation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""LPNet: a non-negative physics backbone times a small smooth network (our design; methods/wgates_lpnet.md, 3.7).
+"""LPNet: a non-negative physics backbone times a small smooth network (our design).
 
 The backbone weighs sums of tile-rounded work (non-negative least squares on relative errors); the network learns
 what is left, on log latency, as an ensemble. Cross-validation decides how much of the network's correction is used,

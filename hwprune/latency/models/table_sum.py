@@ -2,7 +2,7 @@
 
 Each convolution and linear layer gets its own line in its tile-rounded MACs and activations (non-negative); every
 other node of the runtime counts with its mean. The sum misses what lies between the layers, so a scale and an offset
-are fitted to whole networks. Isolated layers would be two to three times off (guides/runtimes.md, section 2).
+are fitted to whole networks. Layers timed in isolation were two to three times off where we tried it.
 """
 
 from __future__ import annotations
