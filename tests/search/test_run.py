@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -211,11 +213,19 @@ def test_kill_at_any_moment(search: Search, tmp_path: Path) -> None:
 
 
 def test_two_processes_on_one_folder(search: Search, tmp_path: Path) -> None:
-    from hwprune.core.files import lock
-
     (tmp_path / "run").mkdir()
-    with lock(tmp_path / "run"), pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
-        search()
+    holding = (
+        "import pathlib, sys; from hwprune.core.files import lock\n"
+        "with lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", holding, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=f"in use by process {other.pid}"):
+            search()
+        other.communicate("", timeout=60)
+    assert search().verdict == "pass"  # it let go
 
 
 def test_nan_in_the_data_is_named(dense: nn.Module, few_digits: Data, tmp_path: Path) -> None:
