@@ -3,8 +3,9 @@
     python benchmarks/budget_matrix.py                      # the digits network, five budgets; about 6 minutes
     python benchmarks/budget_matrix.py --multipliers        # W-Gates at 45 and 30 %: closed form against dual ascent
     python benchmarks/budget_matrix.py --budgets 60 --methods all      # every method and control
+    python benchmarks/budget_matrix.py --budgets 60 --runtimes openvino openvino:int8 ncnn litert      # other runtimes
 
-Everything is measured through ONNX Runtime on this machine. The dense network is trained once; every run profiles
+Everything is measured on this machine, through ONNX Runtime where no other is named. The dense network is trained once; every run profiles
 into one shared table, searches, settles, finetunes, exports and measures. Columns: measured latency and its 95 %
 interval, the budget in that session, the share of it that is used, candidates timed on the way, test top-1.
 """
@@ -12,6 +13,7 @@ interval, the budget in that session, the share of it that is used, candidates t
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -26,16 +28,17 @@ RESULTS = Path(__file__).parent / "results"
 BUDGETS = (90, 75, 60, 45, 30)
 
 
-def run(folder: Path, budget: int, method: str, options: dict[str, str], seed: int) -> Result:
+def run(folder: Path, budget: int, method: str, options: dict[str, str], runtime: str, seed: int) -> Result:
     """One search; the first one trains the dense network, the others take its weights."""
     weights = folder / "dense.safetensors"
-    name = "_".join([method, str(budget), *options.values(), f"s{seed}"])
+    name = "_".join([method, str(budget), *options.values(), runtime.replace(":", "-"), f"s{seed}"])
     found = api.search(
         "digits_resnet",
         "digits",
         latency=f"{budget}%",
         method=method,
         options=options,
+        runtime=runtime,
         weights=weights if weights.exists() else None,
         run_dir=folder / name,
         tables=folder / "tables",
@@ -86,6 +89,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["wgates"])
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))
     parser.add_argument("--multipliers", action="store_true", help="compare the two multipliers instead")
+    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -98,11 +102,12 @@ def main() -> None:
                 cells = [(b, "wgates", {"multiplier": m}) for b in (45, 30) for m in ("closed_form", "dual")]
             else:
                 cells = [(b, method, {}) for method in methods for b in options.budgets]
-            for budget, method, chosen in cells:
-                label = " ".join([method, *chosen.values()])
-                rows.append(row(budget, label, run(folder, budget, method, chosen, seed)))
+            for runtime, (budget, method, chosen) in itertools.product(options.runtimes, cells):
+                label = " ".join([method, *chosen.values(), *([runtime] if runtime != "onnxruntime" else [])])
+                rows.append(row(budget, label, run(folder, budget, method, chosen, runtime, seed)))
                 print(as_text(rows[-1:]).splitlines()[-1], flush=True)
     name = "multipliers" if options.multipliers else "all_methods" if len(methods) > 1 else "budget_matrix"
+    name = "runtimes" if options.runtimes != ["onnxruntime"] else name
     write_json(RESULTS / f"{name}.json", {"rows": rows})
     print(as_text(rows))
 
