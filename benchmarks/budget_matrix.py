@@ -3,11 +3,12 @@
     python benchmarks/budget_matrix.py                      # the digits network, five budgets; about 6 minutes
     python benchmarks/budget_matrix.py --multipliers        # W-Gates at 45 and 30 %: closed form against dual ascent
     python benchmarks/budget_matrix.py --budgets 60 --methods all      # every method and control
-    python benchmarks/budget_matrix.py --budgets 60 --runtimes openvino openvino:int8 ncnn litert      # other runtimes
+    python benchmarks/budget_matrix.py --budgets 60 --runtimes openvino openvino:int8 ncnn     # other runtimes
 
-Everything is measured on this machine, through ONNX Runtime where no other is named. The dense network is trained once; every run profiles
-into one shared table, searches, settles, finetunes, exports and measures. Columns: measured latency and its 95 %
-interval, the budget in that session, the share of it that is used, candidates timed on the way, test top-1.
+Everything is measured on this machine, through ONNX Runtime where no other is named. The dense network is trained
+once; every run profiles into one shared table, searches, settles, finetunes, exports and measures. Columns: measured
+latency and its 95 % interval, the budget in that session, the share of it that is used, candidates timed on the way,
+test top-1.
 """
 
 from __future__ import annotations
