@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import SGD, Adam, Optimizer
 
 from hwprune.core.events import SearchStep
 from hwprune.core.widths import Widths
-from hwprune.graph import gate_parameters
 from hwprune.latency.features import widths_array
 from hwprune.methods._adjust import fit_to_target
 from hwprune.methods._base import Problem
 from hwprune.methods._decay import decay_open, open_factors
 from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._gates import GateNetwork, best_mask, binarise, open_mask, slope_of
-from hwprune.methods._joint import distilled_loss, step_count, tightened
+from hwprune.methods._joint import distilled_loss, gated_outputs, step_count, tightened
 from hwprune.methods._multiplier import ClosedForm, DualAscent, Multiplier
 from hwprune.methods._questions import first_within, predicted
 from hwprune.training._trainee import AbstractTrainee, below
@@ -109,10 +107,7 @@ class GateSearch(AbstractTrainee):
         )
         for index, gate in enumerate(gates):
             gate.register_hook(partial(self._task_gradient, step, index))  # type: ignore[no-untyped-call]
-        parameters = dict(self.model.named_parameters())
-        named = dict(zip(self.problem.space.names, gates, strict=True))
-        changed = gate_parameters(parameters, self.problem.graph, named)
-        outputs = functional_call(self.model, {**parameters, **changed}, (images,)).float()
+        outputs = gated_outputs(self.problem, self.model, gates, images)
         loss = self._task_loss(outputs, images, targets)
         if progress < self.options.warmup:
             return loss

@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import SGD, Optimizer
 
 from hwprune.core.errors import MethodGaveUp
 from hwprune.core.events import Caution, SearchStep
 from hwprune.core.widths import Widths
-from hwprune.graph import gate_parameters
 from hwprune.methods._adjust import fit_to_target
 from hwprune.methods._base import Problem, top_units
 from hwprune.methods._decay import decay_open, open_factors
 from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._gdp_gates import START, GateVectors, absorbed, soft_threshold
 from hwprune.methods._gdp_prices import Prices, critical_pressure, shortened
-from hwprune.methods._joint import distilled_loss, step_count
+from hwprune.methods._joint import distilled_loss, gated_outputs, step_count
 from hwprune.methods._questions import predicted
 from hwprune.training._trainee import AbstractTrainee, below
 
@@ -109,10 +107,7 @@ class PolarisingSearch(AbstractTrainee):
         for index, gate in enumerate(gates):
             gate.register_hook(partial(self._gate_gradient, step, index))
         self._set_gate_rate(progress)
-        parameters = dict(self.model.named_parameters())
-        named = dict(zip(self.problem.space.names, gates, strict=True))
-        changed = gate_parameters(parameters, self.problem.graph, named)
-        outputs = functional_call(self.model, {**parameters, **changed}, (images,)).float()
+        outputs = gated_outputs(self.problem, self.model, gates, images)
         return distilled_loss(self.problem, outputs, images, targets, self.options.distill_alpha)
 
     def after_step(self, progress: float) -> Mapping[str, float]:

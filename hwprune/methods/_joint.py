@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
+from hwprune.graph import gate_parameters
 from hwprune.methods._base import Problem
 from hwprune.training._plan import TrainLog
 from hwprune.training._trainee import AbstractTrainee
@@ -28,6 +30,15 @@ def train_search(
         stop=problem.stop,
         evaluate=evaluate,
     )
+
+
+def gated_outputs(problem: Problem, model: nn.Module, gates: Sequence[Tensor], images: Tensor) -> Tensor:
+    """Outputs of the full-size model with gates, `(units,)` a group in space order, where each group is read."""
+    parameters = dict(model.named_parameters())
+    named = dict(zip(problem.space.names, gates, strict=True))
+    changed = gate_parameters(parameters, problem.graph, named)
+    outputs: Tensor = functional_call(model, {**parameters, **changed}, (images,))
+    return outputs.float()
 
 
 def distilled_loss(problem: Problem, outputs: Tensor, images: Tensor, targets: Tensor, alpha: float) -> Tensor:

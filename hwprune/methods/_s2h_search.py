@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from hwprune.core.events import SearchStep
 from hwprune.core.widths import Widths
 from hwprune.graph import cut, gate_parameters
-from hwprune.methods._adjust import fit_to_target
 from hwprune.methods._base import Problem, top_units
-from hwprune.methods._efficiency import Efficiency
-from hwprune.methods._joint import distilled_loss, step_count, tightened
+from hwprune.methods._joint import distilled_loss, gated_outputs, tightened
 from hwprune.methods._multiplier import ClosedForm
 from hwprune.methods._questions import predicted
 from hwprune.methods._s2h_gap import Gap
-from hwprune.methods._sliced import SlicedNetwork
-from hwprune.methods._width_choice import ExpectedCost, SoftmaxChoice, WidthGrid
-from hwprune.training._trainee import AbstractTrainee, below, sgd
+from hwprune.methods._width_choice import SoftmaxChoice
+from hwprune.methods._width_trainee import AbstractWidthTrainee, LearningStep
+from hwprune.training._trainee import below, sgd
 from hwprune.training.bn import recalibrate_bn
 from hwprune.training.tasks import evaluate, predict
 
@@ -51,17 +47,7 @@ class Buffers(nn.Module):
         return {name: self.get_buffer(f"buffer{index}") for index, name in enumerate(self.names)}
 
 
-@dataclass
-class _Step:
-    """What one pass with learning widths leaves for `after_step`; cost 1.0 = dense."""
-
-    cost: float
-    budget: float
-    cost_gradients: tuple[Tensor, ...]
-    task_gradients: list[Tensor]
-
-
-class S2HSearch(AbstractTrainee):
+class S2HSearch(AbstractWidthTrainee):
     """One set of weights, a distribution over each group's widths, and two networks in every step.
 
     Soft: all units, masked by P(unit stays) where they are read. Hard: really cut at the allowed widths that are not
@@ -70,21 +56,13 @@ class S2HSearch(AbstractTrainee):
     """
 
     def __init__(self, problem: Problem, options: S2HPruner, scores: Mapping[str, np.ndarray]) -> None:
-        self.problem, self.options, self.scores = problem, options, scores
-        self.model = copy.deepcopy(problem.model).train()
+        super().__init__(problem, scores, ClosedForm(options.multiplier_decay, options.multiplier_boost))
+        self.options = options
         self.hard_buffers = Buffers(self.model)
-        self.grid = WidthGrid(problem.space, scores, next(self.model.parameters()))
         self.choice = SoftmaxChoice.dense(self.grid, options.temperature)
-        self.cost = ExpectedCost(Efficiency(problem.space, problem.graph, problem.latency))
-        self.target = min(1.0, problem.target_ms / self.cost.efficiency.dense)
-        self.multiplier = ClosedForm(options.multiplier_decay, options.multiplier_boost)
         self.gap = Gap(problem.task, options.gap_weight, options.gap_temperature, options.routing)
-        self.small = SlicedNetwork(self.model, problem.graph)
-        self.seen, self.pass_thirds = 0, 0
-        self.steps = step_count(problem)
-        self._step: _Step | None = None
-        group = {"params": list(self.choice.values), "lr": options.logit_travel / self.steps, "scheduled": False}
-        widths = Adam([group], betas=(options.momentum, 0.99))
+        self.pass_thirds = 0
+        widths = self._width_optimizer(options.logit_travel, options.momentum)
         widths.register_step_pre_hook(self._balance)
         self._optimizers = (sgd(self.model, problem.plan), widths)
 
@@ -112,7 +90,7 @@ class S2HSearch(AbstractTrainee):
         soft = self.soft(images, masks)
         if self._step is not None:
             for index, value in enumerate(values):
-                value.register_hook(partial(_keep_gradient, self._step, index))
+                value.register_hook(partial(self._step.keep_task_gradient, index))
         with torch.set_grad_enabled(self.gap.moves_weights):
             hard = self.hard(images)
         self._count(len(images), learning)
@@ -120,11 +98,7 @@ class S2HSearch(AbstractTrainee):
 
     def soft(self, images: Tensor, masks: Sequence[Tensor]) -> Tensor:
         """Outputs of the full-size network with soft masks where each group is read."""
-        parameters = dict(self.model.named_parameters())
-        gates = dict(zip(self.problem.space.names, masks, strict=True))
-        changed = gate_parameters(parameters, self.problem.graph, gates)
-        outputs: Tensor = functional_call(self.model, {**parameters, **changed}, (images,))
-        return outputs.float()
+        return gated_outputs(self.problem, self.model, masks, images)
 
     def hard(self, images: Tensor) -> Tensor:
         """Outputs of the network cut at the hard widths; no gradient reaches the learned logits."""
@@ -172,11 +146,7 @@ class S2HSearch(AbstractTrainee):
     def widths(self) -> Widths:
         """The hard widths, fitted to the target."""
         fixed = self.choice.fixed(self.problem.space)
-        if fixed is not None:
-            return fixed
-        problem, start = self.problem, self.hard_widths()
-        fit = fit_to_target(problem.space, problem.latency, self.scores, problem.target_ms, start=start, exchange=False)
-        return fit.widths
+        return fixed if fixed is not None else self._fitted(self.hard_widths())
 
     def hard_state(self) -> dict[str, Tensor]:
         """The full-size state dict whose cut is the hard network: shared weights, the hard network's statistics."""
@@ -208,15 +178,14 @@ class S2HSearch(AbstractTrainee):
         found = evaluate(hard, problem.data, "val", task=problem.task, reference=reference)
         return {"soft_score": soft_score, "hard_score": found.score, "gap": float(found.kl or 0.0)}
 
-    def _latency_step(self, progress: float) -> _Step:
+    def _latency_step(self, progress: float) -> LearningStep:
         """The hard network's cost and the gradient of log(expected cost) by the logits."""
         options = self.options
         logits = [value.detach().requires_grad_() for value in self.choice.values]
         cost = self.cost(self.choice.probabilities(logits, options.temperature), self.hard_widths())
-        gradients = torch.autograd.grad(torch.log(cost), logits)
         learned = 1 - options.frozen
         budget = tightened(self.target, progress / learned, options.warmup / learned, options.ramp)
-        return _Step(float(cost.detach()), budget, gradients, [torch.zeros_like(value) for value in logits])
+        return LearningStep.at(cost, logits, budget)
 
     def _latency_pull(self) -> Tensor:
         """A value of 0 with the gradient of multiplier * relu(log(cost / budget)), which is 0 within the budget."""
@@ -252,7 +221,3 @@ def unit(gradients: Sequence[Tensor]) -> list[Tensor]:
     """All gradients divided by their common length; zeros stay zeros."""
     length = float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
     return [gradient / length if length > 0 else torch.zeros_like(gradient) for gradient in gradients]
-
-
-def _keep_gradient(step: _Step, index: int, gradient: Tensor) -> None:
-    step.task_gradients[index] = gradient.detach()

@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from hwprune.core.events import SearchStep
 from hwprune.core.widths import Widths
-from hwprune.graph import gate_parameters
-from hwprune.methods._adjust import fit_to_target
 from hwprune.methods._base import Problem, top_units
-from hwprune.methods._efficiency import Efficiency
-from hwprune.methods._joint import distilled_loss, step_count, tightened
+from hwprune.methods._joint import distilled_loss, gated_outputs, tightened
 from hwprune.methods._multiplier import ClosedForm
-from hwprune.methods._sliced import SlicedNetwork
-from hwprune.methods._width_choice import AbstractWidthChoice, ExpectedCost, SigmoidChoice, SoftmaxChoice, WidthGrid
-from hwprune.training._trainee import AbstractTrainee, below, sgd
+from hwprune.methods._width_choice import AbstractWidthChoice, SigmoidChoice, SoftmaxChoice
+from hwprune.methods._width_trainee import AbstractWidthTrainee, LearningStep
+from hwprune.training._trainee import below, sgd
 
 if TYPE_CHECKING:
     from hwprune.methods.widths import LearnedWidths
 
 
-@dataclass
-class _Step:
-    """What one pass with open widths leaves for `after_step`: cost 1.0 = dense, gradients by the learned values."""
-
-    cost: float
-    budget: float
-    cost_gradients: tuple[Tensor, ...]
-    task_gradients: list[Tensor]
-
-
-class WidthSearch(AbstractTrainee):
+class WidthSearch(AbstractWidthTrainee):
     """The model's weights and a distribution over each group's widths, trained by task + multiplier * log(cost).
 
     In the last `settle` share of the search the widths are fitted to the target and stay; only the small network
@@ -48,26 +32,16 @@ class WidthSearch(AbstractTrainee):
     """
 
     def __init__(self, problem: Problem, options: LearnedWidths, scores: Mapping[str, np.ndarray]) -> None:
-        self.problem, self.options, self.scores = problem, options, scores
-        self.model = copy.deepcopy(problem.model).train()
+        super().__init__(problem, scores, ClosedForm(options.multiplier_decay, options.multiplier_boost))
+        self.options = options
+        self.choice = self._make_choice()
+        travel = options.logit_travel if options.form == "softmax" else options.threshold_travel
+        self._choice_optimizer = self._width_optimizer(travel, options.momentum)
         if options.weights == "frozen":
             self.model.requires_grad_(False)
-        self.grid = WidthGrid(problem.space, scores, next(self.model.parameters()))
-        self.choice = self._make_choice()
-        self.cost = ExpectedCost(Efficiency(problem.space, problem.graph, problem.latency))
-        self.target = min(1.0, problem.target_ms / self.cost.efficiency.dense)
-        self.multiplier = ClosedForm(options.multiplier_decay, options.multiplier_boost)
-        self.small = SlicedNetwork(self.model, problem.graph)
-        self.seen = 0
-        self.steps = step_count(problem)
-        self._step: _Step | None = None
-        travel = options.logit_travel if options.form == "softmax" else options.threshold_travel
-        group = {"params": list(self.choice.values), "lr": travel / self.steps, "scheduled": False}
-        self._choice_optimizer = Adam([group], betas=(options.momentum, 0.99))
-        trains = options.weights != "frozen"
-        self._optimizers = (
-            (sgd(self.model, problem.plan), self._choice_optimizer) if trains else (self._choice_optimizer,)
-        )
+            self._optimizers: tuple[Optimizer, ...] = (self._choice_optimizer,)
+        else:
+            self._optimizers = (sgd(self.model, problem.plan), self._choice_optimizer)
 
     def modules(self) -> Sequence[nn.Module]:
         """The model and the choice of widths."""
@@ -86,12 +60,9 @@ class WidthSearch(AbstractTrainee):
         values = [value.clone() for value in self.choice.values]
         step = self._step = self._open_step(softness, share)
         for index, value in enumerate(values):
-            value.register_hook(partial(_keep_gradient, step, index))
+            value.register_hook(partial(step.keep_task_gradient, index))
         masks = self.grid.soft_masks(self.choice.probabilities(values, softness))
-        parameters = dict(self.model.named_parameters())
-        gates = dict(zip(self.problem.space.names, masks, strict=True))
-        changed = gate_parameters(parameters, self.problem.graph, gates)
-        outputs = functional_call(self.model, {**parameters, **changed}, (images,)).float()
+        outputs = gated_outputs(self.problem, self.model, masks, images)
         loss = self._task_loss(outputs, images, targets)
         for value, gradient in zip(self.choice.values, step.cost_gradients, strict=True):
             pull = (value * gradient).sum() * self.multiplier.value
@@ -134,12 +105,7 @@ class WidthSearch(AbstractTrainee):
         fixed = self.choice.fixed(self.problem.space)
         if fixed is not None:
             return fixed
-        nearest = self.grid.nearest(self.choice.now(self.softness_at(1.0)))
-        problem = self.problem
-        fit = fit_to_target(
-            problem.space, problem.latency, self.scores, problem.target_ms, start=nearest, exchange=False
-        )
-        return fit.widths
+        return self._fitted(self.grid.nearest(self.choice.now(self.softness_at(1.0))))
 
     def softness_at(self, share: float) -> float:
         """Temperature (softmax) or softness (sigmoid) at a share of the learning of widths: geometric."""
@@ -152,15 +118,13 @@ class WidthSearch(AbstractTrainee):
             return SoftmaxChoice.rising(self.grid, self.options.logit_start)
         return SigmoidChoice(self.grid, self.options.threshold_start)
 
-    def _open_step(self, softness: float, share: float) -> _Step:
+    def _open_step(self, softness: float, share: float) -> LearningStep:
         """The cost at the widths nearest to the expected ones and the gradient of log(cost) by the learned values."""
         values = [value.detach().requires_grad_() for value in self.choice.values]
         probabilities = self.choice.probabilities(values, softness)
         hard = self.grid.nearest(probabilities)
         cost = self.cost(probabilities, hard)
-        gradients = torch.autograd.grad(torch.log(cost), values)
-        budget = tightened(self.target, share, 0.0, self.options.ramp)
-        return _Step(float(cost.detach()), budget, gradients, [torch.zeros_like(value) for value in values])
+        return LearningStep.at(cost, values, tightened(self.target, share, 0.0, self.options.ramp))
 
     def _settled_loss(self, images: Tensor, targets: Tensor) -> Tensor:
         self._step = None
@@ -174,7 +138,3 @@ class WidthSearch(AbstractTrainee):
 
     def _task_loss(self, outputs: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         return distilled_loss(self.problem, outputs, images, targets, self.options.distill_alpha)
-
-
-def _keep_gradient(step: _Step, index: int, gradient: Tensor) -> None:
-    step.task_gradients[index] = gradient.detach()
