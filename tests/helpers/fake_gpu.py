@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from fake_tensorrt import FakeTensorRt, Names, Script
+from fake_tensorrt import FakeTensorRt
+from fake_trt_base import Names, Script
 
 from hwprune.runtimes._base import AbstractSession
 from hwprune.runtimes._tensorrt.cuda import Cuda, Graph

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from scripted_runtime import ScriptedRuntime
 
-from hwprune.core.measurement import Target
+from hwprune.core.measurement import Protocol, Target
 from hwprune.devices.agent.bootstrap import STARTER
 from hwprune.devices.remote.board import RemoteBoard
 from hwprune.devices.remote.bundle import ROOTS, Bundle, make_bundle
@@ -45,6 +45,37 @@ def scripted_bundle(extra: Mapping[str, str] | None = None) -> Bundle:
 def model(ms: float = 0.2, **script: object) -> bytes:
     """A model of the scripted runtime."""
     return json.dumps({"ms": ms, **script}).encode()
+
+
+SAMPLE = Protocol.sample()
+MODELS = {"a": model(0.2, name="a"), "b": model(0.4, name="b")}
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs and is no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(process: int) -> list[int]:
+    """The processes that this one has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == process:
+                found.append(int(path.parent.name))
+    return found
+
+
+def eventually(gone: list[int]) -> bool:
+    """Whether all these processes end within a minute."""
+    for _ in range(600):
+        if not any(map(alive, gone)):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def local_transport(folder: Path, **environment: str) -> CommandTransport:

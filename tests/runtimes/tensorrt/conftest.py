@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_gpu import Gpu
-from fake_tensorrt import NAMES_FILE
+from fake_trt_base import NAMES_FILE
 
 from hwprune.runtimes._tensorrt.platform import platform
 
