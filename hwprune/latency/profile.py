@@ -7,6 +7,7 @@ is on the disk before the next batch begins; the same call continues a table tha
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import threading
 import time
@@ -34,6 +35,7 @@ BATCH = 5
 LAYER_SAMPLES = 10
 LAYER_RUNS = 30
 REPEATS = 8
+ONE_BY_ONE = "the same command goes on, with the networks in hand one at a time"
 
 Planned = tuple[Widths, Kind]
 
@@ -57,7 +59,8 @@ def profile(
     session, which is what the label noise is known from. `stop` is asked between batches; when it says True, the
     table is complete up to there and `Interrupted` is raised. `others` are more devices of the same fingerprint: all
     take batches from one queue, and what a lost one had in hand goes to the next. When this process loses its GPU for
-    good, the same call in another process measures what was in hand one by one, and leaves out what does it twice. A
+    good, or a library crashes, the same call in another process measures what was in hand one by one, and leaves out
+    what does it twice. A
     network that ends the process which measures it, cannot be built, is not computed right or runs in another way than
     the device's fingerprint says is left out, with a `Caution`; so is told what an engine warns of, each kind once.
     Raises `TableError` for a table of another network, space or fingerprint, and `NetworkUnfit` when the first network
@@ -105,7 +108,12 @@ class _Profile:
 
     def run(self, plan: Sequence[Planned]) -> None:
         """Rows, layer times, repeats: whatever of each is missing."""
-        plan = self._without_deadly(plan)
+        if self.deaths.crash:
+            self.on_event(Caution(f"a former process crashed while it measured ({self.deaths.crash})", ONE_BY_ONE))
+        with self.deaths.watched():
+            self._run(self._without_deadly(plan))
+
+    def _run(self, plan: Sequence[Planned]) -> None:
         have, layered = self.table.measured(), {sample.values for sample in self.table.layer_rows}
         missing = [item for item in plan if item[0] not in have]
         layers = [widths for widths, _ in plan[:LAYER_SAMPLES] if widths.values_tuple() not in layered]
@@ -120,10 +128,10 @@ class _Profile:
         self._measure(repeats, _session("repeat"))
 
     def _without_deadly(self, plan: Sequence[Planned]) -> list[Planned]:
-        """The plan without the networks at which two processes lost the device."""
+        """The plan without the networks at which two processes ended."""
         kept = [item for item in plan if not self.deaths.deadly(item[0])]
         if len(kept) < len(plan):
-            text = f"{len(plan) - len(kept)} networks are left out: two processes lost the device at each"
+            text = f"{len(plan) - len(kept)} networks are left out: two processes ended at each"
             self.on_event(Caution(text, f"to try again, remove {self.table.folder / FILE}"))
         return kept
 
@@ -144,7 +152,8 @@ class _Profile:
     def _profile_layers(self, board: AbstractBoard, widths: Widths) -> None:
         model = self._model(board, widths)
         try:
-            times = board.layers(model, runs=LAYER_RUNS)
+            with self._holding([widths]):
+                times = board.layers(model, runs=LAYER_RUNS)
         except NetworkUnfit as error:
             self._leave_out(error)
             return
@@ -181,12 +190,21 @@ class _Profile:
         if error.ends_process:
             with self.lock:
                 self.deaths.note(in_hand)
-                self.on_event(Caution("the same command goes on, with the networks in hand one at a time"))
+                self.on_event(Caution(ONE_BY_ONE))
+
+    @contextlib.contextmanager
+    def _holding(self, in_hand: Sequence[Widths]) -> Iterator[None]:
+        """These networks are on a device now: should the process end with them, the next one knows."""
+        with contextlib.ExitStack() as held:
+            with self.lock:
+                held.enter_context(self.deaths.holding(in_hand))
+            yield
 
     def _measure_batch(self, board: AbstractBoard, batch: Sequence[Planned], session: str) -> None:
         models = {str(place): self._model(board, widths) for place, (widths, _) in enumerate(batch)}
         protocol = self.table.provenance.protocol
-        measured = board.measure(models, protocol=protocol, seed=self.seed + self.done)
+        with self._holding([widths for widths, _ in batch]):
+            measured = board.measure(models, protocol=protocol, seed=self.seed + self.done)
         place = [id(item) for item in self.boards].index(id(board))
         label = session if len(self.boards) == 1 else f"{session} {place}"
         with self.lock:

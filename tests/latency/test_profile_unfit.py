@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -94,7 +97,7 @@ def test_a_network_that_costs_a_process_its_gpu_is_left_out_after_the_second(tmp
     assert died == [True, True, False]
     assert {row.widths for row in table.rows} == set(planned) - {planned[12]}
     (told,) = [event for event in events if isinstance(event, Caution)]
-    assert told.text == "1 networks are left out: two processes lost the device at each"
+    assert told.text == "1 networks are left out: two processes ended at each"
     assert (table.folder / "deaths.jsonl").exists()
     assert str(table.folder / "deaths.jsonl") in told.hint
 
@@ -115,3 +118,57 @@ def test_where_the_first_network_is_wrong_nothing_is_measured(tmp_path: Path) ->
     with pytest.raises(WrongOutputs):
         _profiled(tmp_path, board, events)
     assert not any(isinstance(event, Caution) for event in events)
+
+
+class CrashingBoard(DeadlyBoard):
+    """At one network the runtime's own code reads where nothing is."""
+
+    def _die(self, data: bytes) -> None:
+        if tuple(json.loads(data).values()) == self.deadly:
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class KilledBoard(DeadlyBoard):
+    """Somebody ends the process at one network."""
+
+    def _die(self, data: bytes) -> None:
+        if tuple(json.loads(data).values()) == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _in_a_process(folder: Path, kind: type[DeadlyBoard], deadly: tuple[int, ...]) -> int:
+    """The exit code of a process that profiles."""
+
+    def work() -> None:
+        board = kind()
+        board.deadly = deadly
+        _profiled(folder, board, [])
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(120)
+    return child.exitcode or 0
+
+
+def test_a_network_that_crashes_the_process_is_left_out_after_the_second_crash(tmp_path: Path) -> None:
+    planned = [widths.values_tuple() for widths, _ in plan_widths(staircase_space(), 30)]
+    codes = [_in_a_process(tmp_path, CrashingBoard, planned[12]) for _ in range(2)]
+    assert codes == [-signal.SIGSEGV, -signal.SIGSEGV]
+    events: list[Event] = []
+    table = _profiled(tmp_path, StaircaseBoard(), events)
+    assert {row.widths for row in table.rows} == set(planned) - {planned[12]}
+    crashed, left_out = [event for event in events if isinstance(event, Caution)]
+    assert "crashed while it measured (Fatal Python error: Segmentation fault)" in crashed.text
+    assert left_out.text.startswith("1 networks are left out")
+    assert not (table.folder / "crash.txt").exists()
+    assert not (table.folder / "in_hand.json").exists()
+
+
+def test_a_process_that_was_killed_counts_nothing(tmp_path: Path) -> None:
+    planned = [widths.values_tuple() for widths, _ in plan_widths(staircase_space(), 30)]
+    codes = [_in_a_process(tmp_path, KilledBoard, planned[12]) for _ in range(2)]
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL]
+    events: list[Event] = []
+    table = _profiled(tmp_path, StaircaseBoard(), events)
+    assert {row.widths for row in table.rows} == set(planned)
+    assert not [event for event in events if isinstance(event, Caution)]
