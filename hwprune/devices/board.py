@@ -98,10 +98,18 @@ def unprepared(model: bytes, target: Target) -> bytes:
     return model
 
 
+def prepared_reference(prepare: Prepare, target: Target) -> bytes:
+    """The reference kernel in the target's precision; it has batch 1 whatever the target's is."""
+    return prepare(reference_model(), replace(target, batch=1))
+
+
 def check_reference(reference_ms: float | None) -> None:
     """Raise `UsageError` unless it is a time, or None."""
     if reference_ms is not None and not reference_ms > 0:
-        raise UsageError(f"reference_ms must be a positive number, not {reference_ms}")
+        raise UsageError(
+            f"reference_ms must be a positive number, not {reference_ms}",
+            hint="leave it out: it is measured then",
+        )
 
 
 class Board(AbstractBoard):
@@ -129,9 +137,8 @@ class Board(AbstractBoard):
         plain = runtime.fingerprint(target)
         promised = replace(plain, flags=(*plain.flags, ("reference", REFERENCE_NAME)))
         self._clock = runtime.clock(target)
-        single = replace(target, batch=1)
-        kernel = reference or prepare(reference_model(), single)
-        self._session: AbstractSession = runtime.open_reference(kernel, single)
+        kernel = reference or prepared_reference(prepare, target)
+        self._session: AbstractSession = runtime.open_reference(kernel, replace(target, batch=1))
         self.fingerprint = as_it_ran(promised, self._session.facts)  # as engines run here, not as was asked for
         with runtime.measuring(target):
             calibration = calibrate(self._session, self._clock)
@@ -147,8 +154,7 @@ class Board(AbstractBoard):
     def measure(
         self, models: Mapping[str, bytes], *, protocol: Protocol, seed: int = 0, on_event: OnEvent = ignore
     ) -> dict[str, Measurement]:
-        if not models:
-            raise UsageError("there is nothing to measure: no models were given")
+        check_models(models)
         self._stop_computing()
         ready = {name: self._prepare(model, self.target) for name, model in models.items()}
         openers = {name: partial(self.runtime.open, model, self.target) for name, model in ready.items()}
@@ -203,7 +209,13 @@ class Board(AbstractBoard):
 def check_runs(runs: int) -> None:
     """Raise `UsageError` unless there is something to take the mean of."""
     if runs < 1:
-        raise UsageError(f"runs must be 1 or more, not {runs}")
+        raise UsageError(f"runs must be 1 or more, not {runs}", hint="30 is the standard")
+
+
+def check_models(models: Mapping[str, bytes]) -> None:
+    """Raise `UsageError` unless there is something to measure."""
+    if not models:
+        raise UsageError("there is nothing to measure: no models were given", hint="give at least one, by name")
 
 
 def rounds_done(models: int, protocol: Protocol, on_event: OnEvent) -> Callable[[str, Round], None]:

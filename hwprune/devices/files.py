@@ -48,7 +48,10 @@ class Connection:
         user, at, host = self.host.rpartition("@")
         if at:
             if self.user and self.user != user:
-                raise UsageError(f"host '{self.host}' names another user than user = '{self.user}'")
+                raise UsageError(
+                    f"host '{self.host}' names another user than user = '{self.user}'",
+                    hint='name the user once: host = "user@host", or user = "..." beside the host',
+                )
             object.__setattr__(self, "host", host)
             object.__setattr__(self, "user", user)
         for name, (pattern, example) in _FORMS.items():
@@ -141,7 +144,10 @@ def devices() -> tuple[DeviceInfo, ...]:
     for info in found.values():
         for name in (info.name, *info.aliases):
             if owners.setdefault(name, info.name) != info.name:
-                raise UsageError(f"{info.source}: '{name}' is already a name of device '{owners[name]}'")
+                raise UsageError(
+                    f"{info.source}: '{name}' is already a name of device '{owners[name]}'",
+                    hint="give it another name or alias",
+                )
     return tuple(found[name] for name in sorted(found))
 
 

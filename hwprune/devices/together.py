@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from hwprune.core.errors import DeviceError, HwpruneError, UsageError
 from hwprune.core.events import OnEvent, ignore
 from hwprune.core.measurement import Comparison, Fingerprint, Measurement, Protocol, Target, compare
-from hwprune.devices.board import rounds_done
+from hwprune.devices.board import check_models, prepared_reference, rounds_done
 from hwprune.devices.connect import runtime_of
 from hwprune.devices.files import find_device, resolve
 from hwprune.devices.prepare import UNCHECKED, check_outputs, prepare
-from hwprune.devices.reference import REFERENCE_NAME, reference_model
+from hwprune.devices.reference import REFERENCE_NAME
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
 from hwprune.runtimes._clocks import WallClock
 from hwprune.runtimes._timing import Reference, TimingLoop, as_it_ran, calibrate
@@ -134,8 +134,7 @@ def measure_together(
 
     Raises the first error when nothing can be measured, and `UsageError` where the runtimes have no clock in common.
     """
-    if not models:
-        raise UsageError("there is nothing to measure: no models were given")
+    check_models(models)
     for target in targets:
         if find_device(target.device).connection.kind != "local":
             raise UsageError(
@@ -216,8 +215,7 @@ class _Run:
         pairs = {Pair(name, lane.label): lane for name in models for lane in self.lanes if name in lane.sessions}
         openers = {pair.subject: self._opener(lane, pair.model) for pair, lane in pairs.items()}
         lane = self._gauge
-        single = replace(lane.target, batch=1)
-        session = lane.runtime.open_reference(prepare(reference_model(), single), single)
+        session = lane.runtime.open_reference(prepared_reference(prepare, lane.target), replace(lane.target, batch=1))
         try:
             calibration = calibrate(session, self.clock)
             loop = TimingLoop(

@@ -36,10 +36,14 @@ class Disturbances:
     def __post_init__(self) -> None:
         for name in ("spikes", "contention"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name}={getattr(self, name)} is a share and lies between 0 and 1")
+                raise UsageError(
+                    f"{name}={getattr(self, name)} is a share and lies between 0 and 1", hint="0 leaves it out"
+                )
         for name in ("drift_period_s", "contention_s", "flip_s"):
             if not getattr(self, name) > 0:
-                raise UsageError(f"{name}={getattr(self, name)} must be a positive number of seconds")
+                raise UsageError(
+                    f"{name}={getattr(self, name)} must be a positive number of seconds", hint="give 1 or more"
+                )
 
 
 class Machine:

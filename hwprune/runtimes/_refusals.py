@@ -1,4 +1,4 @@
-"""What every runtime refuses in the same words: a precision, a shape, inputs. Standard library only.
+"""What every runtime refuses in the same words: a precision, a shape, inputs, bytes. Standard library only.
 
 Runtimes that need no NumPy say these too, so a type is told by its NumPy name.
 """
@@ -54,6 +54,14 @@ def check_tensors(
                     f"the model does not take these inputs: '{name}' is {found}, not {wanted}",
                     hint=f"give '{name}' as {kind} of shape {shape}",
                 )
+
+
+def cannot_load(runtime: str, model: bytes, reason: str) -> UsageError:
+    """The error for bytes that are no model, or none that the runtime can run."""
+    return UsageError(
+        f"{runtime} cannot load the model ({len(model)} bytes): {reason}",
+        hint="check the file with onnx.checker, or export it again",
+    )
 
 
 def _any_of(names: Sequence[str]) -> str:

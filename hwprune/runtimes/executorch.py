@@ -50,7 +50,10 @@ class ExecutorchSession(AbstractSession):
             self._module: Any = bindings()._load_for_executorch_from_buffer(self._program, enable_etdump=profile)
         except RuntimeError as error:
             first = str(error).splitlines()[0]
-            raise UsageError(f"ExecuTorch cannot load the network made for it: {first}") from error
+            raise UsageError(
+                f"ExecuTorch cannot load the network made for it: {first}",
+                hint="use --runtime litert",
+            ) from error
         examples = example_inputs(self._expected).values()
         self._examples = [torch_package().from_numpy(values) for values in examples]
         self._threads = target.threads

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from hwprune.core.errors import DeviceError, UsageError
+from hwprune.core.errors import DeviceError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
 from hwprune.runtimes._cpu import check_threads, cpu_clock, cpu_fingerprint
 from hwprune.runtimes._host import undisturbed
 from hwprune.runtimes._inputs import Input, check_inputs, example_inputs, fixed_inputs
-from hwprune.runtimes._refusals import check_precision
+from hwprune.runtimes._refusals import cannot_load, check_precision
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -68,11 +68,7 @@ class OrtSession(AbstractSession):
         try:
             self._session = _ort().InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except _refusals() as error:
-            first = str(error).splitlines()[0]
-            raise UsageError(
-                f"ONNX Runtime cannot load the model ({len(model)} bytes): {first}",
-                hint="check the file with onnx.checker, or export it again",
-            ) from error
+            raise cannot_load("ONNX Runtime", model, str(error).splitlines()[0]) from error
         self._inputs = fixed_inputs([_input(item) for item in self._session.get_inputs()], target.batch)
         self._binding = self._session.io_binding()
         for name, values in example_inputs(self._inputs).items():

@@ -26,7 +26,7 @@ from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
 from hwprune.runtimes._cpu import check_threads, cpu_fingerprint
 from hwprune.runtimes._host import undisturbed
 from hwprune.runtimes._inputs import Input, check_inputs, example_inputs, fixed_inputs
-from hwprune.runtimes._refusals import check_precision
+from hwprune.runtimes._refusals import cannot_load, check_precision
 
 if TYPE_CHECKING:
     import onnx
@@ -180,7 +180,7 @@ def _read(model: bytes) -> Any:
     except RuntimeError as error:
         raise _refused(model, error) from error
     if not network.outputs:
-        raise UsageError(f"OpenVINO cannot load the model ({len(model)} bytes): it has no operators")
+        raise cannot_load("OpenVINO", model, "it has no operators")
     return network
 
 
@@ -205,10 +205,7 @@ def _compile(network: Any, model: bytes, target: Target, *, profiled: bool) -> A
 def _refused(model: bytes, error: RuntimeError) -> UsageError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = next((line for line in lines if not line.startswith(("Exception from", "Check '"))), "")
-    return UsageError(
-        f"OpenVINO cannot load the model ({len(model)} bytes): {reason}",
-        hint="check the file with onnx.checker, or export it again",
-    )
+    return cannot_load("OpenVINO", model, reason)
 
 
 def _settings(hint: str, threads: int, *, profiled: bool = False) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hwprune.core.errors import UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
 from hwprune.runtimes._machine import Disturbances, Machine, VirtualClock
-from hwprune.runtimes._refusals import check_precision, check_tensors, fixed_shape
+from hwprune.runtimes._refusals import cannot_load, check_precision, check_tensors, fixed_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +75,7 @@ class SimulatedRuntime(Disturbances, AbstractRuntime):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tile < 1:
-            raise UsageError(f"tile={self.tile} must be 1 or more")
+            raise UsageError(f"tile={self.tile} must be 1 or more", hint="tile=1 has no steps")
         options = {name: value for name, value in asdict(self).items() if name in Disturbances.__dataclass_fields__}
         object.__setattr__(self, "_machine", Machine(Disturbances(**options)))
 
@@ -171,12 +171,9 @@ def _load(model: bytes, batch: int) -> onnx.ModelProto:
             sizes[0].dim_value = fixed_shape(item.name, known, batch)[0]
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     except (DecodeError, onnx.shape_inference.InferenceError, IndexError) as error:
-        raise UsageError(
-            f"the simulated runtime cannot load the model ({len(model)} bytes): {str(error).splitlines()[0]}",
-            hint="check the file with onnx.checker, or export it again",
-        ) from error
+        raise cannot_load("the simulated runtime", model, str(error).splitlines()[0]) from error
     if not inferred.graph.node:
-        raise UsageError(f"the simulated runtime cannot load the model ({len(model)} bytes): it has no operators")
+        raise cannot_load("the simulated runtime", model, "it has no operators")
     return inferred
 
 

@@ -78,7 +78,7 @@ class TensorRt(AbstractRuntime):
         self._build_options()
         self._access()
         if self.mixed not in ("warn", "refuse"):
-            raise UsageError(f"mixed={self.mixed!r} is not one of warn, refuse")
+            raise UsageError(f"mixed={self.mixed!r} is not one of warn, refuse", hint="leave it at warn")
 
     def check(self, target: Target) -> None:
         check_precision("TensorRT", self.precisions, target)

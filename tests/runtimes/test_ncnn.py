@@ -223,11 +223,11 @@ def test_pnnx_makes_the_same_of_it(family: str, tmp_path: Path, monkeypatch: pyt
     pnnx = pytest.importorskip("pnnx", reason="pip install pnnx")
     import ncnn
 
-    from hwprune.runtimes._torch.from_onnx import torch_module
+    from hwprune.runtimes._torch.from_onnx import convert, load_onnx
 
     _, graph, template = exported(family, batch=1)
     monkeypatch.chdir(tmp_path)
-    pnnx.export(torch_module(template.dense), str(tmp_path / "net.pt"), tuple(graph.example), fp16=False)
+    pnnx.export(convert(load_onnx(template.dense)), str(tmp_path / "net.pt"), tuple(graph.example), fp16=False)
     lines = (tmp_path / "net.ncnn.param").read_text().splitlines()[2:]
     computing = (
         "Convolution",

@@ -14,12 +14,16 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_tools import Array, run
 
 from hwprune.core.errors import UsageError
-from hwprune.runtimes._torch.from_onnx import ONNX_NAME, torch_module
+from hwprune.runtimes._torch.from_onnx import ONNX_NAME, convert, load_onnx
 from hwprune.testing.networks import FAMILIES
 
 TOLERANCE = 1e-5
 F32 = np.float32
 RNG = np.random.default_rng(5)
+
+
+def module_of(model: bytes) -> torch.nn.Module:
+    return convert(load_onnx(model))
 
 
 def outputs_of(module: Any, inputs: Mapping[str, Array]) -> list[Array]:
@@ -48,7 +52,7 @@ def test_every_family_dense_and_cut(family: str) -> None:
         rng = np.random.default_rng(1)
         shapes = {item.name: [size.dim_value for size in item.type.tensor_type.shape.dim] for item in inputs_of(model)}
         inputs = {name: rng.standard_normal(shape).astype(F32) for name, shape in shapes.items()}
-        assert worst(outputs_of(torch_module(model), inputs), run(model, inputs)) < TOLERANCE
+        assert worst(outputs_of(module_of(model), inputs), run(model, inputs)) < TOLERANCE
 
 
 def inputs_of(model: bytes) -> Any:
@@ -60,7 +64,7 @@ def inputs_of(model: bytes) -> Any:
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_the_module_can_be_traced_and_exported(family: str) -> None:
     _, graph, template = exported(family)
-    module = torch_module(template.at_widths(dict(graph.space(min_keep=0.5).smallest())))
+    module = module_of(template.at_widths(dict(graph.space(min_keep=0.5).smallest())))
     example = tuple(graph.example)
     with torch.no_grad():
         expected = module(*example)
@@ -72,7 +76,7 @@ def test_the_module_can_be_traced_and_exported(family: str) -> None:
 
 def test_calls_know_the_node_they_came_from() -> None:
     _, _, template = exported("together")
-    module = torch_module(template.dense)
+    module = module_of(template.dense)
     names = {node.meta.get(ONNX_NAME) for node in module.graph.nodes}
     nodes = onnx.load_from_string(template.dense).graph.node
     assert {node.name for node in nodes if node.op_type == "Conv"} <= names
@@ -201,7 +205,7 @@ def model_bytes(nodes: list[Any], shape: Sequence[int], tensors: Mapping[str, Ar
 def test_every_operator(what: Any) -> None:
     model = one_node(*what)
     inputs = {"input": np.random.default_rng(2).standard_normal(what[1]).astype(F32)}
-    assert worst(outputs_of(torch_module(model), inputs), run(model, inputs)) < TOLERANCE
+    assert worst(outputs_of(module_of(model), inputs), run(model, inputs)) < TOLERANCE
 
 
 def test_comparisons_and_choices() -> None:
@@ -214,7 +218,7 @@ def test_comparisons_and_choices() -> None:
     ]
     model = model_bytes(nodes, IMAGE, {"zero": np.float32(0), "one": np.float32(1)})
     inputs = {"input": normal(*IMAGE)}
-    assert worst(outputs_of(torch_module(model), inputs), run(model, inputs)) == 0
+    assert worst(outputs_of(module_of(model), inputs), run(model, inputs)) == 0
 
 
 def test_split_with_and_without_sizes() -> None:
@@ -225,7 +229,7 @@ def test_split_with_and_without_sizes() -> None:
     ]
     model = model_bytes(nodes, IMAGE, {"sizes": integers(4, 2)})
     inputs = {"input": normal(*IMAGE)}
-    assert worst(outputs_of(torch_module(model), inputs), run(model, inputs)) == 0
+    assert worst(outputs_of(module_of(model), inputs), run(model, inputs)) == 0
 
 
 def test_what_depends_on_constants_alone_is_computed_once() -> None:
@@ -235,7 +239,7 @@ def test_what_depends_on_constants_alone_is_computed_once() -> None:
         helper.make_node("Conv", ["input", "weight"], ["output"], "conv"),
     ]
     model = model_bytes(nodes, IMAGE, {"shape": integers(4, 6, 1, 1)})
-    module = torch_module(model)
+    module = module_of(model)
     inputs = {"input": normal(*IMAGE)}
     assert worst(outputs_of(module, inputs), run(model, inputs)) < TOLERANCE
     assert [node.op for node in module.graph.nodes] == ["placeholder", "call_module", "output"]
@@ -245,7 +249,7 @@ def test_a_free_batch_is_filled_in() -> None:
     model = onnx.load_from_string(one_node("Flatten", IMAGE, {}, [], {"axis": 2}))
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
     model.graph.output[0].type.tensor_type.ClearField("shape")
-    module = torch_module(model.SerializeToString(), batch=3)
+    module = convert(load_onnx(model.SerializeToString(), batch=3))
     assert outputs_of(module, {"input": normal(3, 6, 8, 8)})[0].shape == (18, 64)
 
 
@@ -256,7 +260,7 @@ class TestErrors:
             helper.make_node("Hardmax", ["a"], ["output"], "second"),
         ]
         with pytest.raises(UsageError, match=r"Hardmax \(node 'second'\), LpPool \(node 'first'\)"):
-            torch_module(model_bytes(nodes, IMAGE, {}))
+            module_of(model_bytes(nodes, IMAGE, {}))
 
     def test_an_operator_of_another_domain_is_named_with_it(self) -> None:
         nodes = [helper.make_node("Gelu", ["input"], ["output"], "odd", domain="com.example")]
@@ -265,7 +269,7 @@ class TestErrors:
         model.graph.node.extend(nodes)
         model.opset_import.append(helper.make_opsetid("com.example", 1))
         with pytest.raises(UsageError, match=r"com.example.Gelu \(node 'odd'\)"):
-            torch_module(model.SerializeToString())
+            module_of(model.SerializeToString())
 
     @pytest.mark.parametrize(
         ("what", "message"),
@@ -294,6 +298,6 @@ class TestErrors:
     )
     def test_what_torch_cannot_do_is_said(self, what: Any, message: str) -> None:
         with pytest.raises(UsageError, match=message) as caught:
-            torch_module(one_node(*what))
+            module_of(one_node(*what))
         assert "'node'" in caught.value.message
         assert "onnxruntime" in caught.value.hint

@@ -7,17 +7,25 @@ import binascii
 import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from hwprune.core.errors import DeviceError, UsageError
+from hwprune.core.errors import DeviceError
 from hwprune.core.events import Caution, OnEvent, Progress, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Target
 from hwprune.core.tensors import RawTensor
 from hwprune.core.units import format_bytes
 from hwprune.devices.agent.framing import blob_name
-from hwprune.devices.board import AbstractBoard, Prepare, check_reference, check_runs, unprepared
-from hwprune.devices.reference import doctor_model, reference_model
+from hwprune.devices.board import (
+    AbstractBoard,
+    Prepare,
+    check_models,
+    check_reference,
+    check_runs,
+    prepared_reference,
+    unprepared,
+)
+from hwprune.devices.reference import doctor_model
 from hwprune.devices.remote.client import AgentClient
 from hwprune.runtimes._base import AbstractRuntime, Check
 
@@ -53,7 +61,7 @@ class RemoteBoard(AbstractBoard):
         self.client = client
         self._runtime = runtime
         self._prepare = prepare
-        kernel = reference or prepare(reference_model(), replace(target, batch=1))
+        kernel = reference or prepared_reference(prepare, target)
         arguments = {
             "target": asdict(target),
             "options": asdict(runtime),
@@ -76,8 +84,7 @@ class RemoteBoard(AbstractBoard):
     def measure(
         self, models: Mapping[str, bytes], *, protocol: Protocol, seed: int = 0, on_event: OnEvent = ignore
     ) -> dict[str, Measurement]:
-        if not models:
-            raise UsageError("there is nothing to measure: no models were given")
+        check_models(models)
         ready = {name: self._prepare(model, self.target) for name, model in models.items()}
         arguments = {
             "models": {name: blob_name(model) for name, model in ready.items()},

@@ -109,7 +109,10 @@ class AgentClient:
             except ConnectionLost as lost:
                 refusals += isinstance(lost, Refused)
                 if refusals > RESENDS:
-                    raise DeviceError(f"{self.label} refuses what it is sent: {lost}") from lost
+                    raise DeviceError(
+                        f"{self.label} refuses what it is sent: {lost}",
+                        hint="run the same command again; if it happens again, report it",
+                    ) from lost
                 self._reconnect(lost, on_message)
                 continue
             self._pending = None
@@ -124,7 +127,10 @@ class AgentClient:
             while connection.receive()["type"] != "pong":
                 continue
         except ConnectionLost as lost:
-            raise DeviceError(f"the connection to {self.label} was lost: {lost}") from lost
+            raise DeviceError(
+                f"the connection to {self.label} was lost: {lost}",
+                hint="look whether ssh reaches it, then run the same command again",
+            ) from lost
         return 1e3 * (time.perf_counter() - begin)
 
     def close(self) -> None:

@@ -73,9 +73,15 @@ class AgentConnection:
                 continue
             if isinstance(message, dict) and message.get("hwprune") == "bootstrap":
                 if "error" in message:
-                    raise DeviceError(f"the agent does not start: {message['error']}")
+                    raise DeviceError(
+                        f"the agent does not start: {message['error']}",
+                        hint="look at the free space and the rights of ~/.cache/hwprune over there",
+                    )
                 return message
-        raise DeviceError("the device printed many lines, none of them the agent's", hint="log in and look what it is")
+        raise DeviceError(
+            "the device printed many lines, none of them the agent's",
+            hint="log in with ssh and see what is printed at login",
+        )
 
     def greet(self, session: str, last_seq: int, sent_bytes: int) -> Hello:
         """Begin or resume a session. Raises `DeviceError` when somebody else measures on the device."""
@@ -89,7 +95,9 @@ class AgentConnection:
                     hint="wait until it ends: two would disturb each other",
                 )
             if message["type"] == "refused":
-                raise DeviceError(f"the agent refused the session: {message['message']}")
+                raise DeviceError(
+                    f"the agent refused the session: {message['message']}", hint="run the same command again"
+                )
             if message["type"] == "hello":
                 facts = (message["boot_id"], message["python"], message["machine"])
                 return Hello(*facts, sent_bytes, tuple(message["kept"]), message["process"])
@@ -99,7 +107,7 @@ class AgentConnection:
         try:
             frame = encode_frame(message, blob)
         except FrameError as error:
-            raise DeviceError(f"this cannot be sent to a device: {error}") from error
+            raise DeviceError(f"this cannot be sent to a device: {error}", hint="take a smaller network") from error
         self._channel.send(frame)
 
     def send_blobs(self, blobs: Mapping[str, bytes], *, again: bool = False) -> None:

@@ -91,7 +91,10 @@ class Graph:
         if value in self.constants:
             return tuple(self.constants[value].shape)
         if value not in self.shapes:
-            raise UsageError(f"{self.reader} cannot run the model: the shape of '{value}' is not fixed")
+            raise UsageError(
+                f"{self.reader} cannot run the model: the shape of '{value}' is not fixed",
+                hint="export it with fixed sizes",
+            )
         return self.shapes[value]
 
     def constant(self, node: Node, index: int) -> Array:

@@ -36,7 +36,7 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if self.typing not in ("auto", "strong", "weak"):
-            raise UsageError(f"typing={self.typing!r} is not one of auto, strong, weak")
+            raise UsageError(f"typing={self.typing!r} is not one of auto, strong, weak", hint="leave it at auto")
         if not 1 <= self.optimisation_level <= 5:
             raise UsageError(
                 f"optimisation_level={self.optimisation_level} is not one of 1 to 5",
@@ -44,7 +44,8 @@ class BuildOptions:
             )
         if self.workspace_mib < 1 or self.aux_streams < 0:
             raise UsageError(
-                f"workspace_mib={self.workspace_mib} must be 1 or more and aux_streams={self.aux_streams} 0 or more"
+                f"workspace_mib={self.workspace_mib} must be 1 or more and aux_streams={self.aux_streams} 0 or more",
+                hint="the standard is 1024 and 0",
             )
 
 
@@ -112,7 +113,10 @@ class PlanBuilder:
                 hint="check the file with onnx.checker, or export it again",
             )
         if network.num_outputs == 0 or network.num_layers == 0:
-            raise ParseFailed(f"TensorRT cannot load the model ({len(model)} bytes): it has no operators")
+            raise ParseFailed(
+                f"TensorRT cannot load the model ({len(model)} bytes): it has no operators",
+                hint="export it again",
+            )
         return parser
 
     def _config(self, target: Target) -> Config:

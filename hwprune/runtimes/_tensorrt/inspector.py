@@ -112,15 +112,11 @@ def read_layers(text: str) -> tuple[EngineLayer, ...]:
         document = json.loads(text)
         items = document["Layers"]
     except (ValueError, TypeError, KeyError) as error:
-        raise RunFailed(f"TensorRT's inspector wrote something that is no list of layers: {text[:60]!r}") from error
+        raise RunFailed(
+            f"TensorRT's inspector wrote something that is no list of layers: {text[:60]!r}",
+            hint="report it with the version of TensorRT; latencies without layer times still count",
+        ) from error
     return tuple(_layer(item) if isinstance(item, dict) else _named(str(item)) for item in items)
-
-
-def end_names(text: str) -> tuple[str, ...]:
-    """The names of the engine's inputs and outputs: "Bindings" through TensorRT 10, "I/O Tensors" from 11."""
-    document = json.loads(text)
-    ends = document.get("I/O Tensors") or document.get("Bindings") or []
-    return tuple(str(item.get("Name", "")) if isinstance(item, dict) else str(item) for item in ends)
 
 
 def _layer(item: Mapping[str, Any]) -> EngineLayer:

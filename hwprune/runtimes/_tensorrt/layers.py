@@ -62,7 +62,7 @@ def profile(trt: Module, cuda: Cuda, session: TrtSession, runs: int) -> list[tup
     context.profiler = profiler = make_profiler(trt, shares)
     for number in range(runs + WARM_RUNS):
         if not context.execute_async_v3(cuda.stream):
-            raise RunFailed("TensorRT refused to enqueue the profiled inference")
+            raise RunFailed("TensorRT refused to enqueue the profiled inference", hint="leave this network out")
         cuda.synchronise()
         if number >= WARM_RUNS:
             context.report_to_profiler()

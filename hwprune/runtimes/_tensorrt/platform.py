@@ -38,9 +38,9 @@ class Access:
 
     def __post_init__(self) -> None:
         if self.cuda not in BACKENDS:
-            raise UsageError(f"cuda={self.cuda!r} is not one of {', '.join(BACKENDS)}")
+            raise UsageError(f"cuda={self.cuda!r} is not one of {', '.join(BACKENDS)}", hint="leave it at auto")
         if self.gpu < 0:
-            raise UsageError(f"gpu={self.gpu} must be 0 or more")
+            raise UsageError(f"gpu={self.gpu} must be 0 or more", hint="0 is the first GPU that CUDA sees")
 
 
 @dataclass(eq=False)

@@ -184,7 +184,10 @@ class TrtSession(AbstractSession):
         is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
         if not self.context.set_tensor_address(name, address):
             self._cuda.free(address)
-            raise EngineRefused(f"TensorRT does not take the memory for tensor '{name}': {self._log.take_text()}")
+            raise EngineRefused(
+                f"TensorRT does not take the memory for tensor '{name}': {self._log.take_text()}",
+                hint="leave this network out",
+            )
         return Binding(name, dtype, shape, address, is_input)
 
     def _inputs(self) -> tuple[Binding, ...]:
@@ -226,7 +229,7 @@ class TrtSession(AbstractSession):
         )
 
     def _closed(self) -> None:
-        raise RunFailed("the session is closed")
+        raise RunFailed("the session is closed", hint="open another one")
 
 
 def example_bytes(dtype: str, count: int) -> bytes:

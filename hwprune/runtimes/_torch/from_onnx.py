@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from hwprune.core.errors import DeviceError, UsageError
+from hwprune.runtimes._refusals import cannot_load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,15 +29,6 @@ if TYPE_CHECKING:
 ONNX_NAME = "onnx_name"  # in the `meta` of every fx node: the name of the ONNX node it came from
 ONNX_KIND = "onnx_kind"  # and its operator
 _DOMAINS = ("", "ai.onnx")
-
-
-def torch_module(model: bytes, *, batch: int | None = None) -> nn.Module:
-    """The network in eval mode; `forward(*inputs)` gives a tensor, or a tuple where the graph has several outputs.
-
-    A batch that the model leaves free becomes `batch`. Raises `UsageError` for bytes that are no ONNX model and for
-    operators without a rule, all of them named; `DeviceError` when torch or onnx is not installed.
-    """
-    return convert(load_onnx(model, batch=batch))
 
 
 def load_onnx(model: bytes, *, batch: int | None = None, reader: str = "torch") -> onnx.ModelProto:
@@ -57,21 +49,18 @@ def load_onnx(model: bytes, *, batch: int | None = None, reader: str = "torch") 
                 sizes[0].dim_value = batch
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     except (DecodeError, onnx.shape_inference.InferenceError, IndexError, ValueError) as error:
-        raise _no_model(model, reader, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise cannot_load(reader, model, reason) from error
     if not inferred.graph.node:
-        raise _no_model(model, reader, "it has no operators")
+        raise cannot_load(reader, model, "it has no operators")
     return inferred
 
 
-def _no_model(model: bytes, reader: str, reason: str) -> UsageError:
-    return UsageError(
-        f"{reader} cannot load the model ({len(model)} bytes): {reason}",
-        hint="check the file with onnx.checker, or export it again",
-    )
-
-
 def convert(model: onnx.ModelProto) -> fx.GraphModule:
-    """The torch module of a model that `load_onnx` read."""
+    """A model that `load_onnx` read, in eval mode; `forward(*inputs)` gives a tensor, or a tuple of several outputs.
+
+    Raises `UsageError` for operators without a rule, all of them named.
+    """
     from hwprune.runtimes._torch.rules import RULES
 
     builder = Builder(model)

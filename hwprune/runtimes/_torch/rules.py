@@ -113,7 +113,7 @@ def _same(op: Operator) -> fx.Node:
 
 
 def _windows(op: Operator, rank: int) -> tuple[list[int], list[int], list[int]]:
-    """Strides, padding (before and after alike) and dilations; padding that differs is None in the first place."""
+    """Strides, padding (of the beginnings, then of the ends) and dilations."""
     if op.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         op.refuse(f"auto_pad {op.attribute('auto_pad')} is not supported; write the pads out")
     return (
