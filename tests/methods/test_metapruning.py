@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +59,28 @@ def equal(one: Answer, other: Answer) -> bool:
     return same and (one.widths, one.keep, one.image_passes) == (other.widths, other.keep, other.image_passes)
 
 
+@dataclass(frozen=True)
+class Whole:
+    """An uninterrupted search, its candidates and its folder, which tests copy."""
+
+    answer: Answer
+    genes: list[tuple[int, ...]]
+    folder: Path
+
+    def copied(self, to: Path) -> Problem:
+        """The problem whose finished search lies in a folder of the test's own."""
+        shutil.copytree(self.folder, to, dirs_exist_ok=True)
+        return in_folder(small_problem(), to)
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Answer, list[tuple[int, ...]]]:
-    """An uninterrupted search and its candidates."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
-    return solve(in_folder(small_problem(), folder)), genes_of(folder / "study.log")
+    return Whole(solve(in_folder(small_problem(), folder)), genes_of(folder / "study.log"), folder)
 
 
-def test_12_a_search_stopped_anywhere_goes_on_bit_for_bit(
-    whole: tuple[Answer, list[tuple[int, ...]]], tmp_path: Path
-) -> None:
-    answer, genes = whole
+def test_12_a_search_stopped_anywhere_goes_on_bit_for_bit(whole: Whole, tmp_path: Path) -> None:
+    answer, genes = whole.answer, whole.genes
     problem = in_folder(small_problem(), tmp_path)
     messages = []
     while True:
@@ -102,10 +114,8 @@ def _search_until_killed(folder: Path, at: int) -> None:
     solve(replace(in_folder(small_problem(), folder), on_event=listen))
 
 
-def test_12_a_search_killed_in_the_evolution_goes_on_bit_for_bit(
-    whole: tuple[Answer, list[tuple[int, ...]]], tmp_path: Path
-) -> None:
-    answer, genes = whole
+def test_12_a_search_killed_in_the_evolution_goes_on_bit_for_bit(whole: Whole, tmp_path: Path) -> None:
+    answer, genes = whole.answer, whole.genes
     child = multiprocessing.get_context("fork").Process(target=_search_until_killed, args=(tmp_path, 6))
     child.start()
     child.join()
@@ -114,26 +124,24 @@ def test_12_a_search_killed_in_the_evolution_goes_on_bit_for_bit(
     assert equal(solve(in_folder(small_problem(), tmp_path)), answer)
 
 
-def test_12_on_a_database_too(whole: tuple[Answer, list[tuple[int, ...]]], tmp_path: Path) -> None:
+def test_12_on_a_database_too(whole: Whole, tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
     problem = replace(small_problem(), checkpoint=tmp_path / "checkpoints")
     asked = iter(range(100))
     with pytest.raises(Interrupted, match=r"stopped after \d+ of 12 candidates"):
         solve(replace(problem, stop=lambda: next(asked) >= 17), storage=storage)
-    assert equal(solve(problem, storage=storage), whole[0])
+    assert equal(solve(problem, storage=storage), whole.answer)
 
 
-def test_a_finished_search_repeats_nothing(whole: tuple[Answer, list[tuple[int, ...]]], tmp_path: Path) -> None:
-    problem = in_folder(small_problem(), tmp_path)
-    first = solve(problem)
+def test_a_finished_search_repeats_nothing(whole: Whole, tmp_path: Path) -> None:
+    problem = whole.copied(tmp_path)
     events: list[Event] = []
-    assert equal(solve(replace(problem, on_event=events.append)), first)
+    assert equal(solve(replace(problem, on_event=events.append)), whole.answer)
     assert not [event for event in events if isinstance(event, Progress | SearchStep)]
 
 
-def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
-    problem = replace(small_problem(), study=tmp_path / "study.log")
-    solve(problem)
+def test_a_study_of_another_search_is_refused(whole: Whole, tmp_path: Path) -> None:
+    problem = replace(whole.copied(tmp_path), checkpoint=None)
     others: list[tuple[Problem, dict[str, Any], str]] = [
         (replace(tiny_problem("chain", tile=2), study=problem.study), {}, "space: "),
         (replace(problem, seed=1), {}, "seed: 0 there, 1 now"),
@@ -150,13 +158,14 @@ def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
         solve(problem, hidden=3)
 
 
-def test_one_storage_holds_several_searches(whole: tuple[Answer, list[tuple[int, ...]]], tmp_path: Path) -> None:
+def test_one_storage_holds_several_searches(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/studies.db"
-    first = solve(small_problem(), storage=url)
-    tighter = solve(small_problem(0.55), storage=url)
-    larger = solve(small_problem(), storage=url, hidden=3)
-    again = solve(small_problem(), storage=url, measured=0, weights="dense")
-    assert equal(first, whole[0])
+    few = {"storage": url, "evaluations": 4, "population": 2}
+    first = solve(small_problem(), **few)
+    tighter = solve(small_problem(0.55), **few)
+    larger = solve(small_problem(), **few, hidden=3)
+    again = solve(small_problem(), **few, measured=0, weights="dense")
+    assert equal(first, solve(small_problem(), **{**few, "storage": ""}))
     assert tighter.predicted_ms <= small_problem(0.55).target_ms
     assert larger.log is not None
     assert again.widths == first.widths
@@ -237,9 +246,9 @@ def test_15_predicted_candidates_keep_the_budget_on_a_device_within_the_model_s_
     assert np.mean(shares * noise(shares) > 1) <= 0.05
 
 
-def test_the_winner_starts_from_generated_from_dense_or_from_new_weights() -> None:
+def test_the_winner_starts_from_generated_from_dense_or_from_new_weights(whole: Whole) -> None:
     problem = small_problem()
-    answers = {kind: solve(problem, weights=kind) for kind in ("generated", "dense", "scratch")}
+    answers = {"generated": whole.answer, **{kind: solve(problem, weights=kind) for kind in ("dense", "scratch")}}
     assert len({answer.widths for answer in answers.values()}) == 1
     assert answers["dense"].state is None
     dense = problem.model.state_dict()
@@ -255,9 +264,8 @@ def test_the_winner_starts_from_generated_from_dense_or_from_new_weights() -> No
     assert torch.equal(again["network.conv1.weight"], fresh["network.conv1.weight"])
 
 
-def test_generated_weights_are_those_the_winner_was_scored_with() -> None:
-    problem = small_problem()
-    answer = solve(problem)
+def test_generated_weights_are_those_the_winner_was_scored_with(whole: Whole) -> None:
+    problem, answer = small_problem(), whole.answer
     assert answer.state is not None
     full = small_problem().model
     before = {name: value.clone() for name, value in full.state_dict().items()}
@@ -286,9 +294,8 @@ def test_uniform_and_greedy_widths_can_go_in_first(tmp_path: Path) -> None:
     assert set(operators[2:4]) == {"random"}
 
 
-def test_the_study_says_what_a_candidate_is(tmp_path: Path) -> None:
-    problem = replace(small_problem(), study=tmp_path / "study.log")
-    solve(problem)
+def test_the_study_says_what_a_candidate_is(whole: Whole, tmp_path: Path) -> None:
+    problem = whole.copied(tmp_path)
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))
     study = optuna.load_study(study_name=None, storage=optuna.storages.journal.JournalStorage(backend))
     for trial in study.trials:
