@@ -8,7 +8,7 @@ from hwprune.training.data import ArraySet, Augment, Data, Split
 from hwprune.training.loop import train
 from hwprune.training.recipes import FINETUNE, finetune, train_dense
 from hwprune.training.sources import DataOptions, load_data
-from hwprune.training.tasks import Classification, Denoising, Evaluation, Task, evaluate, predict
+from hwprune.training.tasks import Classification, Denoising, Evaluation, Task, evaluate, predict, task_for
 
 __all__ = [
     "FINETUNE",
@@ -33,6 +33,7 @@ __all__ = [
     "predict",
     "recalibrate_bn",
     "sgd",
+    "task_for",
     "train",
     "train_dense",
 ]

@@ -81,12 +81,26 @@ def folder_pool(folder: Path, names: tuple[str, ...]) -> Pool:
             raise DataError(f"class folder {folder / name} has no images", hint=f"known: {', '.join(IMAGE_SUFFIXES)}")
         files += found
         labels += [label] * len(found)
+    return _pool_of(folder, files, labels)
+
+
+def _pool_of(folder: Path, files: list[Path], labels: list[int]) -> Pool:
     stamps = [f"{file}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
 
     def read(index: int) -> tuple[bytes, str]:
         return files[index].read_bytes(), str(files[index])
 
     return Pool(str(folder), digest(*stamps), torch.tensor(labels), read)
+
+
+def flat_pool(folder: Path) -> Pool:
+    """All images of a folder and its subfolders, in the order of their paths; they have no labels (0 each)."""
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}", hint="name one with image files")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DataError(f"{folder} has no images", hint=f"known: {', '.join(IMAGE_SUFFIXES)}")
+    return _pool_of(folder, files, [0] * len(files))
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:

@@ -68,7 +68,8 @@ class Augment:
 class Data:
     """A data set ready to train on. `mean` and `std` (one a channel) are in the units of the stored images.
 
-    `classes` is 0 for regression.
+    `classes` is 0 for regression. With `noise` the targets are clean images on a scale 0..1 and the stored ones the
+    same, on a scale 0..255, with Gaussian noise of that deviation, which augmentation draws anew.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: Augment = Augment()
+    noise: float = 0.0
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -110,6 +112,10 @@ class Data:
     def batch(self, split: Split, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """The normalised images and the targets at `indices`; augmented when a generator is given."""
         source = self.split(split)
+        if generator is not None and self.noise:
+            clean = self.augment.apply(source.targets[indices], generator)
+            noise = torch.randn(clean.shape, generator=generator) * self.noise
+            return self.normalise(clean * 255 + noise), clean.contiguous(memory_format=torch.channels_last)
         images = source.images[indices]
         if generator is not None:
             images = self.augment.apply(images, generator)

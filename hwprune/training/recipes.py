@@ -12,7 +12,7 @@ from hwprune.training._plan import TrainLog, TrainPlan
 from hwprune.training._trainee import ModelTrainee
 from hwprune.training.data import Data
 from hwprune.training.loop import train
-from hwprune.training.tasks import Classification, Task, evaluate, predict
+from hwprune.training.tasks import Task, evaluate, predict, task_for
 
 # After surgery most of the knowledge is still there. A small rate that only falls guides the weights back; a warm-up to
 # twice that rate forgets first: KL 0.31 instead of 0.13 after an epoch (EfficientNet-Lite0 at 45 %, benchmarks/LOG.md).
@@ -31,7 +31,7 @@ def train_dense(
     stop: Stop = never,
 ) -> TrainLog:
     """Train `model` in place on the training split; the score on `val` is reported after every epoch."""
-    task, plan = task or Classification(), plan or TrainPlan()
+    task, plan = task or task_for(data), plan or TrainPlan()
     trainee = ModelTrainee(model, task, plan)
     return train(
         trainee,
@@ -63,7 +63,7 @@ def finetune(
     `plan.teacher` says whether the teacher sees the augmented batches or its outputs on the plain images are
     computed once; its forward passes are not counted as image passes.
     """
-    task = task or Classification()
+    task = task or task_for(data)
     cached = predict(teacher, data, "train") if teacher is not None and plan.teacher == "cached" else None
     trainee = ModelTrainee(small, task, plan, teacher=teacher, cached=cached)
     return train(

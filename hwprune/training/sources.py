@@ -14,13 +14,14 @@ from hwprune.core.errors import DataError, UsageError, unknown_name
 from hwprune.core.specs import call_function, is_function, load_function, split_options
 from hwprune.training import _readers as readers
 from hwprune.training._decode import Pool
+from hwprune.training._denoising import DenoisingOptions, denoising_data
 from hwprune.training._random import generator
 from hwprune.training.data import ArraySet, Augment, Data, channel_statistics
 
 # ImageNet's constants, in 0..255: what published weights of RGB networks expect.
 RGB_MEAN = (123.675, 116.28, 103.53)
 RGB_STD = (58.395, 57.12, 57.375)
-SOURCES = ("digits", "cifar10", "tinyimagenet", "npz", "imagefolder")
+SOURCES = ("digits", "cifar10", "tinyimagenet", "npz", "imagefolder", "denoising")
 HELD_OUT_MAX = 5000
 
 
@@ -53,8 +54,9 @@ def load_data(spec: str, *, seed: int = 0, cache: Path | None = None) -> Data:
     `digits`; `cifar10:FOLDER` and `tinyimagenet:FOLDER?classes=20` (`train_jpeg.npz` and `test_jpeg.npz` or
     `val_jpeg.npz` with `blob`, `offset`, `label`); `npz:FILE` (`x_train`, `y_train`, `x_test`, `y_test`, optionally
     `x_val`, `y_val`; or `blob`, `offset`, `label`); `imagefolder:FOLDER` (`train/CLASS/*`, `val/CLASS/*`, optionally
-    `test/CLASS/*`); `FILE.py:FUNCTION`, which returns a `Data` or a mapping with the arrays of `npz`.
-    Options: `classes`, sizes of `train`, `val`, `test`, `size` in pixels, `mean`, `std`, `flip`, `crop`.
+    `test/CLASS/*`); `denoising:FOLDER?sigma=25` (images without classes); `FILE.py:FUNCTION`, which returns a `Data` or
+    a mapping with the arrays of `npz`. Options: `classes`, sizes of `train`, `val`, `test`, `size` in pixels, `mean`,
+    `std`, `flip`, `crop`; those of `denoising` are in `DenoisingOptions`.
 
     Splits. Official test images are `test` (for an image folder without `test`, its `val`). Where no `val` is left, a
     tenth of the training images (at most 5000) is held out by `seed`. `digits` and a lone blob file are divided into
@@ -68,6 +70,8 @@ def load_data(spec: str, *, seed: int = 0, cache: Path | None = None) -> Data:
             return _from_function(name, from_mapping(DataOptions, raw, where=spec), seed)
         error = unknown_name("data", source if colon else name, SOURCES)
         raise UsageError(error.message, hint=f"{error.hint} (all but digits as NAME:PATH), or FILE.py:FUNCTION")
+    if source == "denoising" and location:
+        return denoising_data(Path(location).expanduser(), from_mapping(DenoisingOptions, raw, where=spec), seed, cache)
     options = from_mapping(DataOptions, raw, where=spec)
     if source == "digits":
         return _digits(options, seed)

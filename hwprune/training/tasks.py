@@ -78,6 +78,11 @@ class Denoising(Task):
         return (outputs - reference).square().flatten(1).mean(1)
 
 
+def task_for(data: Data) -> Task:
+    """What a network is trained for on this data, unless its user says otherwise: classes, or clean images."""
+    return Classification() if data.classes else Denoising()
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """A network on one split. `kl` (nats) is the mean distance to reference outputs, None without them.
@@ -122,7 +127,7 @@ def evaluate(
     batch_size: int = 256,
 ) -> Evaluation:
     """Score, loss and per-example scores on a split; with `reference` (outputs of another network) also the KL."""
-    task = task or Classification()
+    task = task or task_for(data)
     outputs = predict(model, data, split, batch_size=batch_size)
     targets = data.split(split).targets
     scores = task.scores(outputs, targets)
