@@ -8,6 +8,7 @@ from hwprune.core.events import SearchStep
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import format_ms
 from hwprune.report.run_data import Result, RunData
+from hwprune.report.score_text import is_share
 from hwprune.report.svg import Axis, Plot, Point
 from hwprune.report.text import interval
 from hwprune.report.waterfall import Waterfall
@@ -35,7 +36,10 @@ def accuracy_plot(run: RunData) -> str:
         return ""
     x = Axis.around([result.budget_ms, *(p[0] for p in points)], "latency in ms")
     plot = Plot(
-        x, Axis.around([p[1] for p in points], result.score_name), label="score against latency", percent_y=True
+        x,
+        Axis.around([p[1] for p in points], result.score_name),
+        label="score against latency",
+        percent_y=is_share(result.score_name),
     )
     _budget_line(plot, result)
     for latency, score, name in hollow:

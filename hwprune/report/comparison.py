@@ -13,6 +13,7 @@ from hwprune.core.files import atomic_write_text
 from hwprune.core.measurement import Target
 from hwprune.core.units import format_duration
 from hwprune.report.run_data import Result
+from hwprune.report.score_text import above_text, interval_text, is_share, score_text
 from hwprune.report.svg import Axis, Plot
 from hwprune.report.text import percent, table
 
@@ -128,16 +129,16 @@ def comparison_text(found: MethodComparison) -> str:
         kl = "-" if run.divergence is None else f"{run.divergence:.3f}"
         epochs = f"{run.image_passes / found.train_images:.2f}"
         own = (run.budget, run.method, str(run.seed), run.verdict, share, percent(run.utilisation))
-        rows.append((*own, percent(run.score), kl, epochs, format_duration(run.seconds)))
+        rows.append((*own, score_text(found.score_name, run.score, 1), kl, epochs, format_duration(run.seconds)))
     reasons = [f"{run.method} at {run.budget}, seed {run.seed}: {run.reason}" for run in found.runs if run.reason]
     stamp = "SIMULATED: no hardware was timed\n" if found.simulated else ""
-    dense = f"dense {found.score_name} {percent(found.dense_score)}"
+    dense = f"dense {found.score_name} {score_text(found.score_name, found.dense_score, 1)}"
     head = f"{stamp}{found.model} on {found.data}, {found.target.label()}; {dense}"
     lines = [head, table(header, rows, left=(0, 1, 3, 4)), *reasons]
     for baseline in dict.fromkeys(item.baseline for item in found.differences):
-        above = f"points of {found.score_name} above {baseline} [95 %, paired]"
+        above = f"{above_text(found.score_name, baseline)} [95 %, paired]"
         points = [
-            (item.budget, item.method, _points_text(item), str(item.seeds))
+            (item.budget, item.method, interval_text(found.score_name, item.score, *item.ci), str(item.seeds))
             for item in found.differences
             if item.baseline == baseline
         ]
@@ -154,15 +155,18 @@ def comparison_plot(found: MethodComparison) -> str:
     ends = [end for run, _, _ in timed for end in run.share_ci or ()]
     x = Axis.around([1.0, *(share for _, share, _ in timed), *ends], "measured share of the dense latency")
     y = Axis.around([found.dense_score, *(score for _, _, score in timed)], found.score_name)
-    plot = Plot(x, y, width=640, height=400, label="score against measured latency", percent_y=True)
-    plot.dot((1.0, found.dense_score), "dense", f"dense: {percent(found.dense_score)}")
+    plot = Plot(
+        x, y, width=640, height=400, label="score against measured latency", percent_y=is_share(found.score_name)
+    )
+    plot.dot((1.0, found.dense_score), "dense", f"dense: {score_text(found.score_name, found.dense_score, 1)}")
     plot.note((1.0, found.dense_score), "dense", anchor="end", dx=-8, dy=4)
     for place, method in enumerate(methods):
         own = [(run, share, score) for run, share, score in timed if run.method == method]
         means = _means(own)
         plot.line(means, f"method{place % len(COLOURS)}")
         for run, share, score in own:
-            text = f"{method}, {run.budget}, seed {run.seed}: {share:.3f} of dense measured, {percent(score)}"
+            reached = score_text(found.score_name, score, 1)
+            text = f"{method}, {run.budget}, seed {run.seed}: {share:.3f} of dense measured, {reached}"
             if run.share_ci:
                 plot.line([(end, score) for end in run.share_ci], f"method{place % len(COLOURS)}")
             plot.dot((share, score), f"method{place % len(COLOURS)}", text, radius=4)
@@ -209,11 +213,6 @@ def _order(found: MethodComparison, run: ComparedRun) -> tuple[int, int, int]:
     budgets = list(dict.fromkeys(item.budget for item in found.runs))
     methods = list(dict.fromkeys(item.method for item in found.runs))
     return budgets.index(run.budget), methods.index(run.method), run.seed
-
-
-def _points_text(item: Difference) -> str:
-    low, high = item.ci
-    return f"{100 * item.score:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _pair(value: Any) -> tuple[float, float] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hwprune.core.files import atomic_write_text, finite
 from hwprune.core.units import format_bytes, format_count, format_duration, format_ms
 from hwprune.report import charts, text
 from hwprune.report.run_data import RunData
+from hwprune.report.score_text import change_text, is_share, score_text
 from hwprune.report.waterfall import LayerRow, Waterfall, waterfall
 from hwprune.report.waterfall_text import channels_text, why_text
 
@@ -30,6 +32,7 @@ def render(run: RunData) -> str:
     """The whole page."""
     import jinja2
 
+    name = run.result.score_name
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -38,9 +41,15 @@ def render(run: RunData) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        ms=format_ms, count=format_count, duration=format_duration, bytes=format_bytes, percent=text.percent
+        ms=format_ms,
+        count=format_count,
+        duration=format_duration,
+        bytes=format_bytes,
+        percent=text.percent,
+        score=partial(score_text, name),
+        change=partial(change_text, name, decimals=2),
     )
-    return environment.get_template("report.html.j2").render(**_context(run))
+    return environment.get_template("report.html.j2").render(**_context(run), score_is_share=is_share(name))
 
 
 def script_json(document: Any) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from hwprune.core.measurement import Comparison, Fingerprint, Measurement, explain, is_warning
 from hwprune.core.units import format_count, format_duration, format_ms
 from hwprune.report.run_data import Result
+from hwprune.report.score_text import change_text
 
 BAR_WIDTH = 20
 
@@ -241,7 +242,7 @@ def _network(result: Result, which: str) -> str:
 def _score_change(result: Result, dense: bool) -> str:
     if dense or result.score is None or result.dense_score is None:
         return ""
-    return f" ({(result.score - result.dense_score) * 100:+.1f} points)"
+    return f" ({change_text(result.score_name, result.score - result.dense_score)})"
 
 
 def _of_dense(result: Result) -> str:
