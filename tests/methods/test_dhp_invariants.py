@@ -226,7 +226,7 @@ def test_12_the_masked_hypernetworks_and_the_plain_network_agree(name: str, opti
 
 
 def test_12_the_plain_network_can_be_exported() -> None:
-    problem = tiny_problem("resnet_option_b", 0.6)
+    problem = tiny_problem("chain", 0.6)
     (answer,) = DHP(saliency_images=16).search(problem)
     template = OnnxTemplate.export(problem.model, problem.graph)
     full = copy.deepcopy(problem.model)

@@ -119,9 +119,13 @@ def test_10_the_checkpoint_has_eps_pressure_and_the_log_of_closings() -> None:
     assert float(closed.max()) <= first.settled_at
 
 
-@pytest.mark.parametrize("options", [{}, {"task_gradient": "tangent", "saliency_images": 0}])
-def test_10_a_resumed_search_repeats_an_uninterrupted_one_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
-    problem = tiny_problem(budget=0.5)
+@pytest.mark.parametrize(
+    ("name", "options"), [("resnet_option_b", {}), ("chain", {"task_gradient": "tangent", "saliency_images": 0})]
+)
+def test_10_a_resumed_search_repeats_an_uninterrupted_one_bit_for_bit(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    problem = tiny_problem(name, 0.5)
     problem = replace(problem, plan=replace(problem.plan, checkpoint_s=0.0))
     whole = solved(problem, **options)
     for number in (3, 8):

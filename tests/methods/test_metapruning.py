@@ -275,8 +275,9 @@ def test_generated_weights_are_those_the_winner_was_scored_with(whole: Whole) ->
     assert sum(p.numel() for p in small.parameters()) == problem.graph.params(answer.widths)
 
 
-def test_every_sampler_evaluates_the_same_number_of_candidates(tmp_path: Path) -> None:
-    for sampler in ("ga", "random", "nsga2", "tpe"):
+def test_every_sampler_evaluates_the_same_number_of_candidates(whole: Whole, tmp_path: Path) -> None:
+    assert len(set(whole.genes)) == len(whole.genes) == QUICK["evaluations"]
+    for sampler in ("random", "nsga2", "tpe"):
         problem = replace(small_problem(), study=tmp_path / f"{sampler}.log")
         answer = solve(problem, sampler=sampler, hidden=0)
         assert answer.predicted_ms <= problem.target_ms

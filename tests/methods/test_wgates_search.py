@@ -26,9 +26,17 @@ from hwprune.training.loop import train
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
-@pytest.mark.parametrize("options", [{}, {"start": "open", "project": False, "multiplier": "dual", "align": False}])
-def test_11_a_resumed_search_repeats_an_uninterrupted_one_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
-    problem = tiny_problem(budget=0.5)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet_option_b", {}),
+        ("chain", {"start": "open", "project": False, "multiplier": "dual", "align": False}),
+    ],
+)
+def test_11_a_resumed_search_repeats_an_uninterrupted_one_bit_for_bit(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    problem = tiny_problem(name, 0.5)
     problem = replace(problem, plan=replace(problem.plan, checkpoint_s=0.0))
     method = WGates(bias_travel=6.0, **options)
     (whole,) = method.search(problem)
