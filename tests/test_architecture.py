@@ -9,6 +9,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,11 @@ def _files() -> Iterator[tuple[Path, str]]:
         yield path, parts[0] if len(parts) > 1 else parts[0].removesuffix(".py")
 
 
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def _imports(tree: ast.AST, *, top_level_only: bool = False) -> Iterator[str]:
     nodes = _top_level(tree) if top_level_only else ast.walk(tree)
     for node in nodes:
@@ -90,7 +96,7 @@ def test_imports_point_down() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}: {breach}"
         for path, folder in _files()
-        for imported in _imports(ast.parse(path.read_text()))
+        for imported in _imports(_parsed(path))
         if (breach := _breaches(folder, imported))
     ]
     assert not found, "\n".join(found)
@@ -110,7 +116,7 @@ def test_measuring_files_need_no_torch() -> None:
         f"{path.relative_to(PACKAGE)} imports {imported}"
         for path, folder in _files()
         if folder in TORCH_FREE
-        for imported in _imports(ast.parse(path.read_text()), top_level_only=True)
+        for imported in _imports(_parsed(path), top_level_only=True)
         if imported.split(".")[0] == "torch"
     ]
     assert not found, "\n".join(found)
@@ -120,30 +126,35 @@ def test_files_and_functions_are_short() -> None:
     folders = ("hwprune", "tests", "benchmarks", "tools")
     paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     assert {path.relative_to(ROOT).parts[0] for path in paths} == set(folders)
-    found = [f"{path.relative_to(ROOT)}{fault}" for path in paths for fault in _too_long(path.read_text())]
+    found = [
+        f"{path.relative_to(ROOT)}{fault}" for path in paths for fault in _too_long(path.read_text(), _parsed(path))
+    ]
     assert not found, "\n".join(found)
 
 
-def _too_long(text: str) -> Iterator[str]:
-    """What is wrong with the lengths in a file's text."""
+def _too_long(text: str, tree: ast.AST) -> Iterator[str]:
+    """What is wrong with the lengths in a file."""
     if text.count("\n") > 400:
         yield f" has {text.count(chr(10))} lines"
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60:
             yield f":{node.lineno} {node.name} is over 60 lines"
 
 
 def test_the_length_check_can_fail() -> None:
-    assert list(_too_long("a = 1\n" * 401)) == [" has 401 lines"]
-    assert list(_too_long("def long():\n" + "    a = 1\n" * 60)) == [":1 long is over 60 lines"]
-    assert not list(_too_long("def short():\n" + "    a = 1\n" * 59))
+    def faults(text: str) -> list[str]:
+        return list(_too_long(text, ast.parse(text)))
+
+    assert faults("a = 1\n" * 401) == [" has 401 lines"]
+    assert faults("def long():\n" + "    a = 1\n" * 60) == [":1 long is over 60 lines"]
+    assert not faults("def short():\n" + "    a = 1\n" * 59)
 
 
 def test_no_unsafe_calls() -> None:
     unsafe = {"eval", "exec"}
     found = []
     for path, _ in _files():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(_parsed(path)):
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)
