@@ -15,10 +15,6 @@ from hwprune.methods.s2hpruner import S2HPruner
 LEARNING = 0.3
 
 
-def batch(problem: Problem, count: int = 8) -> tuple[Tensor, Tensor]:
-    return problem.data.batch("train", torch.arange(count))
-
-
 def started(problem: Problem, **options: Any) -> S2HSearch:
     return S2HSearch(problem, S2HPruner(**options), taylor(problem, images=16).scores)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gated_networks import batch
 from torch import Tensor
 from torch.func import functional_call
 
@@ -40,10 +41,6 @@ def started(problem: Problem, **options: Any) -> DhpSearch:
     search = DhpSearch(problem, method)
     method._start(problem, search)
     return search
-
-
-def batch(problem: Problem, count: int = 8) -> tuple[Tensor, Tensor]:
-    return problem.data.batch("train", torch.arange(count))
 
 
 def half_removed(latents: Latents, names: tuple[str, ...]) -> Keep:

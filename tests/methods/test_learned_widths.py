@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from gated_networks import batch
 from torch.func import functional_call
 
 from hwprune.core.errors import Interrupted, UsageError
@@ -28,10 +28,6 @@ from hwprune.testing.methods import StaircaseLatency, family, tiny_problem
 from hwprune.testing.networks import FAMILIES
 
 BOTH = pytest.mark.parametrize("form", ["sigmoid", "softmax"])
-
-
-def batch(problem: Problem, count: int = 8) -> tuple[Tensor, Tensor]:
-    return problem.data.batch("train", torch.arange(count))
 
 
 def started(problem: Problem, **options: Any) -> WidthSearch:

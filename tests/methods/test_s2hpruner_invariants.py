@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from s2h_states import LEARNING, batch, close, expected_widths, gradients, masks_of, scattered, size, started
+from gated_networks import batch
+from s2h_states import LEARNING, close, expected_widths, gradients, masks_of, scattered, size, started
 from torch import Tensor, nn
 from torch.func import functional_call
 

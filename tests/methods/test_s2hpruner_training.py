@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from s2h_states import LEARNING, batch, close, expected_widths, gradients, masks_of, scattered, started
+from gated_networks import batch
+from s2h_states import LEARNING, close, expected_widths, gradients, masks_of, scattered, started
 
 from hwprune.core.errors import Interrupted, UsageError
 from hwprune.core.events import Event, Note, SearchStep
