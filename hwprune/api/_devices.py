@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from hwprune.core.errors import unknown_name
+from hwprune.core.errors import UsageError, unknown_name
 from hwprune.core.events import OnEvent, ignore
 from hwprune.core.measurement import Protocol, Target
 from hwprune.core.measurement import compare as compare_latency
@@ -45,6 +45,8 @@ def bench(
         plan = dataclasses.replace(plan, laps=laps)
     if rounds is not None:
         plan = dataclasses.replace(plan, rounds_min=rounds, rounds_max=rounds)
+    if plan.rounds_max < 2 and len(subjects) + (runtime or "").count(",") > 1:
+        raise UsageError(f"{plan.rounds_max} round gives no interval of a ratio", hint="give --rounds 2 or more")
     models = onnx_subjects(tuple(map(str, subjects)), batch=batch)
     targets = split_runtimes(runtime or Target.runtime, Target(device, batch=batch, threads=threads))
     if len(targets) > 1:

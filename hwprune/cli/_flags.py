@@ -13,10 +13,10 @@ import typer
 from hwprune.cli._config import FILE, PER_CALL, USER_FILE, read_defaults
 from hwprune.core.errors import UsageError
 from hwprune.core.specs import config_folder
-from hwprune.search.settings import DEFAULTS, TrainPrecision
+from hwprune.search.settings import DEFAULTS, LEAST_SAMPLES, TrainPrecision
 
 MODEL_HELP = "A reference network, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION."
-DATA_HELP = "digits, cifar10:PATH, imagefolder:PATH, npz:PATH, FILE.py:FUNCTION, ..."
+DATA_HELP = "digits, cifar10:PATH, imagefolder:PATH, npz:PATH, denoising:PATH, FILE.py:FUNCTION, ..."
 
 TARGET, TRAINING, SPACE, EVERY = "Target", "Training", "Search space", "Every verb"
 
@@ -44,7 +44,10 @@ Runtime = Annotated[
 Threads = Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the runtime.", rich_help_panel=TARGET)]
 Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Images per inference.", rich_help_panel=TARGET)]
 Samples = Annotated[
-    int, typer.Option(metavar="N", min=10, help="Networks to measure for the latency table.", rich_help_panel=TARGET)
+    int,
+    typer.Option(
+        metavar="N", min=LEAST_SAMPLES, help="Networks to measure for the latency table.", rich_help_panel=TARGET
+    ),
 ]
 MinKeep = Annotated[
     float, typer.Option(metavar="SHARE", min=0, max=1, help="Least share of a group that stays.", rich_help_panel=SPACE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 import tempfile
@@ -145,7 +146,10 @@ class _Errors:
             document: dict[str, Any] = {"error": error.message, "hint": error.hint, "exit_code": self.code}
             if isinstance(error, BudgetInfeasible):
                 document = {"verdict": "infeasible", "smallest_ms": error.smallest_ms, **document}
-            self._streams.document(f"hwprune.{self._verb}/1", document)
+            try:
+                self._streams.document(f"hwprune.{self._verb}/1", document)
+            except OSError:  # nobody takes our output, and the error itself stands on stderr
+                _close_stdout()
 
     def _report_bug(self, error: BaseException) -> None:
         log = _write_bug(error, self._arguments)
@@ -185,9 +189,8 @@ def parser_error(error: Exception) -> UsageError:
 def _os_error(error: OSError) -> HwpruneError:
     from hwprune.core.errors import DeviceError
 
-    return DeviceError(
-        f"{error.filename or 'the system'}: {error.strerror or error}", hint="check path and permissions"
-    )
+    hint = "free some space" if error.errno == errno.ENOSPC else "check path and permissions"
+    return DeviceError(f"{error.filename or 'the system'}: {error.strerror or error}", hint=hint)
 
 
 def _write_bug(error: BaseException, arguments: list[str]) -> Path:

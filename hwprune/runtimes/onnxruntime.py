@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from hwprune.core.errors import DeviceError
+from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
 from hwprune.runtimes._cpu import check_threads, cpu_clock, cpu_fingerprint
@@ -76,6 +76,13 @@ class OrtSession(AbstractSession):
         for item in self._session.get_outputs():
             self._binding.bind_output(item.name, "cpu")
         self._run = self._session.run_with_iobinding
+        try:
+            self.run()
+        except (*_refusals(), RuntimeError) as error:
+            raise UsageError(
+                f"the network does not run on made-up inputs: {str(error).splitlines()[0]}",
+                hint="an index that is out of range, say; bring an ONNX file whose inputs may hold any values",
+            ) from error
 
     def run(self) -> None:
         self._run(self._binding)

@@ -26,7 +26,7 @@ from hwprune.search.run import named_model, run_search
 from hwprune.search.settings import DEFAULTS, SearchSettings
 from hwprune.search.stages import make_method, train_if_needed
 from hwprune.search.workshop import survey_of
-from hwprune.training import Classification, Data, Task
+from hwprune.training import Data, Task, task_for
 
 
 def run_comparison(
@@ -48,11 +48,11 @@ def run_comparison(
     `base` names, trained once if it has no weights. A cell whose method gives up is reported as failed. Raises
     `RunError` for a folder that was begun with other settings or data.
     """
-    task = task or Classification()
-    _check_same(base, data, folder)
+    task = task or task_for(data)
     for cell in cells:
         chosen = cell.settings(base, 1.0)
         make_method(chosen.method, dict(chosen.options))
+    _check_same(base, data, folder)
     dense = _dense(base, folder, model, data, task, on_event, stop)
     dense_ms = _dense_ms(base, folder, dense, data, tables, on_event)
     dense_score = float(task.scores(dense_outputs(dense, data, folder), data.test.targets).mean())

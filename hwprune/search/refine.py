@@ -20,7 +20,7 @@ from hwprune.search.run_folder import RunFolder
 from hwprune.search.settings import SearchSettings
 from hwprune.search.shipping import SHIPPED, export_network, shipped_score
 from hwprune.search.workshop import open_workshop, training_plan
-from hwprune.training import Classification, Data, Task, evaluate, finetune
+from hwprune.training import Data, Task, evaluate, finetune, task_for
 
 
 def finetune_run(
@@ -53,7 +53,7 @@ def finetune_run(
             small,
             model.eval(),
             data,
-            task=task or Classification(),
+            task=task or task_for(data),
             plan=training_plan(settings, epochs),
             seed=seed,
             checkpoint=folder.checkpoint(f"more-{before.image_passes}-{epochs:g}"),
@@ -61,7 +61,7 @@ def finetune_run(
             stop=stop,
         )
         with open_workshop(
-            folder, model=model, data=data, task=task or Classification(), tables=tables, stop=stop
+            folder, model=model, data=data, task=task or task_for(data), tables=tables, stop=stop
         ) as shop:
             shop.budget_ms = before.budget_ms
             shipment = export_network(shop, small, recipe.keep)

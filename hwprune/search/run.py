@@ -31,7 +31,7 @@ from hwprune.search.stages import (
     settle,
 )
 from hwprune.search.workshop import Workshop, open_workshop
-from hwprune.training import Classification, Data, Task, load_data
+from hwprune.training import Data, Task, load_data, task_for
 
 ATTEMPTS = 3
 STEP_BACK = 0.01  # how much lower to aim after the finetuned network missed a budget its candidate had met
@@ -65,7 +65,7 @@ def run_search(
         data = data or load_data(settings.data, seed=settings.seed)
         model = model or named_model(settings, data)
         with open_workshop(
-            folder, model=model, data=data, task=task or Classification(), tables=tables, stop=stop
+            folder, model=model, data=data, task=task or task_for(data), tables=tables, stop=stop
         ) as shop:
             shop.dense_score = dense_score
             baseline = measure_baseline(shop)

@@ -58,6 +58,9 @@ class SearchOptions(TypedDict, total=False):
     seed: int
 
 
+LEAST_SAMPLES = 16  # of which a quarter is held out to judge the latency model
+
+
 @dataclass(frozen=True)
 class SearchSettings:
     """The resolved options of `hwprune search`. Names equal the flags; `total_epochs` 0: not given."""
@@ -90,7 +93,7 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         self.budget  # noqa: B018  (raises when the two forms of the budget are both given or both missing)
-        for name, least in (("batch", 1), ("threads", 1), ("samples", 10), ("tile", 0), ("batch_size", 2)):
+        for name, least in (("batch", 1), ("threads", 1), ("samples", LEAST_SAMPLES), ("tile", 0), ("batch_size", 2)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("dense_epochs", "epochs", "lr"):

@@ -28,8 +28,10 @@ def onnx_subjects(names: tuple[str, ...], *, batch: int) -> dict[str, bytes]:
         raise UsageError("nothing to measure", hint="hwprune bench dense.onnx model.onnx")
     found: dict[str, bytes] = {}
     for name in names:
-        if name.endswith(".onnx"):
+        if name.lower().endswith(".onnx"):
             found[name] = read_onnx(Path(name))
+        elif Path(name).is_file():
+            raise UsageError(f"{name} is a file, and not called .onnx", hint="rename it if it is an ONNX file")
         elif name == "last" or "/" in name or Path(name).is_dir() or (Path("runs") / name).is_dir():
             folder = find_run(name)
             found[f"{folder.name}/dense"] = read_onnx(folder / "dense.onnx")

@@ -141,6 +141,8 @@ def array_set(images: object, targets: object, where: str, classes: int | None) 
             f"images in {where} have type {pixels.dtype}, not uint8 or floating",
             hint="convert them: .astype('uint8') for values 0 to 255, else .astype('float32')",
         )
+    if not len(pixels):
+        raise DataError(f"{where} has no images", hint="give every split some")
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     elif pixels.ndim == 4 and pixels.shape[-1] in (1, 3, 4) and pixels.shape[1] not in (1, 3, 4):

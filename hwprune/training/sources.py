@@ -74,6 +74,8 @@ def load_data(spec: str, *, seed: int = 0, cache: Path | None = None) -> Data:
         return denoising_data(Path(location).expanduser(), from_mapping(DenoisingOptions, raw, where=spec), seed, cache)
     options = from_mapping(DataOptions, raw, where=spec)
     if source == "digits":
+        if location or options.size:
+            raise UsageError(f"'{spec}': digits come with scikit-learn, as 8x8 images", hint="write it as digits")
         return _digits(options, seed)
     if not location:
         raise UsageError(f"'{spec}' names no folder or file", hint=f"write it as {source}:PATH")
@@ -211,6 +213,12 @@ def _classes(name: str, splits: Mapping[str, ArraySet], options: DataOptions) ->
     if splits["train"].targets.is_floating_point():
         return 0
     classes = options.classes or int(splits["train"].targets.max()) + 1
+    empty = sorted(set(range(min(classes, 1 << 20))) - set(splits["train"].targets.tolist()))
+    if empty and not options.classes and options.train is None:
+        raise DataError(
+            f"no training image of {name} has the label {empty[0]}, though labels go up to {classes - 1}",
+            hint=f"number the classes from 0 without gaps, or set ?classes={classes}",
+        )
     for key, split in splits.items():
         if int(split.targets.max()) >= classes:
             raise DataError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hwprune.core.errors import DataError
 from hwprune.training.data import Data, Split
 
 
@@ -80,7 +81,15 @@ class Denoising(Task):
 
 def task_for(data: Data) -> Task:
     """What a network is trained for on this data, unless its user says otherwise: classes, or clean images."""
-    return Classification() if data.classes else Denoising()
+    if data.classes:
+        return Classification()
+    if data.train.targets.shape[1:] != data.train.images.shape[1:]:
+        raise DataError(
+            f"targets of {data.name} are floating and of shape {tuple(data.train.targets.shape)}: neither classes nor"
+            " clean images",
+            hint="store the number of each image's class as an integer, from 0; in Python, say what task it is",
+        )
+    return Denoising()
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,7 @@ def test_senseless_widths() -> None:
         graph.ops({"fc2": 2})
     with pytest.raises(UsageError, match="a tile of 0 channels"):
         graph.space(tile=0)
-    with pytest.raises(UsageError, match="min_keep=2 is not within"):
+    with pytest.raises(UsageError, match="min_keep=2 is not between"):
         graph.space(min_keep=2)
     with pytest.raises(UsageError, match=r"widths of shape \(3,\) do not fit 3 groups"):
         graph.macs_batch(graph.space(), torch.ones(3).numpy())

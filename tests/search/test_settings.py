@@ -36,7 +36,7 @@ def test_the_folder_is_readable_and_depends_on_everything(tmp_path: Path) -> Non
         ({"latency_fraction": None}, "a budget is either"),
         ({"latency_ms": 1.0}, "a budget is either"),
         ({"threads": 0}, "threads is 0; it must be at least 1"),
-        ({"samples": 3}, "samples is 3; it must be at least 10"),
+        ({"samples": 3}, "samples is 3; it must be at least 16"),
         ({"epochs": 0.0}, "epochs is 0.0; it must be more than 0"),
         ({"finetune_epochs": float("nan")}, "finetune_epochs is nan"),
         ({"min_keep": 1.5}, "min_keep is 1.5"),
@@ -48,8 +48,8 @@ def test_bad_values_are_named(change: dict[str, object], message: str) -> None:
 
 
 def test_other_settings_are_refused_with_the_fields(tmp_path: Path) -> None:
-    with RunFolder.open(tmp_path / "run", SETTINGS, lambda event: None):
-        pass
+    with RunFolder.open(tmp_path / "run", SETTINGS, lambda event: None) as folder:
+        folder.stage("profile", lambda: None)
     other = dataclasses.replace(SETTINGS, latency_fraction=0.5, seed=3)
     expected = r"latency_fraction: 0.6 there, 0.5 now; seed: 0 there, 3 now"
     with pytest.raises(RunError, match=expected), RunFolder.open(tmp_path / "run", other, lambda event: None):
