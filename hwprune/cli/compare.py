@@ -15,7 +15,7 @@ from hwprune.core.errors import UsageError
 from hwprune.report.comparison import comparison_text
 from hwprune.search.settings import DEFAULTS
 
-EXAMPLE = "hwprune compare resnet20 --data cifar10:data/cifar10 --methods wgates,greedy,uniform --budgets 75%,60%,45%"
+EXAMPLE = "hwprune compare resnet20 --data cifar10:data/cifar10 --methods dhp,greedy,uniform --budgets 75%,60%,45%"
 
 
 def compare(
@@ -23,7 +23,7 @@ def compare(
     model: flags.Model = None,
     methods: Annotated[
         str, typer.Option(metavar="A,B", help="Methods, separated by commas; options as NAME:KEY=VALUE.")
-    ] = "wgates,greedy,uniform",
+    ] = "dhp,greedy,uniform",
     budgets: Annotated[
         str, typer.Option(metavar="75%,60%", help="Budgets: shares of the dense measured latency, or latencies (4ms).")
     ] = "75%,60%,45%",
