@@ -21,9 +21,7 @@ def _npz(folder: Path, labels: list[int], **changes: object) -> str:
 
 def test_labels_with_gaps_are_no_classes_unless_somebody_says_so(tmp_path: Path) -> None:
     spec = _npz(tmp_path, [1, 2, 3] * 20)
-    with pytest.raises(
-        DataError, match="no training image of made has the label 0"
-    ) as caught:
+    with pytest.raises(DataError, match="no training image of made has the label 0") as caught:
         load_data(spec)
     assert "?classes=4" in caught.value.hint
     assert load_data(f"{spec}?classes=4").classes == 4
