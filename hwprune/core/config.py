@@ -31,7 +31,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not a TOML file: {error}") from error
+        raise UsageError(f"{path} is not a TOML file: {error}", hint="mend the line that it names") from error
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:

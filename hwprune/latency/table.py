@@ -120,7 +120,10 @@ class LatencyTable:
             raise TableError(f"{folder} is not a latency table: it has no table.json", hint="run: hwprune profile")
         document = read_json(folder / "table.json")
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            raise TableError(f"{folder / 'table.json'} is not a latency table of the form {SCHEMA}")
+            raise TableError(
+                f"{folder / 'table.json'} is not a latency table of the form {SCHEMA}",
+                hint="it is of another version of hwprune: remove the folder and profile again",
+            )
         try:
             return cls._from_header(folder, document)
         except (KeyError, TypeError, ValueError) as error:

@@ -258,7 +258,10 @@ class RunData:
                 damaged_records=damaged,
             )
         except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise RunError(f"{folder} is damaged: {type(error).__name__} {error}") from error
+            raise RunError(
+                f"{folder} is damaged: {type(error).__name__} {error}",
+                hint="repeat the command that made it with another --run-dir",
+            ) from error
 
     def search_steps(self) -> tuple[tuple[float, SearchStep], ...]:
         """(seconds, event) of every step of the search."""

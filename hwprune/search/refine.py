@@ -43,7 +43,7 @@ def finetune_run(
     settings = SearchSettings.read(path / "run.toml")
     before = RunData.read(path).result
     if before.verdict == "infeasible":
-        raise RunError(f"{path} has no pruned network: its budget was infeasible")
+        raise RunError(f"{path} has no pruned network: its budget was infeasible", hint="search with a larger budget")
     with RunFolder.open(path, settings, on_event) as folder:
         load_weights(model, path / "dense.safetensors")
         recipe = Recipe.from_json(read_json(path / "recipe.json"))

@@ -99,5 +99,8 @@ def traced(
     on_event(Note(text + (f"; {len(graph.pins)} place(s) pin channels" if graph.pins else "")))
     if not removable:
         reasons = "; ".join(dict.fromkeys(group.reason for group in graph.groups if group.reason))
-        raise UsageError(f"no channel group of this network can be cut: {reasons or 'it has no channels'}")
+        raise UsageError(
+            f"no channel group of this network can be cut: {reasons or 'it has no channels'}",
+            hint="give convolutions or linear layers whose outputs are not the network's own outputs",
+        )
     return graph

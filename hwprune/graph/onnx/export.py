@@ -79,7 +79,10 @@ def check_against_torch(
         (_difference(*pair, index) for index, pair in enumerate(zip(found, expected, strict=True))), default=0.0
     )
     if not worst <= tolerance:
-        raise GraphError(f"the ONNX file differs from the module by {worst:.3g}, more than {tolerance:g}")
+        raise GraphError(
+            f"the ONNX file differs from the module by {worst:.3g}, more than {tolerance:g}",
+            hint="put the module into eval mode; if it is, please report this model: the export is wrong",
+        )
     return worst
 
 

@@ -154,7 +154,10 @@ def _refuse(model: onnx.ModelProto) -> None:
         if any(item.t.external_data or item.t.data_location == onnx.TensorProto.EXTERNAL for item in node.attribute):
             raise GraphError(f"a constant of ONNX node '{node.name}' lies in another file", hint="store weights inside")
         if any(item.HasField("g") or item.graphs for item in node.attribute):
-            raise GraphError(f"ONNX node '{node.name}' ({node.op_type}) holds a subgraph: control flow cannot be cut")
+            raise GraphError(
+                f"ONNX node '{node.name}' ({node.op_type}) holds a subgraph: control flow cannot be cut",
+                hint="choose the branch in Python, before the network is built",
+            )
 
 
 def with_inferred_shapes(network: Network) -> Network:
