@@ -29,7 +29,10 @@ def compare(
     ] = "75%,60%,45%",
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Seeds 0 to N-1 for search and finetuning.")] = 2,
     baselines: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Methods that differences are counted from [uniform,greedy].")
+        str | None,
+        typer.Option(
+            metavar="A,B", help="Methods that differences are counted from: uniform and greedy where they run."
+        ),
     ] = None,
     data: flags.Data = None,
     finetune_epochs: Annotated[float, flags.epochs_flag("finetuning afterwards")] = DEFAULTS.finetune_epochs,

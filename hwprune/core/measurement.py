@@ -52,7 +52,7 @@ WARNINGS: dict[str, tuple[str, str]] = {
     ),
     "wide_interval": (
         "the interval is wider than the protocol asks for",
-        "quieten the machine (`hwprune doctor` says how) or raise rounds_max",
+        "quieten the machine (`hwprune doctor` says how) or measure for longer (`hwprune bench --rounds 40`)",
     ),
     "all_rounds_void": (
         "every round was disturbed; the number is from the least disturbed moments, and probably too high",
