@@ -76,9 +76,10 @@ class OrtSession(AbstractSession):
         for item in self._session.get_outputs():
             self._binding.bind_output(item.name, "cpu")
         self._run = self._session.run_with_iobinding
+        refusals: tuple[type[Exception], ...] = (*_refusals(), RuntimeError)
         try:
             self.run()
-        except (*_refusals(), RuntimeError) as error:
+        except refusals as error:
             raise UsageError(
                 f"the network does not run on made-up inputs: {str(error).splitlines()[0]}",
                 hint="an index that is out of range, say; bring an ONNX file whose inputs may hold any values",
