@@ -45,10 +45,10 @@ def bench(
         plan = dataclasses.replace(plan, laps=laps)
     if rounds is not None:
         plan = dataclasses.replace(plan, rounds_min=rounds, rounds_max=rounds)
-    if plan.rounds_max < 2 and len(subjects) + (runtime or "").count(",") > 1:
-        raise UsageError(f"{plan.rounds_max} round gives no interval of a ratio", hint="give --rounds 2 or more")
     models = onnx_subjects(tuple(map(str, subjects)), batch=batch)
     targets = split_runtimes(runtime or Target.runtime, Target(device, batch=batch, threads=threads))
+    if plan.rounds_max < 2 and len(models) * len(targets) > 1:
+        raise UsageError(f"{plan.rounds_max} round gives no interval of a ratio", hint="give --rounds 2 or more")
     if len(targets) > 1:
         return bench_runtimes(models, targets, plan, fail_above_ms=limit_ms, seed=seed, on_event=on_event)
     with connect(targets[0]) as board:

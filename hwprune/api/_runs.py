@@ -15,6 +15,7 @@ from hwprune.core.events import OnEvent, Stop, ignore, never
 from hwprune.core.files import atomic_write_bytes, read_json
 from hwprune.core.measurement import Target
 from hwprune.devices import connect
+from hwprune.devices.prepare import in_file
 from hwprune.graph.onnx.export import check_against_torch
 from hwprune.graph.onnx.template import whole_onnx
 from hwprune.report.comparison import MethodComparison
@@ -30,7 +31,6 @@ from hwprune.search.refine import finetune_run
 from hwprune.search.run import run_search
 from hwprune.search.run_folder import RUNS, find_run, fp32_onnx
 from hwprune.search.settings import SearchOptions, SearchSettings
-from hwprune.search.shipping import in_file
 from hwprune.search.subjects import example_of, model_and_example, model_name, read_onnx
 from hwprune.training import Data, Task, load_data
 

@@ -42,6 +42,12 @@ class WrongOutputs(NetworkUnfit):
     """The runtime does not compute the network: its outputs are not those of ONNX Runtime. No latency counts."""
 
 
+def in_file(target: Target) -> bool:
+    """Whether the target computes in another precision than fp32 because the ONNX file says so."""
+    kind = plugins.load("hwprune.runtimes", target.runtime, AbstractRuntime)  # type: ignore[type-abstract]
+    return target.precision in kind.precisions_in_model
+
+
 @lru_cache(maxsize=4)
 def prepare(model: bytes, target: Target) -> bytes:
     """The model as the target's runtime is to get it: with the precision in the file where the runtime reads it there.
@@ -50,8 +56,7 @@ def prepare(model: bytes, target: Target) -> bytes:
     latency, and for outputs that tell a right engine from a wrong one, not for accuracy on real images. A model that
     is quantised already keeps its own.
     """
-    kind = plugins.load("hwprune.runtimes", target.runtime, AbstractRuntime)  # type: ignore[type-abstract]
-    if target.precision not in kind.precisions_in_model:
+    if not in_file(target):
         return model
     from hwprune.graph.onnx.precision import parse_model, to_precision
 

@@ -76,14 +76,6 @@ class OrtSession(AbstractSession):
         for item in self._session.get_outputs():
             self._binding.bind_output(item.name, "cpu")
         self._run = self._session.run_with_iobinding
-        refusals: tuple[type[Exception], ...] = (*_refusals(), RuntimeError)
-        try:
-            self.run()
-        except refusals as error:
-            raise UsageError(
-                f"the network does not run on made-up inputs: {str(error).splitlines()[0]}",
-                hint="an index that is out of range, say; bring an ONNX file whose inputs may hold any values",
-            ) from error
 
     def run(self) -> None:
         self._run(self._binding)
@@ -130,7 +122,16 @@ class OnnxRuntime(AbstractRuntime):
         return cpu_clock(target)
 
     def open(self, model: bytes, target: Target) -> OrtSession:
-        return OrtSession(model, target, _options(target))
+        session = OrtSession(model, target, _options(target))
+        refusals: tuple[type[Exception], ...] = (*_refusals(), RuntimeError)
+        try:
+            session.run()
+        except refusals as error:
+            raise UsageError(
+                f"the network does not run on made-up inputs: {str(error).splitlines()[0]}",
+                hint="an index that is out of range, say; bring an ONNX file whose inputs may hold any values",
+            ) from error
+        return session
 
     def layer_times(self, model: bytes, target: Target, *, runs: int) -> tuple[LayerTime, ...]:
         with tempfile.TemporaryDirectory(prefix="hwprune-") as folder:

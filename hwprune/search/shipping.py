@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hwprune.core import plugins
 from hwprune.core.errors import GraphError
 from hwprune.core.events import Caution, Note
 from hwprune.core.files import atomic_write_bytes, write_json
-from hwprune.core.target import Target
+from hwprune.devices.prepare import in_file
 from hwprune.graph import Recipe
 from hwprune.models import save_weights
-from hwprune.runtimes._base import AbstractRuntime
 from hwprune.runtimes._expected import expected, expected_outputs
 from hwprune.search.precision import in_precision
 from hwprune.search.run_folder import ONNX, ONNX_FP32
@@ -73,12 +71,6 @@ def export_network(shop: Workshop, small: nn.Module, keep: Mapping[str, Sequence
     elif precision != "fp32":
         shop.folder.emit(Caution(f"the score is that of fp32: what {precision} costs is decided in the engine"))
     return Shipment(shipped, plain, small, Recipe.of(shop.model, shop.graph, keep))
-
-
-def in_file(target: Target) -> bool:
-    """Whether the target computes in another precision than fp32 because the ONNX file says so."""
-    kind = plugins.load("hwprune.runtimes", target.runtime, AbstractRuntime)  # type: ignore[type-abstract]
-    return target.precision in kind.precisions_in_model
 
 
 def shipped_score(shop: Workshop, shipment: Shipment) -> dict[str, float]:

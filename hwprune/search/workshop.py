@@ -25,6 +25,7 @@ from hwprune.latency.profile import profile
 from hwprune.latency.table import LatencyTable, TableRow
 from hwprune.search.run_folder import RunFolder
 from hwprune.search.settings import SearchSettings
+from hwprune.search.subjects import example_of
 from hwprune.search.survey import Survey, survey
 from hwprune.search.tables import keep_model, table_name
 from hwprune.training import FINETUNE, Data, Task, TrainPlan
@@ -136,7 +137,7 @@ def training_plan(settings: SearchSettings, epochs: float) -> TrainPlan:
 
 def example_input(data: Data, batch: int) -> Tensor:
     """A batch `(batch, C, H, W)` in the range of normalised images, the same every time."""
-    return torch.randn(batch, *data.input_shape, generator=torch.Generator().manual_seed(0))
+    return example_of(data.input_shape, batch)
 
 
 def survey_of(

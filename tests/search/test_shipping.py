@@ -11,12 +11,13 @@ from torch import nn
 
 from hwprune.core.files import atomic_write_bytes
 from hwprune.core.target import Target
+from hwprune.devices.prepare import in_file
 from hwprune.graph import OnnxTemplate, trace
 from hwprune.graph.onnx.precision import to_precision
 from hwprune.search.judge import _outputs
 from hwprune.search.run_folder import fp32_onnx
 from hwprune.search.settings import SearchSettings
-from hwprune.search.shipping import in_file, shipped_outputs
+from hwprune.search.shipping import shipped_outputs
 from hwprune.training import Data, predict
 
 
