@@ -44,6 +44,7 @@ def finetune_run(
     before = RunData.read(path).result
     if before.verdict == "infeasible":
         raise RunError(f"{path} has no pruned network: its budget was infeasible", hint="search with a larger budget")
+    task = task or task_for(data)
     with RunFolder.open(path, settings, on_event) as folder:
         load_weights(model, path / "dense.safetensors")
         recipe = Recipe.from_json(read_json(path / "recipe.json"))
@@ -53,16 +54,14 @@ def finetune_run(
             small,
             model.eval(),
             data,
-            task=task or task_for(data),
+            task=task,
             plan=training_plan(settings, epochs),
             seed=seed,
             checkpoint=folder.checkpoint(f"more-{before.image_passes}-{epochs:g}"),
             on_event=folder.emit,
             stop=stop,
         )
-        with open_workshop(
-            folder, model=model, data=data, task=task or task_for(data), tables=tables, stop=stop
-        ) as shop:
+        with open_workshop(folder, model=model, data=data, task=task, tables=tables, stop=stop) as shop:
             shop.budget_ms = before.budget_ms
             shipment = export_network(shop, small, recipe.keep)
             measured = verify(shop, shipment.onnx, seed=seed)
