@@ -29,6 +29,16 @@ _define_torchvision_operators()
 torch.set_num_threads(1)
 
 
+CLOCK_TESTS = ("test_more_work_takes_longer", "test_thread_time_is_the_time_of_the_thread_that_computes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What asserts times of a machine that others use too is asked again; a wrong time stays wrong."""
+    for item in items:
+        if item.get_closest_marker("timed") or item.name in CLOCK_TESTS:
+            item.add_marker(pytest.mark.flaky(reruns=2))
+
+
 @pytest.fixture(autouse=True)
 def _cache_folder(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""

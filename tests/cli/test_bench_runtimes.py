@@ -22,6 +22,7 @@ def models(workplace: Path) -> tuple[str, str]:
     return "wide.onnx", "narrow.onnx"
 
 
+@pytest.mark.timed
 def test_two_runtimes_two_networks(hw: Hw, models: tuple[str, str]) -> None:
     pytest.importorskip("openvino")
     document = hw("bench", *models, "--runtime", "onnxruntime,openvino", *SHORT, "--json").json

@@ -96,6 +96,7 @@ class TestThroughSsh:
         assert rows(again) == rows(far), "nothing was left to do"
 
     @pytest.mark.slow
+    @pytest.mark.timed
     def test_an_onnx_runtime_profile_agrees_within_its_intervals(self, server: SshServer, tmp_path: Path) -> None:
         Path("devices/far.toml").write_text(server.device_file("far", "onnxruntime"))
         far, here = (

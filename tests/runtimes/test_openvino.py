@@ -226,6 +226,7 @@ class TestLayerTimes:
         layers = plugin._layers([record(10, 1, 0), record(10, 0, 0), record(90, 9, 0)], [])
         assert [(layer.name, layer.latency_ms) for layer in layers] == [("n0", 0.01), ("n1", 0.0005)]
 
+    @pytest.mark.timed
     def test_layers_add_up_to_the_network(self) -> None:
         model = conv_net(128, size=28)
         runtime = OpenVino()

@@ -106,6 +106,7 @@ class TestOnnxRuntimeAlone:
         assert "--batch 1" in caught.value.hint
         assert "an input of 4x8x14x14" in caught.value.hint
 
+    @pytest.mark.timed
     def test_denormal_inputs_are_not_slow(self) -> None:
         """Without flushing, denormal inputs make the first convolution some hundred times slower."""
         session = OnnxRuntime().open(conv_net(32, layers=1), Target())

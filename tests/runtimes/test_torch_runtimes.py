@@ -84,6 +84,7 @@ class TestEagerAlone:
         assert len(weights) == 3
         session.close()
 
+    @pytest.mark.timed
     def test_layers_add_up_to_the_network(self) -> None:
         model, runtime = conv_net(128, size=28), TorchEager()
         session, clock = runtime.open(model, EAGER), runtime.clock(EAGER)
@@ -104,6 +105,7 @@ class TestInductorAlone:
         assert [layer.note for layer in layers if layer.kind == "Conv"] == ["mkldnn::_convolution_pointwise"] * 3
         assert not any("relu" in layer.name for layer in layers)
 
+    @pytest.mark.timed
     def test_the_time_of_compiling_is_a_fact(self) -> None:
         begin = time.perf_counter()
         session = TorchInductor().open(conv_net(24), INDUCTOR)

@@ -319,6 +319,7 @@ def test_a_run_does_not_depend_on_the_runs_before_it(search: Search, tmp_path: P
     assert other.result.widths != first.result.widths
 
 
+@pytest.mark.timed
 @pytest.mark.timeout(900)  # it waits for quiet moments of the machine
 def test_on_this_machine(search: Search) -> None:
     """Real measurements through ONNX Runtime. Timings are noisy: the verdict is checked, not the milliseconds."""
