@@ -21,7 +21,7 @@ from hwprune.report.run_data import LayerProfile, NamedOp
 from hwprune.search.settings import SearchSettings
 from hwprune.search.shipping import export_network, shipped_score
 from hwprune.search.tile import padding_step
-from hwprune.search.workshop import STEADY, Workshop
+from hwprune.search.workshop import STEADY, Workbench, Workshop
 from hwprune.training import evaluate, finetune, recalibrate_bn
 
 RECALIBRATION_IMAGES = 1024
@@ -95,7 +95,7 @@ def finish(shop: Workshop, answer: Answer, attempt: int, *, candidate_ms: float)
 
 
 def verify(
-    shop: Workshop, shipped: bytes, *, seed: int, candidate_ms: float = math.inf, patience_s: float = 0.0
+    shop: Workbench, shipped: bytes, *, seed: int, candidate_ms: float = math.inf, patience_s: float = 0.0
 ) -> Verified:
     """Time what ships, alone as its candidate was; then in turns with the dense network, for the ratio.
 
@@ -117,15 +117,15 @@ def verify(
     return Verified(alone, turns["dense"], ratio, shop.budget_ms, shop.settings.statistic)
 
 
-def _alone(shop: Workshop, shipped: bytes, seed: int) -> Measurement:
+def _alone(shop: Workbench, shipped: bytes, seed: int) -> Measurement:
     return shop.measure({"pruned": shipped}, seed=seed, decides=True)["pruned"]
 
 
-def _ms(shop: Workshop, timed: Measurement) -> tuple[float, float, float]:
+def _ms(shop: Workbench, timed: Measurement) -> tuple[float, float, float]:
     return timed.statistic(shop.settings.statistic)
 
 
-def _disturbed(shop: Workshop, timed: Measurement, candidate_ms: float) -> bool:
+def _disturbed(shop: Workbench, timed: Measurement, candidate_ms: float) -> bool:
     value, _, high = _ms(shop, timed)
     contradicts = value > (1 + CONTRADICTION) * candidate_ms
     return high > shop.budget_ms and math.isfinite(candidate_ms) and (contradicts or timed.scatter > STEADY)

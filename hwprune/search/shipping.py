@@ -18,7 +18,7 @@ from hwprune.models import save_weights
 from hwprune.runtimes._expected import expected, expected_outputs
 from hwprune.search.precision import in_precision
 from hwprune.search.run_folder import ONNX, ONNX_FP32
-from hwprune.search.workshop import Workshop, example_input
+from hwprune.search.workshop import Workbench, example_input
 from hwprune.training import Data
 
 OUTPUT_TOLERANCE = 1e-3
@@ -37,7 +37,7 @@ class Shipment:
     model: nn.Module
     recipe: Recipe
 
-    def write(self, shop: Workshop) -> None:
+    def write(self, shop: Workbench) -> None:
         """Write the network as ONNX (also as fp32, where that is another), as recipe and weights; and the dense one."""
         folder = shop.folder.path
         atomic_write_bytes(folder / "dense.onnx", shop.template.dense)
@@ -48,7 +48,7 @@ class Shipment:
         write_json(folder / "recipe.json", self.recipe.to_json())
 
 
-def export_network(shop: Workshop, small: nn.Module, keep: Mapping[str, Sequence[int]]) -> Shipment:
+def export_network(shop: Workbench, small: nn.Module, keep: Mapping[str, Sequence[int]]) -> Shipment:
     """What ships, checked against torch; nothing is written yet.
 
     In fp32 the target's runtime is held against torch. Other precisions round as they should; there the fp32 file is
@@ -73,7 +73,7 @@ def export_network(shop: Workshop, small: nn.Module, keep: Mapping[str, Sequence
     return Shipment(shipped, plain, small, Recipe.of(shop.model, shop.graph, keep))
 
 
-def shipped_score(shop: Workshop, shipment: Shipment) -> dict[str, float]:
+def shipped_score(shop: Workbench, shipment: Shipment) -> dict[str, float]:
     """The test score of the file itself by its name among scores; nothing where the file computes as torch does."""
     if shipment.onnx == shipment.fp32:
         return {}

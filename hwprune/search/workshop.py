@@ -16,7 +16,7 @@ from hwprune.core.events import Caution, Note, OnEvent, Stop
 from hwprune.core.files import write_json
 from hwprune.core.measurement import Measurement, Protocol
 from hwprune.core.widths import Widths
-from hwprune.devices import AbstractBoard
+from hwprune.devices import AbstractBoard, check, connect
 from hwprune.graph import ChannelGraph, OnnxTemplate
 from hwprune.latency.fit import FitReport, fit
 from hwprune.latency.models._base import AbstractLatencyModel
@@ -26,7 +26,7 @@ from hwprune.latency.table import LatencyTable, TableRow
 from hwprune.search.run_folder import RunFolder
 from hwprune.search.settings import SearchSettings
 from hwprune.search.subjects import example_of
-from hwprune.search.survey import Survey, survey
+from hwprune.search.survey import Survey, survey, traced_and_exported
 from hwprune.search.tables import keep_model, table_name
 from hwprune.training import FINETUNE, Data, Task, TrainPlan
 
@@ -37,9 +37,9 @@ FIT_MAPE, FIT_WRONG_SIGN, FIT_COSINE = 0.05, 0.02, 0.9  # held out; what a laten
 QUIETER = "measure when the machine is quiet: hwprune doctor"
 
 
-@dataclass
-class Workshop:
-    """Everything the stages of a run share. `latency` is replaced whenever a measurement teaches it something.
+@dataclass(kw_only=True)
+class Workbench:
+    """A run's network, its data, and the open device: enough to finetune, export and measure.
 
     `budget_ms` is fixed once a run, when the dense network is measured for it. `dense_score` is that of the test
     split, None before anyone needed it. `waited_s` went into sessions that repeated a disturbed one.
@@ -52,9 +52,6 @@ class Workshop:
     graph: ChannelGraph
     template: OnnxTemplate
     board: AbstractBoard
-    table: LatencyTable
-    latency: AbstractLatencyModel
-    report: FitReport
     stop: Stop
     budget_ms: float = math.inf
     dense_score: float | None = None
@@ -98,6 +95,15 @@ class Workshop:
     def patience_s(self) -> float:
         """How much longer the run may repeat disturbed sessions; to finetune a network in vain costs more."""
         return max(PATIENCE_S, self.folder.elapsed_s - self.waited_s) - self.waited_s
+
+
+@dataclass(kw_only=True)
+class Workshop(Workbench):
+    """Everything the stages of a search share. `latency` is replaced whenever a measurement teaches it something."""
+
+    table: LatencyTable
+    latency: AbstractLatencyModel
+    report: FitReport
 
     def record(self, widths: Widths, measured: Measurement) -> None:
         """Add a measured network to the table, unless its engine ran in another way than the table's networks."""
@@ -174,9 +180,36 @@ def open_workshop(
         )
         judge_fit(report, folder.emit)
         keep_model(table, report.model)
-        _write_environment(folder, found.board, data)
+        write_environment(folder, found.board, data)
         yield Workshop(
-            folder, model, data, task, found.graph, found.template, found.board, table, report.model, report, stop
+            folder=folder,
+            model=model,
+            data=data,
+            task=task,
+            graph=found.graph,
+            template=found.template,
+            board=found.board,
+            stop=stop,
+            table=table,
+            latency=report.model,
+            report=report,
+        )
+
+
+@contextlib.contextmanager
+def open_workbench(
+    folder: RunFolder, *, model: nn.Module, data: Data, task: Task, reference_ms: float | None, stop: Stop
+) -> Iterator[Workbench]:
+    """Trace and open the device, its milliseconds those of `reference_ms`; no latency table is needed.
+
+    Raises `GraphError` for a model that cannot be traced, `DeviceError` for a device that cannot be measured.
+    """
+    target = folder.settings.target
+    check(target)
+    graph, template = traced_and_exported(model, example_input(data, folder.settings.batch), folder.emit)
+    with connect(target, reference_ms=reference_ms) as board:
+        yield Workbench(
+            folder=folder, model=model, data=data, task=task, graph=graph, template=template, board=board, stop=stop
         )
 
 
@@ -208,7 +241,8 @@ def judge_fit(report: FitReport, on_event: OnEvent) -> None:
         on_event(Caution(f"the latency model {text}", hint="a quieter machine or more --samples make a better one"))
 
 
-def _write_environment(folder: RunFolder, board: AbstractBoard, data: Data) -> None:
+def write_environment(folder: RunFolder, board: AbstractBoard, data: Data) -> None:
+    """Keep on what the run's latencies were measured and what its network reads: `environment.json`."""
     from hwprune import __version__
 
     facts = {
