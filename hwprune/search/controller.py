@@ -3,6 +3,9 @@
 Predictions steer, measurements decide. A candidate passes when the upper end of its measured interval is within the
 budget. One that misses, or leaves more than 3 % of the budget unused, teaches the controller: the latency model gets
 the new sample, the target moves by what prediction and measurement differ, and the method answers again.
+
+Other work on the device only ever makes a network look slow. So what misses is asked a second time where its interval
+or the other candidates speak against it, and until then it bounds nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hwprune.core.events import CandidateMeasured, OnEvent, ignore
+from hwprune.core.statistics import median
 from hwprune.methods._base import Answer
 
 # The measured latency aimed at, as a share of the budget: half way between the bound and the 3 % that may stay unused.
@@ -22,6 +26,9 @@ UNUSED = 0.03
 UNUSED_UNDER_NOISE = 0.045
 # Below this share of the budget "the grid has nothing between" is not believed before a second look.
 LITTLE_USED = 0.95
+# A network that reads slower than the other candidates lead the latency model to expect, by more than this, relative,
+# was disturbed or is one on which the model errs: a second session tells.
+SUSPECT = 0.03
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,11 @@ class Trial:
         """Whether it meets the budget and uses it as far as its interval lets anyone tell."""
         filled = self.measured_ci_ms[1] >= AIM * self.budget_ms
         return self.within and self.utilisation >= 1 - (UNUSED_UNDER_NOISE if filled else UNUSED)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it reads within the budget, with an interval too wide to show it."""
+        return not self.within and self.utilisation <= AIM
 
     @property
     def highest_aim(self) -> float:
@@ -100,36 +112,34 @@ class BudgetController:
 
     def settle(self, answer: Answer, *, aim: float = AIM) -> Settlement:
         """Measure and move until a candidate is within the budget and uses it, or the grid has none between."""
-        trials: dict[tuple[int, ...], Trial] = {}
-        doubted: set[tuple[int, ...]] = set()
+        seen = _Evidence(self.predict)
         following: Answer | None = answer
-        while following is not None and len(trials) < self.tries:
-            trial = self._try(following)
-            trials[following.widths.values_tuple()] = trial
+        while following is not None and len(seen.trials) < self.tries:
+            trial = seen.add(self._try(following))
             if trial.settled:
                 break
-            following = self._next_answer(trial, trials, aim) or self._doubtful(trials, doubted)
-        if not any(trial.within for trial in trials.values()):
+            if seen.may_ask_again(trial) and trial.undecided:
+                continue
+            following = self._next_answer(trial, seen, aim) or self._doubtful(seen)
+        if not any(trial.within for trial in seen.trials.values()):
             least = self.refit(answer, self.smallest_ms)
-            if least.widths.values_tuple() not in trials:
-                trials[least.widths.values_tuple()] = self._try(least)
-        within = [trial for trial in trials.values() if trial.within]
-        fastest = min(trials.values(), key=lambda trial: trial.measured_ms)
+            if least.widths.values_tuple() not in seen.trials:
+                seen.add(self._try(least))
+        trials = tuple(seen.trials.values())
+        within = [trial for trial in trials if trial.within]
+        fastest = min(trials, key=lambda trial: trial.measured_ms)
         chosen = max(within, key=lambda trial: trial.utilisation, default=fastest)
-        return Settlement(chosen, tuple(trials.values()), exhausted=following is None)
+        return Settlement(chosen, trials, exhausted=following is None)
 
-    def _doubtful(self, trials: dict[tuple[int, ...], Trial], doubted: set[tuple[int, ...]]) -> Answer | None:
-        """The fastest candidate over the budget, once, where what passed leaves too much unused below it.
-
-        A disturbed session makes any candidate look slow, and then closes the way to all that are wider.
-        """
-        if any(trial.within and trial.utilisation >= LITTLE_USED for trial in trials.values()):
+    def _doubtful(self, seen: _Evidence) -> Answer | None:
+        """The fastest candidate over the budget, once, where what passed leaves too much unused below it."""
+        trials = seen.trials.values()
+        if any(trial.within and trial.utilisation >= LITTLE_USED for trial in trials):
             return None
-        missed = [trial for trial in trials.values() if not trial.within]
+        missed = [trial for trial in trials if not trial.within]
         fastest = min(missed, key=lambda trial: trial.measured_ms, default=None)
-        if fastest is None or len(missed) == len(trials) or fastest.answer.widths.values_tuple() in doubted:
+        if fastest is None or len(missed) == len(trials) or not seen.may_ask_again(fastest):
             return None
-        doubted.add(fastest.answer.widths.values_tuple())
         return fastest.answer
 
     def _try(self, answer: Answer) -> Trial:
@@ -141,21 +151,24 @@ class BudgetController:
         )
         return trial
 
-    def _next_answer(self, trial: Trial, trials: dict[tuple[int, ...], Trial], aim: float) -> Answer | None:
-        """An answer not tried yet whose predicted latency should measure at `aim` of the budget; None: there is none.
+    def _next_answer(self, trial: Trial, seen: _Evidence, aim: float) -> Answer | None:
+        """An answer not decided yet whose predicted latency should measure at `aim` of the budget; None: there is none.
 
-        The bias of the last trial translates the aim into the model's scale; candidates known to pass and to miss
-        bound it. Where the method answers with a network already tried, the target moves towards the open bound.
+        The bias of the last trial that is believed translates the aim into the model's scale; candidates believed to
+        pass and to miss bound it. Where the method answers with a network already tried, the target moves towards the
+        open bound.
         """
-        bias = trial.measured_ms / self.predict(trial.answer)
-        wanted = min(aim, trial.highest_aim) * trial.budget_ms / bias
-        passed = max((self.predict(t.answer) for t in trials.values() if t.within), default=self.smallest_ms)
-        missed = min((self.predict(t.answer) for t in trials.values() if not t.within), default=math.inf)
+        believed = seen.believed()
+        last = trial if trial in believed else believed[-1]
+        wanted = min(aim, last.highest_aim) * last.budget_ms / seen.bias(last)
+        passed = max((self.predict(t.answer) for t in believed if t.within), default=self.smallest_ms)
+        missed = min((self.predict(t.answer) for t in believed if not t.within), default=math.inf)
         if passed < missed < math.inf and not passed < wanted < missed:
             wanted = 0.5 * (passed + missed)
-        for target_ms in self._targets(wanted, missed, any_passed=any(t.within for t in trials.values())):
-            answer = self.refit(trial.answer, max(target_ms, self.smallest_ms))
-            if answer.widths.values_tuple() not in trials:
+        for target_ms in self._targets(wanted, missed, any_passed=any(t.within for t in believed)):
+            answer = self.refit(last.answer, max(target_ms, self.smallest_ms))
+            before = seen.trials.get(answer.widths.values_tuple())
+            if before is None or (before not in believed and seen.may_ask_again(before)):
                 return answer
         return None
 
@@ -164,3 +177,41 @@ class BudgetController:
             return [wanted, *(wanted * (1 - 0.02 * step) for step in range(1, 6)), self.smallest_ms]
         beyond = missed * (1 - 1e-9) if missed < math.inf else wanted * 1.05
         return [wanted, 0.5 * (wanted + beyond), beyond]
+
+
+class _Evidence:
+    """What was measured: a trial for each network, the better one where it was asked twice."""
+
+    def __init__(self, predict: Callable[[Answer], float]) -> None:
+        self.trials: dict[tuple[int, ...], Trial] = {}
+        self._predict = predict
+        self._twice: set[tuple[int, ...]] = set()
+
+    def add(self, trial: Trial) -> Trial:
+        """Keep a trial; of two of one network the one that other work disturbed less, which has the lower upper end."""
+        key = trial.answer.widths.values_tuple()
+        before = self.trials.pop(key, None)
+        if before is not None:
+            self._twice.add(key)
+            trial = min(before, trial, key=lambda item: item.measured_ci_ms[1])
+        self.trials[key] = trial
+        return trial
+
+    def bias(self, trial: Trial) -> float:
+        """Measured over predicted latency."""
+        return trial.measured_ms / self._predict(trial.answer)
+
+    def may_ask_again(self, trial: Trial) -> bool:
+        """Whether this network has been measured only once."""
+        return trial.answer.widths.values_tuple() not in self._twice
+
+    def believed(self) -> list[Trial]:
+        """The trials without those over the budget that the others contradict; all, where none is left."""
+        trials = list(self.trials.values())
+        return [trial for trial in trials if not self._suspect(trial, trials)] or trials
+
+    def _suspect(self, trial: Trial, trials: list[Trial]) -> bool:
+        others = [self.bias(other) for other in trials if other is not trial]
+        if trial.within or not others or not self.may_ask_again(trial):
+            return False
+        return self.bias(trial) > (1 + SUSPECT) * median(others)

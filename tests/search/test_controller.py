@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field, replace
+from functools import cache
 from random import Random
 
 import pytest
@@ -23,23 +24,37 @@ def true_ms(row: tuple[int, ...]) -> float:
     return 0.1 + 1e-5 * (3 * a * b + b * c) + 1e-4 * c
 
 
+@cache
+def error(row: tuple[int, ...]) -> float:
+    """A standard normal number of each network."""
+    return Random(str(row)).gauss(0.0, 1.0)
+
+
 @dataclass
 class Device:
-    """A noisy device and a latency model that is off by `bias`, half of which each measurement corrects."""
+    """A noisy device and a latency model that is off by `bias`, half of which each measurement corrects.
+
+    The model also errs by `model_error` on each network, which no measurement of another corrects.
+    """
 
     budget_ms: float
     bias: float
     noise: float = 0.0
+    model_error: float = 0.0
     rng: Random = field(default_factory=lambda: Random(0))
     events: list[Event] = field(default_factory=list)
 
     def predict(self, answer: Answer) -> float:
-        return self.bias * true_ms(answer.widths.values_tuple())
+        return self.predicted_ms(answer.widths.values_tuple())
+
+    def predicted_ms(self, row: tuple[int, ...]) -> float:
+        return self.bias * true_ms(row) * (1 + self.model_error * error(row))
 
     def answer(self, target_ms: float) -> Answer:
-        fitting = [row for row in ROWS if self.bias * true_ms(row) <= target_ms] or [ROWS[0]]
-        row = max(fitting, key=true_ms)
-        return Answer(SPACE.make(row), {}, self.bias * true_ms(row), {})
+        predicted = {row: self.predicted_ms(row) for row in ROWS}
+        fitting = [row for row in ROWS if predicted[row] <= target_ms] or [ROWS[0]]
+        row = max(fitting, key=predicted.__getitem__)
+        return Answer(SPACE.make(row), {}, predicted[row], {})
 
     def measure(self, answer: Answer) -> Trial:
         latency_ms = true_ms(answer.widths.values_tuple()) * self.rng.gauss(1.0, self.noise)
@@ -56,6 +71,13 @@ class Device:
             on_event=self.events.append,
         )
         return controller.settle(self.answer(self.budget_ms))
+
+
+def slower(trial: Trial, factor: float, width: float = 1.0) -> Trial:
+    """The same trial in a session that other work disturbed: later, and with a wider interval."""
+    half = width * factor * (trial.measured_ci_ms[1] - trial.measured_ms)
+    value = factor * trial.measured_ms
+    return replace(trial, measured_ms=value, measured_ci_ms=(value - half, value + half))
 
 
 @pytest.mark.parametrize("bias", [0.8, 0.95, 1.0, 1.1, 1.3])
@@ -104,15 +126,55 @@ def test_a_disturbed_session_does_not_close_the_way(disturbed: int) -> None:
         nonlocal seen
         seen += 1
         trial = honest(answer)
-        if seen != disturbed:
-            return trial
-        low, high = trial.measured_ci_ms
-        return replace(trial, measured_ms=1.25 * trial.measured_ms, measured_ci_ms=(1.25 * low, 1.25 * high))
+        return slower(trial, 1.25) if seen == disturbed else trial
 
     device.measure = measure  # type: ignore[method-assign]
     settled = device.settle()
     assert settled.chosen.within
     assert settled.chosen.utilisation >= 1 - UNUSED_UNDER_NOISE
+
+
+def test_disturbed_sessions_do_not_leave_the_budget_unused() -> None:
+    """Four sessions in ten read 3 to 25 % too slow: what they say bounds nothing before it was asked twice."""
+    used = []
+    for seed in range(60):
+        device = Device(budget_ms=0.6 * true_ms(ROWS[-1]), bias=1.05, noise=0.006, model_error=0.02, rng=Random(seed))
+        honest, rng = device.measure, Random(seed + 999)
+
+        def measure(answer: Answer, honest=honest, rng=rng) -> Trial:  # type: ignore[no-untyped-def]
+            trial = honest(answer)
+            return slower(trial, rng.uniform(1.03, 1.25), rng.choice((1, 2, 3))) if rng.random() < 0.4 else trial
+
+        device.measure = measure  # type: ignore[method-assign]
+        settled = device.settle()
+        assert settled.chosen.within
+        assert settled.chosen.measured_ci_ms[1] <= device.budget_ms
+        used.append(settled.chosen.utilisation)
+    assert sum(share >= 0.95 for share in used) >= 0.9 * len(used)
+
+
+def test_a_wide_interval_within_the_budget_is_asked_again() -> None:
+    """The first session reads 0.97 of the budget +-4 %: no reason to go narrower."""
+    device = Device(budget_ms=true_ms((96, 96, 96)) / 0.97, bias=1.0)
+    first, asked = device.answer(true_ms((96, 96, 96))), []
+
+    def measure(answer: Answer) -> Trial:
+        asked.append(answer.widths)
+        value = true_ms(answer.widths.values_tuple())
+        half = value * (0.04 if len(asked) == 1 else 0.005)
+        return Trial(answer, value, (value - half, value + half), device.budget_ms)
+
+    device.measure = measure  # type: ignore[method-assign]
+    controller = BudgetController(
+        measure=device.measure,
+        refit=lambda answer, target_ms: device.answer(target_ms),
+        predict=device.predict,
+        smallest_ms=true_ms(ROWS[0]),
+    )
+    settled = controller.settle(first)
+    assert asked == [first.widths, first.widths]
+    assert settled.chosen.answer.widths == first.widths
+    assert settled.chosen.measured_ci_ms[1] == pytest.approx(1.005 * settled.chosen.measured_ms)
 
 
 def test_nothing_fits() -> None:
