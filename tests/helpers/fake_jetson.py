@@ -27,12 +27,17 @@ class FakeJetson:
         self.write("sys/class/devfreq/15340000.vic/cur_freq", "115200000\n")
         self.clock(cur=306, low=306, high=1020)
         self.write(f"{self.gpu}/governor", "nvhost_podgov\n")
+        self.cpu_clock(cur=729, low=115, high=1510)
         self.zone(0, "cpu-thermal", 47125, {"passive": 99000, "critical": 104500})
         self.zone(1, "gpu-thermal", 48500, {"passive": 99000, "active": 50000})
         self.zone(2, "cv0-thermal", None, {"passive": 99000})
         self.cooling(0, "pwm-fan", 2)
         self.cooling(1, "cpufreq-cpu0", 0)
         self.cooling(2, "gpu-throttle-alert", 0)
+        self.cooling(3, "hot-surface-alert", 0)
+        self.trip(0, 2, "passive", 70000)
+        for bond, (trip, device) in enumerate([(0, 1), (2, 3)]):
+            self.bind(0, bond, trip, device)
         self.write("sys/class/hwmon/hwmon0/name", "ina3221\n")
         self.alarm(0)
         self.write("sys/class/hwmon/hwmon3/name", "soctherm_oc\n")
@@ -59,14 +64,37 @@ class FakeJetson:
         for name, value in (("cur", cur), ("min", low), ("max", high)):
             self.write(f"{self.gpu}/{name}_freq", f"{value * 1_000_000}\n")
 
+    def cpu_clock(self, *, cur: int, low: int, high: int, policy: int = 0) -> None:
+        """The clock of a group of cores in MHz."""
+        folder = f"sys/devices/system/cpu/cpufreq/policy{policy}"
+        for name, value in (("cur", cur), ("min", low), ("max", high)):
+            self.write(f"{folder}/scaling_{name}_freq", f"{value * 1000}\n")
+        self.write(f"{folder}/scaling_governor", "schedutil\n")
+
+    def lock(self) -> None:
+        """As after jetson_clocks."""
+        self.clock(cur=1020, low=1020, high=1020)
+        self.cpu_clock(cur=1510, low=1510, high=1510)
+
     def zone(self, number: int, name: str, millidegrees: int | None, limits: dict[str, int]) -> None:
         """A thermal zone; a temperature of None is that of a part that is switched off."""
         folder = f"sys/class/thermal/thermal_zone{number}"
         self.write(f"{folder}/type", f"{name}\n")
         self.write(f"{folder}/temp", "" if millidegrees is None else f"{millidegrees}\n")
         for index, (kind, limit) in enumerate(limits.items()):
-            self.write(f"{folder}/trip_point_{index}_type", f"{kind}\n")
-            self.write(f"{folder}/trip_point_{index}_temp", f"{limit}\n")
+            self.trip(number, index, kind, limit)
+
+    def trip(self, zone: int, number: int, kind: str, limit: int) -> None:
+        """A limit of a zone in thousandths of a degree."""
+        folder = f"sys/class/thermal/thermal_zone{zone}"
+        self.write(f"{folder}/trip_point_{number}_type", f"{kind}\n")
+        self.write(f"{folder}/trip_point_{number}_temp", f"{limit}\n")
+
+    def bind(self, zone: int, bond: int, trip: int, device: int) -> None:
+        """A zone's limit calls a cooling device: a link to the device, and beside it the number of the limit."""
+        self.write(f"sys/class/thermal/thermal_zone{zone}/cdev{bond}_trip_point", f"{trip}\n")
+        link = self.root / f"sys/class/thermal/thermal_zone{zone}/cdev{bond}"
+        link.symlink_to(f"../cooling_device{device}")
 
     def cooling(self, number: int, name: str, state: int) -> None:
         """A cooling device."""

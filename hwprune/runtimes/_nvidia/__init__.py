@@ -22,9 +22,9 @@ ROOT = Path("/")
 def facts(bus_id: str = "", *, root: Path = ROOT, library: str = "") -> tuple[tuple[str, str], ...]:
     """What belongs in a fingerprint because a latency is not the same without it, as (name, text).
 
-    On a Jetson: board, L4T, power mode, range and governor of the GPU's clock. Elsewhere: GPU, driver, power limit.
-    `bus_id` is CUDA's PCI bus id of the GPU, "" the first one. `library`: path of libnvidia-ml, where it is not found
-    by itself.
+    On a Jetson: board, L4T, power mode, range and governor of the clocks of GPU and CPU, the memory's clock where it
+    can be read. Elsewhere: GPU, driver, power limit. `bus_id` is CUDA's PCI bus id of the GPU, "" the first one.
+    `library`: path of libnvidia-ml, where it is not found by itself.
     """
     board = Jetson.find(root)
     if board is not None:

@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hwprune.runtimes._base import Check
+from hwprune.runtimes._nvidia.jetson import each
 from hwprune.runtimes._nvidia.nvml import GRAPHICS, MEMORY, SM, Nvml
 
 if TYPE_CHECKING:
-    from hwprune.runtimes._nvidia.jetson import Jetson
+    from hwprune.runtimes._nvidia.jetson import Clock, Jetson
 
 COOL_JETSON = "let it cool, with the fan at its highest speed: sudo jetson_clocks --fan"
+LOCK_JETSON = (
+    "sudo jetson_clocks --store && sudo jetson_clocks (undo: sudo jetson_clocks --restore; gone after a restart)"
+)
 LITTLE_ROOM, NO_ROOM = 15.0, 5.0  # degrees below the first limit
 SUSTAINED = 0.8  # of the highest clock: what a GPU mostly holds without reaching its power limit
 
@@ -24,7 +28,9 @@ def jetson_findings(board: Jetson) -> tuple[Check, ...]:
 def _of_jetson(board: Jetson) -> Iterator[Check]:
     yield Check("board", "pass", f"{board.model}, Jetson Linux {board.l4t or 'of unknown release'}")
     yield _power_mode(board)
-    yield _jetson_clock(board)
+    gpu = board.gpu_clock()
+    yield _jetson_clock("GPU clock", () if gpu is None else (gpu,))
+    yield _jetson_clock("CPU clock", board.cpu_clocks())
     yield _headroom(board.headroom(), COOL_JETSON)
     slowed = sorted(name for name, state in board.cooling().items() if state)
     if slowed:
@@ -50,16 +56,14 @@ def _power_mode(board: Jetson) -> Check:
     return Check("power mode", "pass", f"{mode}: latencies hold for this mode alone{listed}")
 
 
-def _jetson_clock(board: Jetson) -> Check:
-    clock = board.gpu_clock()
-    lock = "sudo jetson_clocks --store && sudo jetson_clocks (undo: sudo jetson_clocks --restore; gone after a restart)"
-    if clock is None or not clock.known:
-        what = "not found" if clock is None else "its bounds cannot be read"
-        return Check("GPU clock", "warn", f"{what}: whether it is locked cannot be told", lock)
-    if clock.locked:
-        return Check("GPU clock", "pass", f"locked at {clock.highest_mhz} MHz")
-    span = f"{clock.lowest_mhz} to {clock.highest_mhz} MHz, governor {clock.governor or 'unknown'}"
-    return Check("GPU clock", "warn", f"moves with the load: {span}; tables say so", lock)
+def _jetson_clock(name: str, clocks: tuple[Clock, ...]) -> Check:
+    if not clocks or not all(clock.known for clock in clocks):
+        what = "its bounds cannot be read" if clocks else "not found"
+        return Check(name, "warn", f"{what}: whether it is locked cannot be told", LOCK_JETSON)
+    if all(clock.locked for clock in clocks):
+        return Check(name, "pass", f"locked at {each(str(clock.highest_mhz) for clock in clocks)} MHz")
+    span, governor = each(str(clock) for clock in clocks), each(clock.governor for clock in clocks)
+    return Check(name, "warn", f"moves with the load: {span}, governor {governor}; tables say so", LOCK_JETSON)
 
 
 def _headroom(nearest: tuple[str, float, float] | None, cool: str) -> Check:

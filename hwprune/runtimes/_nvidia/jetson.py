@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ _MODE = re.compile(r"NV Power Mode:\s*(\S+)\s+(\d+)")
 _STATUS = re.compile(r"pmode:(\d+)")
 _LISTED_MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>")
 _TRIPS = ("passive", "hot", "critical")
+_NO_SLOWDOWN = ("fan", "hot-surface-alert")  # in the names of what cools, and of Orin's warning of a hot case at 70 C
 QUERY_S = 10.0
 
 
@@ -30,8 +31,8 @@ class PowerMode:
 
 
 @dataclass(frozen=True)
-class GpuClock:
-    """The GPU's clock in MHz and the bounds it moves in; `locked` when they leave it no room. -1: cannot be read."""
+class Clock:
+    """A clock in MHz and the bounds it moves in; `locked` when they leave it no room. -1: cannot be read."""
 
     current_mhz: int
     lowest_mhz: int
@@ -47,6 +48,11 @@ class GpuClock:
     def locked(self) -> bool:
         """Whether it stands still, as far as is known."""
         return self.known and self.lowest_mhz == self.highest_mhz
+
+    def __str__(self) -> str:
+        if not self.known:
+            return "unknown"
+        return f"locked {self.highest_mhz} MHz" if self.locked else f"{self.lowest_mhz} to {self.highest_mhz} MHz"
 
 
 @dataclass(frozen=True)
@@ -100,14 +106,33 @@ class Jetson:
             return ""
         return done.stdout.decode(errors="replace")
 
-    def gpu_clock(self) -> GpuClock | None:
+    def gpu_clock(self) -> Clock | None:
         """The GPU's clock; None where no such device is found."""
         folder = self._gpu_folder()
         if folder is None:
             return None
-        values = [number_of(folder / f"{name}_freq") for name in ("cur", "min", "max")]
-        current, lowest, highest = (-1 if value is None else value // 1_000_000 for value in values)
-        return GpuClock(current, lowest, highest, text_of(folder / "governor"))
+        return _clock(folder, "{}_freq", 1_000_000, "governor")
+
+    def cpu_clocks(self) -> tuple[Clock, ...]:
+        """The clock of each group of cores that share one, without those that are off; () where none is told."""
+        groups = folders(self.root / "sys/devices/system/cpu/cpufreq", "policy")
+        return tuple(_clock(folder, "scaling_{}_freq", 1000, "scaling_governor") for folder in groups)
+
+    def memory_clock(self) -> str:
+        """The clock of the memory, "" where it cannot be read, as without root."""
+        folder = self.root / "sys/kernel/debug/bpmp/debug/clk/emc"
+        rate, locked = number_of(folder / "rate"), number_of(folder / "mrq_rate_locked")
+        if rate is None or locked is None:
+            return ""
+        return f"locked {rate // 1_000_000} MHz" if locked else "not locked"
+
+    def clocks_locked(self) -> bool | None:
+        """Whether the clocks of GPU and CPU stand still; None where that cannot be told."""
+        gpu = self.gpu_clock()
+        clocks = [*([] if gpu is None else [gpu]), *self.cpu_clocks()]
+        if any(clock.known and not clock.locked for clock in clocks):
+            return False
+        return True if gpu is not None and len(clocks) > 1 and all(clock.locked for clock in clocks) else None
 
     def _gpu_folder(self) -> Path | None:
         for folder in folders(self.root / "sys/class/devfreq"):
@@ -139,11 +164,11 @@ class Jetson:
         return name, now, room
 
     def cooling(self) -> Mapping[str, int]:
-        """The state of what slows the board down by name, 0 when it does not; fans are left out."""
+        """The state of what slows the board down by name, 0 when it does not; fans and mere warnings are left out."""
         found: dict[str, int] = {}
         for device in folders(self.root / "sys/class/thermal", "cooling_device"):
             name, state = text_of(device / "type"), number_of(device / "cur_state")
-            if name and state is not None and "fan" not in name:
+            if name and state is not None and _slows_down(name):
                 found[name] = max(state, found.get(name, 0))
         return found
 
@@ -173,21 +198,54 @@ class Jetson:
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """What belongs in a fingerprint: the same board in another mode is another device."""
-        mode, clock = self.power_mode(), self.gpu_clock()
-        rows = [("board", self.model), ("l4t", self.l4t or "unknown"), ("power_mode", str(mode) if mode else "unknown")]
-        if clock is None:
-            return (*rows, ("gpu_clock", "unknown"))
-        span = f"{clock.lowest_mhz} to {clock.highest_mhz} MHz" if clock.known else "unknown"
-        if clock.locked:
-            span = f"locked {clock.highest_mhz} MHz"
-        return (*rows, ("gpu_clock", span), ("gpu_governor", clock.governor or "unknown"))
+        mode, gpu, cpu, memory = self.power_mode(), self.gpu_clock(), self.cpu_clocks(), self.memory_clock()
+        return (
+            ("board", self.model),
+            ("l4t", self.l4t or "unknown"),
+            ("power_mode", str(mode) if mode else "unknown"),
+            ("gpu_clock", each(() if gpu is None else (str(gpu),))),
+            ("gpu_governor", each(() if gpu is None else (gpu.governor,))),
+            ("cpu_clock", each(str(clock) for clock in cpu)),
+            ("cpu_governor", each(clock.governor for clock in cpu)),
+            *((("memory_clock", memory),) if memory else ()),
+        )
+
+
+def each(texts: Iterable[str]) -> str:
+    """Each text once, in order."""
+    return ", ".join(dict.fromkeys(text or "unknown" for text in texts)) or "unknown"
+
+
+def _clock(folder: Path, file: str, per_mhz: int, governor: str) -> Clock:
+    values = [number_of(folder / file.format(name)) for name in ("cur", "min", "max")]
+    current, lowest, highest = (-1 if value is None else value // per_mhz for value in values)
+    return Clock(current, lowest, highest, text_of(folder / governor))
 
 
 def _limits(zone: Path) -> Iterator[float]:
+    """The temperatures of a zone from which on the board is slower; a limit that only warns or cools is none."""
+    bound = _bound(zone)
     for kind in sorted(zone.glob("trip_point_*_type")):
         limit = number_of(zone / kind.name.replace("_type", "_temp"))
-        if text_of(kind) in _TRIPS and limit is not None and limit > 0:
+        number = int(kind.name.split("_")[2])
+        harmless = number in bound and not any(_slows_down(name) for name in bound[number])
+        if text_of(kind) in _TRIPS and limit is not None and limit > 0 and not harmless:
             yield limit / 1000
+
+
+def _bound(zone: Path) -> Mapping[int, list[str]]:
+    """The cooling devices that a zone's trip points call, by the number of the trip point."""
+    found: dict[int, list[str]] = {}
+    for file in sorted(zone.glob("cdev*_trip_point")):
+        number, name = number_of(file), text_of(zone / file.name.partition("_")[0] / "type")
+        if number is not None and name:
+            found.setdefault(number, []).append(name)
+    return found
+
+
+def _slows_down(name: str) -> bool:
+    """Whether a cooling device of this name takes speed away."""
+    return not any(part in name for part in _NO_SLOWDOWN)
 
 
 def folders(parent: Path, prefix: str = "") -> list[Path]:

@@ -58,9 +58,8 @@ class Throttle:
         return found
 
     def locked(self) -> bool | None:
-        """Whether the GPU's clock is locked; None where that cannot be told, as through NVML."""
-        clock = self._board.gpu_clock() if self._board is not None else None
-        return clock.locked if clock is not None and clock.known else None
+        """Whether the clocks of GPU and CPU are locked; None where that cannot be told, as through NVML."""
+        return self._board.clocks_locked() if self._board is not None else None
 
     def _watch_clock(self) -> None:
         now = self.clock_mhz()

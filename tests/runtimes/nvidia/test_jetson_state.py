@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,38 @@ def test_facts(board: FakeJetson) -> None:
         "power_mode": "25W (1)",
         "gpu_clock": "306 to 1020 MHz",
         "gpu_governor": "nvhost_podgov",
+        "cpu_clock": "115 to 1510 MHz",
+        "cpu_governor": "schedutil",
     }
     assert dict(_nvidia.facts(root=board.root)) == expected
-    board.clock(cur=1020, low=1020, high=1020)
-    assert dict(_nvidia.facts(root=board.root))["gpu_clock"] == "locked 1020 MHz"
+    board.lock()
+    locked = {"gpu_clock": "locked 1020 MHz", "cpu_clock": "locked 1510 MHz"}
+    assert dict(_nvidia.facts(root=board.root)) == {**expected, **locked}
+
+
+def test_groups_of_cores_with_clocks_of_their_own(board: FakeJetson) -> None:
+    board.lock()
+    board.cpu_clock(cur=729, low=115, high=1190, policy=4)
+    board.write("sys/devices/system/cpu/cpufreq/policy4/scaling_governor", "performance")
+    facts = dict(_nvidia.facts(root=board.root))
+    assert (facts["cpu_clock"], facts["cpu_governor"]) == (
+        "locked 1510 MHz, 115 to 1190 MHz",
+        "schedutil, performance",
+    )
+    found = {finding.name: finding for finding in _nvidia.findings(root=board.root)}
+    assert (found["GPU clock"].status, found["CPU clock"].status) == ("pass", "warn")
+    assert found["CPU clock"].detail == (
+        "moves with the load: locked 1510 MHz, 115 to 1190 MHz, governor schedutil, performance; tables say so"
+    )
+
+
+def test_the_clock_of_the_memory_is_told_where_it_can_be_read(board: FakeJetson) -> None:
+    folder = "sys/kernel/debug/bpmp/debug/clk/emc"
+    board.write(f"{folder}/rate", "2133000000\n")
+    assert "memory_clock" not in dict(_nvidia.facts(root=board.root))
+    for locked, told in ((0, "not locked"), (1, "locked 2133 MHz")):
+        board.write(f"{folder}/mrq_rate_locked", f"{locked}\n")
+        assert dict(_nvidia.facts(root=board.root))["memory_clock"] == told
 
 
 def test_the_power_mode_without_nvpmodel_is_that_of_its_status_file(board: FakeJetson) -> None:
@@ -95,6 +124,32 @@ def test_temperatures_and_their_limits(board: FakeJetson) -> None:
     assert jetson.headroom() == ("gpu-thermal", 48.5, 50.5)  # an active limit is only the fan's
 
 
+def test_the_warning_of_a_hot_case_is_no_throttling(board: FakeJetson) -> None:
+    """An Orin turns it on at 70 C by a limit of the kind that slows others down; clocks stay until 99 C."""
+    throttle = _nvidia.throttle_counters(root=board.root, library=NO_NVML)
+    before = _counts(throttle)
+    board.zone(0, "cpu-thermal", 78000, {"passive": 99000, "critical": 104500})
+    board.cooling(3, "hot-surface-alert", 1)
+    assert _counts(throttle) == before
+    jetson = Jetson(board.root, MODEL)
+    assert "hot-surface-alert" not in jetson.cooling()
+    assert jetson.headroom() == ("cpu-thermal", 78.0, 21.0)
+    found = {finding.name: finding.status for finding in _nvidia.findings(root=board.root)}
+    assert (found["temperature"], found["throttling"]) == ("pass", "pass")
+
+
+def test_a_limit_that_also_slows_down_counts(board: FakeJetson) -> None:
+    board.zone(0, "cpu-thermal", 66000, {"passive": 99000, "critical": 104500})
+    board.bind(0, 2, 2, 1)
+    assert Jetson(board.root, MODEL).headroom() == ("cpu-thermal", 66.0, 4.0)
+
+
+def test_a_limit_of_which_nothing_is_known_counts(board: FakeJetson) -> None:
+    board.zone(0, "cpu-thermal", 66000, {"passive": 99000})
+    (board.root / "sys/class/thermal/thermal_zone0/cdev1_trip_point").unlink()
+    assert Jetson(board.root, MODEL).headroom() == ("cpu-thermal", 66.0, 4.0)
+
+
 def test_what_is_no_jetson(tmp_path: Path) -> None:
     assert Jetson.find(tmp_path) is None
     assert _nvidia.facts(root=tmp_path, library=NO_NVML) == ()
@@ -103,7 +158,7 @@ def test_what_is_no_jetson(tmp_path: Path) -> None:
     found = Jetson.find(tmp_path)
     assert found is not None
     assert (found.model, found.l4t) == ("Jetson", "35.3.1")
-    assert found.facts()[-1] == ("gpu_clock", "unknown")
+    assert {value for name, value in found.facts() if name not in ("board", "l4t")} == {"unknown"}
     assert found.headroom() is None
     assert {finding.status for finding in _nvidia.findings(root=tmp_path)} == {"pass", "warn"}
 
@@ -159,7 +214,12 @@ def test_a_row_says_whether_the_clocks_were_locked(board: FakeJetson) -> None:
     span = _nvidia.ClockSpan(throttle)
     assert span.facts() == {"sm_mhz": "306 to 306", "clocks_locked": "no"}
     board.clock(cur=1020, low=1020, high=1020)
+    assert span.facts() == {"sm_mhz": "306 to 1020", "clocks_locked": "no"}, "the CPU's still moves"
+    board.lock()
     assert span.facts() == {"sm_mhz": "306 to 1020", "clocks_locked": "yes"}
+    assert _nvidia.ClockSpan(throttle).facts() == {"sm_mhz": "1020 to 1020", "clocks_locked": "yes"}
+    shutil.rmtree(board.root / "sys/devices/system/cpu/cpufreq")
+    assert _nvidia.ClockSpan(throttle).facts()["clocks_locked"] == "unknown"
     (board.root / board.gpu / "min_freq").unlink()
     assert span.facts()["clocks_locked"] == "no", "it moved"
     throttle.close()
@@ -167,7 +227,7 @@ def test_a_row_says_whether_the_clocks_were_locked(board: FakeJetson) -> None:
 
 def test_findings_give_the_commands(board: FakeJetson) -> None:
     found = {finding.name: finding for finding in _nvidia.findings(root=board.root)}
-    assert [finding.status for finding in found.values()] == ["pass", "pass", "warn", "pass", "pass", "pass"]
+    assert [finding.status for finding in found.values()] == ["pass", "pass", "warn", "warn", *["pass"] * 3]
     assert found["board"].detail == f"{MODEL}, Jetson Linux 36.4.3"
     assert "25W (1)" in found["power mode"].detail
     assert (
@@ -176,14 +236,15 @@ def test_findings_give_the_commands(board: FakeJetson) -> None:
     )
     assert found["GPU clock"].fix.startswith("sudo jetson_clocks --store && sudo jetson_clocks ")
     assert "governor nvhost_podgov" in found["GPU clock"].detail
-    board.clock(cur=1020, low=1020, high=1020)
+    board.lock()
     board.cooling(2, "gpu-throttle-alert", 1)
     board.over_current(3, 12)
     board.zone(1, "gpu-thermal", 95500, {"passive": 99000})
     (board.root / "usr/sbin/nvpmodel").write_text("#!/bin/sh\nexit 1\n")
     (board.root / "var/lib/nvpmodel/status").unlink()
     found = {finding.name: finding for finding in _nvidia.findings(root=board.root)}
-    assert found["GPU clock"].status == "pass"
+    assert found["GPU clock"].status == found["CPU clock"].status == "pass"
+    assert found["CPU clock"].detail == "locked at 1510 MHz"
     assert (found["throttling"].status, found["throttling"].detail) == ("fail", "slowed down now by gpu-throttle-alert")
     assert found["throttling"].fix.endswith("sudo jetson_clocks --fan")
     assert found["temperature"].fix.endswith("sudo jetson_clocks --fan")
