@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
@@ -116,10 +116,18 @@ class SearchSpace:
         """One sub-network, every group drawn on its own."""
         return self.make([rng.choice(allowed) for allowed in self.widths])
 
-    def snap(self, values: tuple[float, ...] | list[float]) -> Widths:
+    def nearest(self, values: Sequence[float]) -> Widths:
         """The allowed widths nearest to real-valued ones (ties go to the wider)."""
         pairs = zip(self.widths, values, strict=True)
-        return self.make([min(allowed, key=lambda width: (abs(width - value), -width)) for allowed, value in pairs])
+        return self.make([_nearest(allowed, value) for allowed, value in pairs])
+
+    def snap(self, counts: Sequence[float]) -> Widths:
+        """The allowed widths nearest to counts of units that are alive; none only where none is.
+
+        Few units that live are the best ones of their branch: rounding must not remove it.
+        """
+        pairs = zip(self.widths, counts, strict=True)
+        return self.make([_nearest(_positive(allowed) if count >= 0.5 else allowed, count) for allowed, count in pairs])
 
     def check(self, widths: Mapping[str, int]) -> None:
         """Raise `UsageError` naming the first group or width that is not of this space."""
@@ -150,6 +158,14 @@ class SearchSpace:
             for item in document["groups"]
         )
         return cls(groups, tuple(tuple(allowed) for allowed in document["widths"]))
+
+
+def _nearest(allowed: tuple[int, ...], value: float) -> int:
+    return min(allowed, key=lambda width: (abs(width - value), -width))
+
+
+def _positive(allowed: tuple[int, ...]) -> tuple[int, ...]:
+    return allowed[1:] if allowed[0] == 0 else allowed
 
 
 def _group_json(group: ChannelGroup) -> dict[str, Any]:

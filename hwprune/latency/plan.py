@@ -68,7 +68,7 @@ def _draw(space: SearchSpace, kind: Kind, rng: Random) -> Iterator[Widths]:
 def _one_ratio(space: SearchSpace, rng: Random) -> Widths:
     least = min(allowed[0] / allowed[-1] for allowed in space.widths)
     ratio = rng.uniform(least, 1.0)
-    return space.snap([allowed[-1] * (ratio + rng.gauss(0.0, 0.1)) for allowed in space.widths])
+    return space.nearest([allowed[-1] * (ratio + rng.gauss(0.0, 0.1)) for allowed in space.widths])
 
 
 def _one_hot(space: SearchSpace, rng: Random) -> Widths:

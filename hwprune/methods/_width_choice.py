@@ -49,7 +49,7 @@ class WidthGrid:
 
     def nearest(self, probabilities: Sequence[Tensor]) -> Widths:
         """The allowed widths nearest to the expected ones."""
-        return self.space.snap([float(width.detach()) for width in self.expected(probabilities)])
+        return self.space.nearest([float(width.detach()) for width in self.expected(probabilities)])
 
     def above(self, probabilities: Sequence[Tensor]) -> Widths:
         """The least allowed widths that are not below the expected ones (rounding errors aside)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -23,9 +24,16 @@ def test_space_is_the_grid() -> None:
     }
 
 
-def test_snap_takes_the_nearest_and_ties_go_wide() -> None:
-    assert SPACE.snap([12.0, 36.0]).values_tuple() == (16, 40)
-    assert SPACE.snap([-5.0, 33.0]).values_tuple() == (8, 32)
+@pytest.mark.parametrize("rounded", [SPACE.snap, SPACE.nearest])
+def test_the_nearest_width_and_ties_go_wide(rounded: Callable[[list[float]], Widths]) -> None:
+    assert rounded([12.0, 36.0]).values_tuple() == (16, 40)
+    assert rounded([-5.0, 33.0]).values_tuple() == (8, 32)
+
+
+def test_a_branch_with_a_unit_alive_is_not_rounded_away() -> None:
+    space = SearchSpace((ChannelGroup("a", 64, skippable=True),), ((0, 32, 64),))
+    assert [space.snap([count])["a"] for count in (0.0, 1.0, 15.0, 47.0, 48.0)] == [0, 32, 32, 32, 64]
+    assert [space.nearest([count])["a"] for count in (0.0, 1.0, 15.0, 16.0, 48.0)] == [0, 0, 0, 32, 64]
 
 
 def test_widths_are_a_hashable_mapping() -> None:
