@@ -139,7 +139,7 @@ class Measurement:
         """The rounds that count: the undisturbed ones.
 
         Where a session has fewer than two of them, those with any quiet lap count too; where those are not two
-        either, the undisturbed one does, or all do.
+        either, the undisturbed one does, or all do in which the device itself was fit.
         """
         good = tuple(item for item in self.rounds if not item.void)
         if len(good) >= min(2, self.protocol.rounds_min):
@@ -147,7 +147,7 @@ class Measurement:
         partly = tuple(item for item in self.rounds if not item.void or (item.void == DISTURBED and item.quiet_laps))
         if len(partly) >= 2:
             return partly
-        return good or self.rounds
+        return good or tuple(item for item in self.rounds if not item.unfit) or self.rounds
 
     @cached_property
     def samples_ms(self) -> tuple[float, ...]:

@@ -14,6 +14,8 @@ from typing import Any
 from hwprune.core import statistics
 
 DISTURBED = "disturbed"  # why a round is void that met too few quiet moments
+STOOD_STILL = "clock stood still"
+CHANGED = "{} changed"  # a counter of the device, such as one of throttling, moved in the round
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Round:
     def quiet_laps(self) -> int:
         """How many laps ran on an undisturbed machine."""
         return sum(self.burst for level in self._levels if level <= self.quiet_ms)
+
+    @property
+    def unfit(self) -> bool:
+        """Whether the device itself was at fault: throttled, or without a clock. Else other work may have delayed it."""
+        return self.void == STOOD_STILL or self.void.endswith(CHANGED.format(""))
 
     @cached_property
     def ratios(self) -> tuple[float, ...]:

@@ -15,9 +15,10 @@ from random import Random
 from typing import Callable
 
 from hwprune.core import statistics
+from hwprune.core.errors import DeviceError
 from hwprune.core.measurement import Fingerprint, Measurement, Protocol, Round
 from hwprune.core.protocol import QUIET_TOLERANCE
-from hwprune.core.round import DISTURBED
+from hwprune.core.round import CHANGED, DISTURBED, STOOD_STILL
 from hwprune.runtimes._base import AbstractClock, AbstractSession, Lap
 
 Opener = Callable[[], AbstractSession]
@@ -180,7 +181,8 @@ class TimingLoop:
     ) -> dict[str, Measurement]:
         """One measurement a subject, in the order given; every sweep visits them in a fresh random order.
 
-        All go on until the last has reached the interval target, so that their rounds stay paired.
+        All go on until the last has reached the interval target, so that their rounds stay paired. Raises
+        `DeviceError` when the device was throttled in every round of a subject: such a time says nothing.
         """
         rng = Random(seed)
         running = [_Subject(name, opener) for name, opener in subjects.items()]
@@ -197,6 +199,8 @@ class TimingLoop:
         finally:
             for subject in running:
                 _close(subject)
+        for subject in running:
+            _check_fit(subject)
         return {subject.name: self._measurement(subject, protocol) for subject in running}
 
     def _sweep(self, visits: list[_Visit], protocol: Protocol, on_round: Callable[[str, Round], None]) -> list[_Visit]:
@@ -255,7 +259,7 @@ class TimingLoop:
             burst,
             self._reference.floor_ms,
             self._reference.quiet_ms(protocol.quiet_tolerance),
-            f"{changed[0]} changed" if changed else "",
+            CHANGED.format(changed[0]) if changed else "",
             round(statistics.median([lap.wall_ms for lap in found.laps]), 6),
             round(share, 6),
         )
@@ -285,7 +289,7 @@ class TimingLoop:
     def _why_void(self, done: Round, protocol: Protocol) -> str:
         """Why the round does not count, or ""."""
         if not all(0 < time < math.inf for time in done.laps_ms + done.before_ms + done.after_ms):
-            return "clock stood still"
+            return STOOD_STILL
         if done.quiet_laps < QUIET_SHARE * protocol.laps:
             return DISTURBED
         drift = statistics.trend(done.ratios)
@@ -311,6 +315,15 @@ class TimingLoop:
             self._simulated,
             subject.notes,
             tuple(sorted(subject.facts.items())),
+        )
+
+
+def _check_fit(subject: _Subject) -> None:
+    if subject.rounds and all(item.unfit for item in subject.rounds):
+        reasons = ", ".join(dict.fromkeys(item.void for item in subject.rounds))
+        raise DeviceError(
+            f"'{subject.name}' cannot be timed: each of {len(subject.rounds)} rounds is void ({reasons})",
+            hint="let the device cool down, choose a lower power mode, lock its clocks: hwprune doctor",
         )
 
 

@@ -89,6 +89,13 @@ class TestMeasurement:
         assert not measured.converged
         assert "all_rounds_void" in measured.warnings
 
+    def test_rounds_in_which_the_device_was_throttled_never_count(self) -> None:
+        throttled = make_round(0, [9.0] * 9, void="over-current oc3 changed")
+        late = make_round(1, [2.0] * 9, void="disturbed")
+        measured = Measurement("net", (throttled, late), 0.5, Protocol(), FINGERPRINT)
+        assert measured.valid_rounds == (late,)
+        assert measured.latency_ms == pytest.approx(1.0)
+
     def test_where_most_rounds_are_void_those_with_quiet_laps_count_and_the_others_do_not(self) -> None:
         quiet_at_times = Round(1, (2.0, 9.0), (1.0, 1.4), (1.0, 1.4), 1, 1.0, 1.06, "disturbed", 2.0)
         loud = [make_round(index, [9.0] * 3, reference=1.4, void="disturbed") for index in (2, 3)]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hwprune.core import statistics
+from hwprune.core.errors import DeviceError
 from hwprune.core.measurement import Comparison, Fingerprint, Measurement, Protocol, compare
 from hwprune.runtimes._base import AbstractSession
 from hwprune.runtimes._machine import Disturbances, Machine, VirtualClock
@@ -245,6 +246,12 @@ def test_rounds_in_which_the_device_counted_throttling_are_void() -> None:
     measured = measure_with(CountingClock(machine, throttled_from_s=0.08), machine)
     assert set(measured.void_rounds) == {"throttle changed"}
     assert not measured.rounds[0].void
+
+
+def test_a_device_that_throttles_all_the_time_is_not_timed() -> None:
+    machine = Machine(Disturbances())
+    with pytest.raises(DeviceError, match=r"'net' cannot be timed: each of \d+ rounds is void \(throttle changed\)"):
+        measure_with(CountingClock(machine, throttled_from_s=0.0), machine)
 
 
 def test_a_hopeless_session_ends() -> None:
