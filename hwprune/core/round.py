@@ -50,7 +50,7 @@ class Round:
 
     @property
     def unfit(self) -> bool:
-        """Whether the device itself was at fault: throttled, or without a clock. Else other work may have delayed it."""
+        """Whether the device itself was at fault, throttled or without a clock; else other work may have delayed it."""
         return self.void == STOOD_STILL or self.void.endswith(CHANGED.format(""))
 
     @cached_property
