@@ -133,9 +133,10 @@ def kept_mask(latents: Tensor, threshold: float, least: int) -> Tensor:
 class Latents(nn.Module):
     """The latents of all groups, `vector` `(units of all groups,)` in space order, each a slice of it.
 
-    `open`: 1.0, and 0.0 for units that are removed for good. `taken`: what proximal steps took off. `deficit`: how far
-    they went on past 0; units that died early have more. `saliency`: what the loss would rise by if a unit were gone,
-    averaged over steps. `final`: the ranks when units were removed, zeros before.
+    `open`: 1.0, and 0.0 for units that are removed for good. `taken`: what proximal steps took off, signed: of a latent
+    at 0 it is all that knows the sign. `deficit`: how far they went on past 0; units that died early have more.
+    `saliency`: what the loss would rise by if a unit were gone, averaged over steps. `final`: the ranks when units were
+    removed, zeros before.
     """
 
     open: Tensor
@@ -192,7 +193,7 @@ class Latents(nn.Module):
         )
         pairs = zip(self.split(before), self.split(after), least, strict=True)
         self.vector.copy_(torch.cat([_spared(old, new, count) for old, new, count in pairs]))
-        self.taken.add_(before.abs() - self.vector.abs())
+        self.taken.add_(before - self.vector)
 
     @torch.no_grad()
     def remove(self, mask: Tensor, *, debias: bool) -> None:
@@ -204,7 +205,7 @@ class Latents(nn.Module):
         self.final.copy_(self.ranks())
         self.open.copy_(mask)
         if debias:
-            self.vector.copy_(torch.where(self.vector < 0, self.vector - self.taken, self.vector + self.taken))
+            self.vector.add_(self.taken)
         else:
             self.vector.copy_(torch.where(self.open > 0, self.revived(), self.vector))
 
@@ -225,7 +226,8 @@ class Latents(nn.Module):
         live = self.values().abs()
         least = torch.cat([_smallest(part).expand(len(part)) for part in self.split(live)])
         size = torch.where(live > 0, live, torch.maximum(self.vector.abs(), least))
-        return torch.where(self.vector < 0, -size, size)
+        sign = torch.where(self.vector == 0, self.taken, self.vector)
+        return torch.where(sign < 0, -size, size)
 
     @torch.no_grad()
     def inverse_saliency(self) -> Tensor:

@@ -48,13 +48,10 @@ class DhpSearch(AbstractTrainee):
         self.hyper = _backend(self.model, wiring, options)
         self.efficiency = Efficiency(problem.space, problem.graph, problem.latency, options.efficiency)
         self.macs = Efficiency(problem.space, problem.graph, problem.latency, "macs")
-        self.target = min(1.0, problem.target_ms / problem.dense_ms)
+        self.target = self.efficiency.budget(problem.target_ms)
         self.steps = step_count(problem)
         self.refresh_every = max(1, min(options.refresh_every, int(options.arrival * self.steps) // _LEAST_REFRESHES))
-        self.least = tuple(
-            max(allowed[0], min(options.floor, units))
-            for allowed, units in zip(problem.space.widths, self.latents.units, strict=True)
-        )
+        self.least = tuple(_least_live(allowed, options.floor) for allowed in problem.space.widths)
         self.seen, self.penalty, self.cost, self.frozen = 0, options.penalty, 1.0, False
         self.prices = np.zeros(len(problem.space.groups))
         self._batch_size = 1
@@ -120,8 +117,8 @@ class DhpSearch(AbstractTrainee):
         """`relu(cost / target - 1)` at the hard widths, with the gradient of the soft ones: `()`."""
         counts = []
         for latents, mask in zip(self.latents.split(self.latents.values()), self._masks(), strict=True):
-            kept = latents.detach().abs()[mask]
-            soft = soft_width(latents, kept.median().clamp_min(self.options.threshold))
+            typical = latents.detach().abs()[mask].median() if bool(mask.any()) else latents.new_ones(())
+            soft = soft_width(latents, typical.clamp_min(self.options.threshold))
             counts.append(soft + (float(mask.sum()) - soft).detach())
         return torch.relu(self.efficiency(torch.stack(counts)) / self.target - 1)
 
@@ -293,6 +290,15 @@ class DhpSearch(AbstractTrainee):
         }
         filled = [group for group in groups if group["params"]]
         return (SGD([*filled, latents], lr=plan.lr, momentum=plan.momentum, nesterov=plan.momentum > 0),)
+
+
+def _least_live(allowed: Sequence[int], floor: int) -> int:
+    """How many latents of a group with these allowed widths proximal steps leave.
+
+    0 in a group that may vanish: its branch goes when the last latent is dead, so when even its best unit is worth
+    less than what else the time could buy; some latents that live keep the least width that is not 0.
+    """
+    return max(allowed[0], min(floor, allowed[-1])) if allowed[0] > 0 else 0
 
 
 def _backend(model: nn.Module, wiring: Wiring, options: DHP) -> Collapsed:

@@ -68,9 +68,7 @@ class PolarisingSearch(AbstractTrainee):
         like = next(self.model.parameters())
         self.gates = GateVectors(problem.space, like, options.eps)
         self.efficiency = Efficiency(problem.space, problem.graph, problem.latency, options.efficiency)
-        latency = Efficiency(problem.space, problem.graph, problem.latency)
-        self.dense_ms = latency.dense
-        self.target = min(1.0, problem.target_ms / self.dense_ms)
+        self.target = self.efficiency.budget(problem.target_ms)
         self.prices = Prices(self.efficiency, problem.space)
         self.square = [torch.zeros_like(theta) for theta in self._thetas()]
         self.has_prior = False

@@ -77,7 +77,9 @@ class DHP(AbstractMethod):
     latent_decay: float = option(0.0, "L2 decay of the latents")
     latency_weight: float = option(0.0, "weight of the differentiable latency loss beside the proximal steps")
     threshold: float = option(5e-3, "a unit counts as live while its latent is at least this large")
-    floor: int = option(4, "how many units of each group proximal steps leave at least")
+    floor: int = option(
+        4, "how many units of each group proximal steps leave at least; with --depth a block whose units all die goes"
+    )
     saliency_images: int = option(1024, "images for the first saliency of metric=saliency")
     saliency_decay: float = option(0.97, "decay of the running saliency")
     distill_alpha: float = option(0.7, "weight of the dense network's outputs in the search's loss")
@@ -103,7 +105,8 @@ class DHP(AbstractMethod):
         log = train_search(problem, search)
         if not search.frozen:
             search.refresh(search.steps)
-            self._check_arrived(search)
+            if self.penalty > 0:
+                self._check_arrived(search)
             search.freeze()
         passes += log.image_passes
         answer = Answer(search.widths(), {}, 0.0, search.ranks(), search.plain_state(), passes, log)
