@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import types
 import typing
@@ -27,7 +28,7 @@ T = TypeVar("T")
 def read_toml(path: Path) -> dict[str, Any]:
     """The table in a TOML file; `UsageError` naming file and line when it cannot be read."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -125,12 +126,25 @@ def _toml_lines(table: Mapping[str, Any], prefix: str, comments: Mapping[str, st
 
 
 def _toml_key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() else json.dumps(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_string(key)
 
 
 def _toml_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_toml_value(item) for item in value)}]"
-    if isinstance(value, (bool, int, float, str)):
+    if isinstance(value, str):
+        return _toml_string(value)
+    if isinstance(value, float):
+        return float.__repr__(value)  # inf and nan are written so in TOML, and not in JSON
+    if isinstance(value, (bool, int)):
         return json.dumps(value)
     raise TypeError(f"no TOML for {type(value).__name__}")
+
+
+def _toml_string(text: str) -> str:
+    """A basic string. JSON's escapes are TOML's, but for surrogate pairs, and TOML escapes DEL too."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # the name of a file in another encoding
+        raise UsageError(f"{text!a} is not Unicode text", hint="rename the file") from error
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -65,6 +65,28 @@ def test_toml_round_trip(tmp_path: Path) -> None:
     assert config.read_toml(path) == document
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data", "npz:\U0001f600.npz"),
+        ("data", 'tab\t quote" back\\ line\n bell\x07 delete\x7f é \u2028'),
+        ("größe", 1),
+        ("", ["é", "\U0001f600"]),
+        ("a-b_C1", float("inf")),
+        ("x", 1e300),
+    ],
+)
+def test_whatever_is_written_can_be_read(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(config.to_toml({key: value, "table": {key: {key: value}}}), encoding="utf-8", newline="")
+    assert config.read_toml(path) == {key: value, "table": {key: {key: value}}}
+
+
+def test_what_is_no_text_cannot_be_written() -> None:
+    with pytest.raises(UsageError, match=r"'caf\\udce9' is not Unicode text"):
+        config.to_toml({"data": "caf\udce9"})
+
+
 def test_broken_toml_names_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text("a = 1\nb = \n")
