@@ -2,7 +2,8 @@
 
 The user's own `config.toml` lies below the project's file and is written the same way. Keys are the flags' names with
 underscores. At the top they hold for every verb that has the flag; in a table named as a verb for that verb alone.
-`options` is a table of method options.
+What a run has of its own is not taken from the top by a verb that goes on with the run (`OF_A_RUN`): there it means the
+next search. `options` is a table of method options.
 """
 
 from __future__ import annotations
@@ -10,34 +11,65 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hwprune.core.config import read_toml, to_toml
 from hwprune.core.errors import UsageError, did_you_mean
 
 FILE = "hwprune.toml"
 USER_FILE = "config.toml"
+ONE_SETTING = {"latency_ms": "latency", "latency": "latency_ms"}  # two spellings: the one of the higher place counts
+OF_A_RUN = {"finetune": ("data", "epochs"), "export": ("data", "input", "weights")}
 PER_CALL = ("config", "print_config", "json", "verbose", "quiet", "help")  # belong to one command, not to a project
 
 
-def read_defaults(path: Path, verb: str, flags: Mapping[str, Iterable[str]]) -> dict[str, Any]:
-    """Default values for the flags of `verb`. `flags` maps every verb to the names of its flags.
+class Default(NamedTuple):
+    """A flag's value out of a file."""
+
+    value: Any
+    file: str
+
+
+def load_defaults(
+    paths: Iterable[Path], verb: str, flags: Mapping[str, Iterable[str]]
+) -> tuple[dict[str, Default], dict[str, Default]]:
+    """What these files, a later one above an earlier one, say for the flags of `verb`; apart, what a run has itself."""
+    found: dict[str, Default] = {}
+    of_a_run: dict[str, Default] = {}
+    for path in paths:
+        general, own = read_defaults(path, verb, flags)
+        for table in (general, own):
+            for name in table:
+                found.pop(ONE_SETTING.get(name, ""), None)
+            for name, value in table.items():
+                apart = table is general and name in OF_A_RUN.get(verb, ())
+                (of_a_run if apart else found)[name] = Default(value, str(path))
+    return found, of_a_run
+
+
+def read_defaults(path: Path, verb: str, flags: Mapping[str, Iterable[str]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Default values for the flags of `verb`: those at the top of a file, and those in the verb's own table.
+
+    `flags` maps every verb to the names of its flags.
 
     Raises `UsageError` naming file, key, nearest known key and line.
     """
     document = read_toml(path)
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     known = {name for names in flags.values() for name in names}
-    found: dict[str, Any] = {}
+    general: dict[str, Any] = {}
     for key, value in document.items():
         if key in flags and isinstance(value, dict):
             for inner in value:
                 _check(inner, set(flags[key]), path, text, table=key)
         else:
             _check(key, known, path, text, table="")
-            found[key] = value
-    found.update(document.get(verb, {}))
-    return {key: _as_text(key, value, path) for key, value in found.items() if key in flags[verb]}
+            general[key] = value
+    top, own = (
+        {key: _as_text(key, value, path) for key, value in table.items() if key in flags[verb]}
+        for table in (general, document.get(verb, {}))
+    )
+    return top, own
 
 
 def line_of(text: str, table: str, key: str) -> int:

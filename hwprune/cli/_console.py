@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +80,8 @@ class Streams:
     def document(self, schema: str, document: Mapping[str, Any]) -> None:
         """Print one JSON document on stdout, `schema` first, NaN and infinities as null."""
         body = {"schema": schema, **{key: value for key, value in document.items() if key != "schema"}}
-        sys.stdout.write(json.dumps(finite(body), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        unicode = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name == "utf-8"
+        sys.stdout.write(json.dumps(finite(body), indent=2, allow_nan=False, ensure_ascii=not unicode) + "\n")
         sys.stdout.flush()
 
     def talk(self, text: str) -> None:
@@ -91,10 +95,26 @@ class Streams:
             self.talk(f"hint: {error.hint}")
 
 
+def early_streams(arguments: Sequence[str]) -> Streams:
+    """How to talk before a command line is understood: what is right in flags and environment counts."""
+    as_json = os.environ.get("HWPRUNE_JSON", "").strip().lower() in ("1", "true", "t", "yes", "y", "on")
+    color = os.environ.get("HWPRUNE_COLOR", "")
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word.partition("=")[0] == "--color":
+            color = word.partition("=")[2] or following
+    verbosity = sum(len(word) - 1 for word in arguments if re.fullmatch("-v+", word))
+    return Streams(as_json or "--json" in arguments, verbosity, color if color in ("always", "never") else "auto")
+
+
+def print_any_letter() -> None:
+    """Let stdout and stderr write `?` for what their encoding lacks: a result must not be lost for a letter."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def styled(text: str) -> Text:
     """The text with the words that carry the verdict in colour."""
-    import re
-
     from rich.text import Text
 
     result = Text(text)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hwprune.cli._config import FILE, PER_CALL, USER_FILE, read_defaults
+from hwprune.cli._config import FILE, PER_CALL, USER_FILE, load_defaults
 from hwprune.core.errors import UsageError
 from hwprune.core.specs import config_folder
 from hwprune.search.settings import DEFAULTS, LEAST_SAMPLES, TrainPrecision
@@ -101,13 +101,11 @@ def _load_config(ctx: typer.Context, value: Path | None) -> Path | None:
         name: [param.name for param in command.params if param.name not in PER_CALL]
         for name, command in commands.items()
     }
-    found: dict[str, Any] = {}
-    for path in (config_folder() / USER_FILE, value or Path(FILE)):
-        if path.is_file():
-            values = read_defaults(path, str(ctx.info_name), flags)
-            found.update(values)
-            ctx.meta.update({f"hwprune.config.{name}": str(path) for name in values})
-    ctx.default_map = found
+    paths = [path for path in (config_folder() / USER_FILE, value or Path(FILE)) if path.is_file()]
+    found, of_a_run = load_defaults(paths, str(ctx.info_name), flags)
+    ctx.default_map = {name: default.value for name, default in found.items()}
+    ctx.meta.update({f"hwprune.config.{name}": default.file for name, default in found.items()})
+    ctx.meta["hwprune.of_a_run"] = of_a_run
     return value
 
 

@@ -32,9 +32,10 @@ from hwprune.cli import (
     report,
     search,
 )
-from hwprune.cli._console import Streams
+from hwprune.cli._console import early_streams, print_any_letter
 from hwprune.cli._verb import origin
 from hwprune.core.errors import BudgetInfeasible, HwpruneError, UsageError, unknown_name
+from hwprune.core.specs import temporary_folder, user_folder
 
 VERBS = (search, compare, profile, fit, predict, finetune, export, bench, explain, report, devices, doctor)
 # Every error of the parser: the base of the one subclass that typer exports.
@@ -91,20 +92,23 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 yes, 1 no, 2 your input, 3 the device, 4 our bug, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    print_any_letter()
     with _Errors(given) as errors:
-        code = app(given, prog_name="hwprune", standalone_mode=False)
+        code = app(given, prog_name="hwprune", standalone_mode=False, obj=errors)
         errors.code = code if isinstance(code, int) else 0
     return errors.code
 
 
 class _Errors:
-    """Turns whatever leaves a verb into `error:` and `hint:` lines and an exit code. Nothing passes it."""
+    """Turns whatever leaves a verb into `error:` and `hint:` lines and an exit code. Nothing passes it.
+
+    `streams` are a guess until a verb that knows its flags sets them.
+    """
 
     def __init__(self, arguments: list[str]) -> None:
         self.code = 0
         self._arguments = arguments
-        self._traceback = "-vv" in arguments or arguments.count("-v") > 1
-        self._streams = Streams("--json" in arguments)
+        self.streams = early_streams(arguments)
         self._verb = next((word for word in arguments if not word.startswith("-")), "error")
 
     def __enter__(self) -> _Errors:
@@ -124,7 +128,7 @@ class _Errors:
         elif isinstance(error, PARSE_ERROR):
             self._report(parser_error(error))
         elif isinstance(error, (KeyboardInterrupt, typer.Abort)):
-            self._streams.talk("interrupted")
+            self.streams.talk("interrupted")
             self.code = INTERRUPTED
         elif isinstance(error, OSError):
             self._report(_os_error(error))
@@ -139,15 +143,15 @@ class _Errors:
 
     def _report(self, error: HwpruneError) -> None:
         self.code = error.exit_code
-        if self._traceback:
-            self._streams.talk("".join(traceback.format_exception(error)).rstrip())
-        self._streams.error(error)
-        if self._streams.as_json:
+        if self.streams.verbosity > 1:
+            self.streams.talk("".join(traceback.format_exception(error)).rstrip())
+        self.streams.error(error)
+        if self.streams.as_json:
             document: dict[str, Any] = {"error": error.message, "hint": error.hint, "exit_code": self.code}
             if isinstance(error, BudgetInfeasible):
                 document = {"verdict": "infeasible", "smallest_ms": error.smallest_ms, **document}
             try:
-                self._streams.document(f"hwprune.{self._verb}/1", document)
+                self.streams.document(f"hwprune.{self._verb}/1", document)
             except OSError:  # nobody takes our output, and the error itself stands on stderr
                 _close_stdout()
 
@@ -195,13 +199,13 @@ def _os_error(error: OSError) -> HwpruneError:
 
 def _write_bug(error: BaseException, arguments: list[str]) -> Path:
     """The traceback in a file of the user's state folder, or of the temporary one when that cannot be written."""
-    base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    folders = (user_folder("XDG_STATE_HOME", ".local/state") or temporary_folder(), Path(tempfile.gettempdir()))
     text = f"hwprune {' '.join(arguments)}\nPython {sys.version}\n\n{''.join(traceback.format_exception(error))}"
     name = f"bug-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    for folder in (base / "hwprune", Path(tempfile.gettempdir())):
+    for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError:
             continue
         return folder / name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import typer
 
-from hwprune.cli._config import PER_CALL, resolved_toml
+from hwprune.cli._config import ONE_SETTING, PER_CALL, Default, resolved_toml
 from hwprune.cli._console import Outcome, Streams
 from hwprune.cli._flags import COMMON_FLAGS, Common, Flag
 from hwprune.cli._flags import parameters as flag_parameters
@@ -23,6 +23,7 @@ from hwprune.core.events import OnEvent
 from hwprune.core.units import parse_shape
 
 ORIGINS = {"COMMANDLINE": "flag", "DEFAULT": "default"}
+PLACES = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # the higher overrides the lower
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,12 @@ def register(
     example: str,
     shared: tuple[Flag, ...] = (),
     cls: type[typer.core.TyperCommand] | None = None,
+    is_new: Callable[[Mapping[str, Any]], bool] = lambda values: False,
 ) -> None:
     """Add `function(call, **flags) -> Outcome` to the app under its own name.
 
-    `shared` are flags of several verbs, which the function takes as `**shared` and passes on as they are.
+    `shared` are flags of several verbs, which the function takes as `**shared` and passes on as they are. `is_new` says
+    of a verb in `OF_A_RUN` whether these flags name something other than a run.
     """
     parameters = signature_of(function, shared)
     for item in parameters:
@@ -70,6 +73,11 @@ def register(
         shared = {name: values.pop(name) for name in Common.__dataclass_fields__ if name in values}
         common = Common(**shared)
         streams = Streams(common.json, common.verbosity, common.color.value)
+        if ctx.obj is not None:
+            ctx.obj.streams = streams
+        if is_new(values):
+            values.update(_of_no_run(ctx))
+        values.update(_one_of_two(ctx))
         if common.print_config:
             typer.echo(resolved_toml(str(ctx.info_name), *_resolved(ctx)), nl=False)
             return 0
@@ -128,14 +136,55 @@ def parse_widths(text: str | None) -> dict[str, int] | None:
         ) from error
 
 
+def _of_no_run(ctx: typer.Context) -> dict[str, Any]:
+    """The values that a file's top gives to flags for which a run would have its own."""
+    filled = {}
+    params: dict[str, Any] = {str(param.name): param for param in ctx.command.params}
+    apart: dict[str, Default] = ctx.meta.get("hwprune.of_a_run", {})
+    for name, default in apart.items():
+        if _place(ctx, name) == "DEFAULT":
+            filled[name] = params[name].process_value(ctx, default.value)
+            ctx.meta[f"hwprune.config.{name}"] = default.file
+            _resolve(ctx, name, filled[name], "DEFAULT_MAP")
+    return filled
+
+
+def _one_of_two(ctx: typer.Context) -> dict[str, Any]:
+    """None for the spelling of a setting that another one overrides. Raises `UsageError` where neither does."""
+    dropped: dict[str, Any] = {}
+    for name, other in ONE_SETTING.items():
+        if ctx.params.get(name) is None or ctx.params.get(other) is None:
+            continue
+        place = _place(ctx, name)
+        higher = PLACES.index(_place(ctx, other)) - PLACES.index(place)
+        if higher == 0:
+            where = "" if place == "COMMANDLINE" else f"{origin(ctx, name, place)}: "
+            both = " and ".join(f"--{key.replace('_', '-')} {ctx.params[key]}" for key in (name, other))
+            raise UsageError(f"{where}{both} are two budgets", hint="give one of them")
+        if higher > 0:
+            dropped[name] = None
+            _resolve(ctx, name, None, "DEFAULT")
+    return dropped
+
+
+def _place(ctx: typer.Context, name: str) -> str:
+    source = ctx.get_parameter_source(name)
+    return "DEFAULT" if source is None else source.name
+
+
+def _resolve(ctx: typer.Context, name: str, value: Any, place: str) -> None:
+    """Change a flag's value and where it is said to come from."""
+    ctx.params[name] = value
+    ctx.set_parameter_source(name, type(ctx.get_parameter_source(name))[place])  # type: ignore[index]  # an enum
+
+
 def _resolved(ctx: typer.Context) -> tuple[dict[str, Any], dict[str, str]]:
     values, origins = {}, {}
     for name, value in ctx.params.items():
         if name in PER_CALL:
             continue
         values[name] = value.value if isinstance(value, Enum) else value
-        source = ctx.get_parameter_source(name)
-        origins[name] = origin(ctx, name, source.name if source is not None else "DEFAULT")
+        origins[name] = origin(ctx, name, _place(ctx, name))
     return values, origins
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +12,7 @@ from hwprune.cli import _flags as flags
 from hwprune.cli._console import Outcome
 from hwprune.cli._verb import Call, example_shape, register
 from hwprune.core.units import format_bytes
+from hwprune.search.run_folder import RUNS
 
 EXAMPLE = "hwprune export last --output model.onnx"
 
@@ -56,6 +58,12 @@ def export(
     return Outcome(text, document, int(verdict == "FAIL"), (f"hwprune bench {exported.path}",))
 
 
+def names_model(flags: Mapping[str, Any]) -> bool:
+    """Whether the subject is no run."""
+    subject = flags["subject"]
+    return subject != "last" and not any((folder / "run.toml").exists() for folder in (Path(subject), RUNS / subject))
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
-    register(app, export, example=EXAMPLE)
+    register(app, export, example=EXAMPLE, is_new=names_model)

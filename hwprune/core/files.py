@@ -44,7 +44,7 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
 
 def atomic_write_text(path: str | Path, text: str) -> None:
     """`atomic_write_bytes` for UTF-8 text."""
-    atomic_write_bytes(path, text.encode())
+    atomic_write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | Path, document: Any) -> None:
@@ -55,7 +55,7 @@ def write_json(path: str | Path, document: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """The JSON document in `path`; `UsageError` naming the file when it is missing or not JSON."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:

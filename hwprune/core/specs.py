@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -129,19 +130,39 @@ def _file_of(location: str) -> str:
 
 
 def config_folder() -> Path:
-    """Where a user keeps settings for every project: $XDG_CONFIG_HOME/hwprune, else ~/.config/hwprune."""
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "hwprune"
+    """Where a user keeps settings for every project: $XDG_CONFIG_HOME/hwprune, else ~/.config/hwprune.
+
+    A user without a home has none: the folder cannot exist then, and nobody else can put settings into it.
+    """
+    return user_folder("XDG_CONFIG_HOME", ".config") or Path(os.devnull) / "hwprune"
+
+
+def user_folder(variable: str, below_home: str) -> Path | None:
+    """Our folder in the one that `variable` names, else in that part of the home; None for a user without a home."""
+    base = os.environ.get(variable)
+    if base:
+        return Path(base) / "hwprune"
+    try:
+        return Path.home() / below_home / "hwprune"
+    except RuntimeError:  # HOME is not set, and the system does not know this user
+        return None
+
+
+def temporary_folder() -> Path:
+    """What stands for our folders where a user has no home; another user has another one."""
+    return Path(tempfile.gettempdir()) / f"hwprune-{os.getuid()}"
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:
     """Where decoded data and trained dense networks are kept, outside of any project.
 
-    `folder` if given, else $HWPRUNE_CACHE, else $XDG_CACHE_HOME/hwprune, else ~/.cache/hwprune.
+    `folder` if given, else $HWPRUNE_CACHE, else $XDG_CACHE_HOME/hwprune, else ~/.cache/hwprune; without a home a
+    temporary folder.
     """
-    if folder is not None:
-        return Path(folder).expanduser()
-    if os.environ.get("HWPRUNE_CACHE"):
-        return Path(os.environ["HWPRUNE_CACHE"]).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hwprune"
+    given = folder or os.environ.get("HWPRUNE_CACHE")
+    if not given:
+        return user_folder("XDG_CACHE_HOME", ".cache") or temporary_folder()
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"there is no home folder for the ~ in {given}", hint="write the whole path") from error

@@ -114,8 +114,12 @@ class SearchSettings:
     def make(cls, *, latency_ms: float | None = None, latency: str | None = None, **given: Any) -> Self:
         """Settings from what a user gave; what is None takes its default, device and runtime their own names.
 
-        Raises `UsageError` for an unknown option, naming the nearest one.
+        Raises `UsageError` for an unknown option, naming the nearest one, and for two budgets.
         """
+        if latency_ms is not None and latency is not None:
+            raise UsageError(
+                f"latency_ms {latency_ms:g} and latency {latency} are two budgets", hint="give one of them"
+            )
         typed = None if latency is None else Budget.parse(latency)
         if typed is not None and typed.latency_ms is not None:
             latency_ms = typed.latency_ms

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli_fakes import Done, FakeApi, FakeRun
@@ -98,6 +99,92 @@ def test_a_flag_of_another_verb_is_left_alone(hw: Hw, api: FakeApi, workplace: P
     (workplace / "hwprune.toml").write_text('latency_ms = 4\nfail_above = "9ms"\n')
     api.answers["devices"] = ()
     assert hw("devices").code == 0
+
+
+def _budget(api: FakeApi) -> tuple[float | None, str | None]:
+    return api.last["latency_ms"], api.last["latency"]
+
+
+def test_of_two_spellings_of_the_budget_the_higher_place_counts(
+    hw: Hw, search: FakeApi, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "config" / "hwprune" / "config.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text('latency = "70%"\n')
+    (workplace / "hwprune.toml").write_text("latency_ms = 6\n")
+    hw("search")
+    assert _budget(search) == (6.0, None)
+    (workplace / "hwprune.toml").write_text('latency_ms = 6\n[search]\nlatency = "60%"\n')
+    hw("search")
+    assert _budget(search) == (None, "60%")
+    hw("search", "--latency-ms", "4")
+    assert _budget(search) == (4.0, None)
+    assert re.search(r"# not set: .*latency\b(?!_)", hw("search", "--latency-ms", "4", "--print-config").out)
+    monkeypatch.setenv("HWPRUNE_LATENCY_MS", "5")
+    hw("search")
+    assert _budget(search) == (5.0, None)
+    hw("search", "--latency", "50%")
+    assert _budget(search) == (None, "50%")
+
+
+def test_two_budgets_from_one_place_are_refused_with_the_place(
+    hw: Hw, search: FakeApi, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = hw("search", "--latency-ms", "5", "--latency", "4ms")
+    assert (both.code, both.err) == (
+        2,
+        "error: --latency-ms 5.0 and --latency 4ms are two budgets\nhint: give one of them\n",
+    )
+    (workplace / "hwprune.toml").write_text('latency_ms = 5\nlatency = "60%"\n')
+    assert "error: hwprune.toml: --latency-ms 5.0 and --latency 60% are two budgets" in hw("search").err
+    monkeypatch.setenv("HWPRUNE_LATENCY_MS", "5")
+    monkeypatch.setenv("HWPRUNE_LATENCY", "60%")
+    assert "error: HWPRUNE_LATENCY_MS: --latency-ms 5.0 and --latency 60% are two budgets" in hw("search").err
+    assert search.calls == []
+
+
+OF_SEARCH = (
+    'model = "resnet20"\ndata = "npz:other.npz"\nepochs = 0.25\nweights = "dense.safetensors"\ninput = "1x3x8x8"\n'
+)
+
+
+def test_a_run_keeps_its_own_settings(hw: Hw, search: FakeApi, workplace: Path, tmp_path: Path) -> None:
+    """The top of a file means the next search; flag, environment and the verb's own table mean the run."""
+    search.answers["finetune"] = search.answers["search"]
+    (workplace / "hwprune.toml").write_text(OF_SEARCH)
+    hw("search", "--latency", "60%")
+    assert (search.calls[-1][1][1], search.last["epochs"]) == ("npz:other.npz", 0.25)
+    hw("finetune", "runs/x")
+    assert (search.last["data"], search.last["epochs"]) == (None, None)
+    assert re.search(r"# not set: .*epochs.*data", hw("finetune", "--print-config").out)
+    hw("finetune", "runs/x", "--epochs", "2")
+    assert (search.last["data"], search.last["epochs"]) == (None, 2.0)
+    own = tmp_path / "config" / "hwprune" / "config.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text("[finetune]\nepochs = 3\n")
+    hw("finetune", "runs/x")
+    assert (search.last["data"], search.last["epochs"]) == (None, 3.0)
+
+
+def test_a_model_that_is_exported_takes_what_a_run_would_not(
+    hw: Hw, api: FakeApi, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.answers["export"] = SimpleNamespace(path=Path("m"), size_bytes=1, max_difference=0.0, tolerance=1.0)
+    (workplace / "hwprune.toml").write_text(OF_SEARCH)
+    (workplace / "runs" / "x").mkdir(parents=True)
+    (workplace / "runs" / "x" / "run.toml").touch()
+    for subject in ("last", "x", "runs/x"):
+        hw("export", subject)
+        assert (api.calls[-1][1][1], api.last["weights"], api.last["data"]) == (None, None, None)
+    hw("export", "resnet20")
+    assert api.calls[-1][1][1] == (1, 3, 8, 8)
+    assert (str(api.last["weights"]), api.last["data"]) == ("dense.safetensors", "npz:other.npz")
+    assert 'data = "npz:other.npz"  # hwprune.toml' in hw("export", "resnet20", "--print-config").out
+    monkeypatch.setenv("HWPRUNE_DATA", "digits")
+    hw("export", "x")
+    assert api.last["data"] == "digits"
+    hw("export", "resnet20", "--data", "cifar10:x")
+    assert api.last["data"] == "cifar10:x"
 
 
 def test_an_unknown_key_names_file_line_and_nearest(hw: Hw, search: FakeApi, workplace: Path) -> None:

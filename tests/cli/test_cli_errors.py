@@ -63,6 +63,29 @@ def test_errors_are_json_too_when_json_was_asked_for(hw: Hw, api: FakeApi) -> No
     assert "error: wrong" in done.err
 
 
+def test_errors_follow_the_environment_too(hw: Hw, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.answers["search"] = UsageError("wrong", hint="right")
+    monkeypatch.setenv("HWPRUNE_JSON", "1")
+    for words in (SEARCH, ("serch",), ("search", "--latncy")):
+        assert hw(*words).json["exit_code"] == 2
+    assert "\x1b" not in hw(*SEARCH).err
+    monkeypatch.setenv("HWPRUNE_COLOR", "always")
+    assert "\x1b[1;31merror" in hw(*SEARCH).err
+    assert "\x1b" in hw("serch").err
+    assert "\x1b" not in hw(*SEARCH, "--color", "never").err
+    assert "\x1b" not in hw("serch", "--color=never").err
+    monkeypatch.setenv("HWPRUNE_VERBOSE", "2")
+    assert "Traceback" in hw(*SEARCH).err
+
+
+def test_errors_are_coloured_as_the_file_says(hw: Hw, api: FakeApi, workplace: Path) -> None:
+    (workplace / "hwprune.toml").write_text('color = "always"\n')
+    api.answers["search"] = UsageError("wrong")
+    assert "\x1b" in hw(*SEARCH).err
+    assert "\x1b" in hw("serch", "--color", "always").err
+    assert "\x1b" not in hw("serch").err
+
+
 def test_an_infeasible_budget_says_what_is_reachable(hw: Hw, api: FakeApi) -> None:
     api.answers["search"] = BudgetInfeasible("no network in 1 ms", smallest_ms=1.34)
     document = hw(*SEARCH, "--json").json

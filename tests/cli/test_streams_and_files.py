@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
-from cli_fakes import Done
+import pytest
+from cli_fakes import Done, FakeApi
 from onnx import TensorProto, helper, numpy_helper
 
+from hwprune.cli import main
 from hwprune.testing.runtimes import conv_net
 
 Hw = Callable[..., Done]
@@ -23,6 +28,58 @@ def test_a_full_disk_behind_stdout_is_told_once_and_without_a_traceback() -> Non
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     assert done.returncode == 3
     assert done.stderr == "error: the system: No space left on device\nhint: free some space\n"
+
+
+def test_files_are_utf_8_whatever_the_locale(workplace: Path) -> None:
+    text = '# Größe\n[search]\nmodel = "é.py:f"\nlatency = "60%"\n'
+    (workplace / "hwprune.toml").write_text(text, encoding="utf-8")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "hwprune", "search", "--print-config"],
+        env={**os.environ, **ascii_only, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert 'model = "é.py:f"  # hwprune.toml\n'.encode() in done.stdout
+
+
+def test_a_letter_that_the_terminal_lacks_costs_no_result(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.answers["export"] = SimpleNamespace(path=Path("é.onnx"), size_bytes=1, max_difference=0.0, tolerance=1.0)
+    for words, printed in ((["export"], b"wrote ?.onnx (1 B)"), (["export", "--json"], rb'"path": "\u00e9.onnx"')):
+        out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(words) == 0
+        out.flush()
+        assert printed in out.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_json_is_utf_8_where_the_stream_is(hw: Hw, api: FakeApi) -> None:
+    api.answers["export"] = SimpleNamespace(path=Path("é.onnx"), size_bytes=1, max_difference=0.0, tolerance=1.0)
+    assert '"path": "é.onnx"' in hw("export", "--json").out
+
+
+def test_a_user_without_a_home(
+    hw: Hw, api: FakeApi, tmp_path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", none)
+    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    api.answers["search"] = ZeroDivisionError("boom")
+    done = hw("search", "--latency", "60%")
+    assert done.code == 4
+    (log,) = (tmp_path / "tmp").glob("hwprune-*/bug-*.txt")
+    assert str(log) in done.err
+    monkeypatch.setitem(sys.modules, "hwprune.api", api.real)
+    monkeypatch.setattr("hwprune.api", api.real)
+    assert "cpu" in hw("devices").out
+    new = hw("devices", "new", "mine", "--from", "jetson-orin-nano", "--host", "me@board")
+    assert (new.code, new.err[:20]) == (3, "error: cannot write ")
 
 
 def test_a_ratio_needs_two_rounds(hw: Hw, tmp_path: Path) -> None:

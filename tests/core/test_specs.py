@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hwprune.core.errors import DataError, UsageError
-from hwprune.core.specs import cache_folder, call_function, is_function, load_function, split_options
+from hwprune.core.specs import cache_folder, call_function, config_folder, is_function, load_function, split_options
 
 
 def test_options_follow_a_question_mark() -> None:
@@ -136,6 +136,23 @@ def test_models_and_data_of_the_users_fail_as_the_users(own: str) -> None:
             load(f"{own}:boom")
         with pytest.raises(UsageError, match=r"m\.py:needs cannot be called"):
             load(f"{own}:needs")
+
+
+def test_a_user_without_a_home_has_a_temporary_cache_and_no_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where the system does not know the user
+    for name in ("HWPRUNE_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_folder().parent == tmp_path
+    assert not (config_folder() / "config.toml").exists()
+    with pytest.raises(OSError, match="Not a directory"):
+        config_folder().mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"no home folder for the ~ in ~/cache"):
+        cache_folder("~/cache")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert config_folder() == tmp_path / "hwprune"
 
 
 def test_the_cache_folder_follows_argument_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -47,6 +47,13 @@ def test_bad_values_are_named(change: dict[str, object], message: str) -> None:
         dataclasses.replace(SETTINGS, **change)
 
 
+def test_two_spellings_of_the_budget_are_refused() -> None:
+    for latency in ("4ms", "60%"):
+        with pytest.raises(UsageError, match=f"latency_ms 5 and latency {latency} are two budgets"):
+            SearchSettings.make(latency_ms=5, latency=latency)
+    assert SearchSettings.make(latency="4ms") == SearchSettings.make(latency_ms=4)
+
+
 def test_other_settings_are_refused_with_the_fields(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path / "run", SETTINGS, lambda event: None) as folder:
         folder.stage("profile", lambda: None)
