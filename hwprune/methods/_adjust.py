@@ -33,10 +33,11 @@ class Fit:
     predicted_ms: float
 
 
-def fastest(space: SearchSpace, latency: AbstractLatencyModel) -> Fit:
+def fastest(space: SearchSpace, latency: AbstractLatencyModel, within: Mapping[str, int] | None = None) -> Fit:
     """The least predicted latency found: from the smallest widths, the best single change until none helps.
 
-    With a latency that rises with every width these are the smallest widths themselves.
+    With a latency that rises with every width these are the smallest widths themselves. No group gets wider than it is
+    in `within`.
     """
     best = Fit(space.smallest(), 0.0)
     best = Fit(best.widths, _predict(latency, [best.widths])[0])
@@ -45,6 +46,7 @@ def fastest(space: SearchSpace, latency: AbstractLatencyModel) -> Fit:
             best.widths.replace(group.name, width)
             for group, allowed in zip(space.groups, space.widths, strict=True)
             for width in allowed
+            if within is None or width <= within[group.name]
         ]
         predicted = _predict(latency, rows)
         index = int(np.argmin(predicted))
@@ -75,24 +77,26 @@ def fit_to_target(
     start: Widths | None = None,
     floor: float = 0.0,
     exchange: bool = True,
+    nested: bool = False,
 ) -> Fit:
     """From `start` (dense if None) to widths predicted within `target_ms` with the most importance kept.
 
     Shrinks by the step that loses the least importance a predicted ms (without `start` it also grows from the least
     widths), fills what is left by the step that gains the most a ms, then exchanges steps between groups while that
-    gains. `scores`: group -> `(units,)`, additive. No group
-    goes below the fraction `floor` of its units unless the target cannot be met otherwise.
-    Raises `BudgetInfeasible`.
+    gains. `scores`: group -> `(units,)`, additive. No group goes below the fraction `floor` of its units, and with
+    `nested` none above its width in `start`, unless the target cannot be met otherwise. Raises `BudgetInfeasible`.
     """
     least = check_feasible(space, latency, target_ms)
-    walk = _Walk(space, latency, scores, floor)
+    cap = start if nested else None
+    walk = _Walk(space, latency, scores, floor, cap)
     position = walk.position(space.dense() if start is None else start)
     shrunk = walk.shrink(position, target_ms)
     if shrunk is None:
-        walk = _Walk(space, latency, scores, 0.0)
+        walk = _Walk(space, latency, scores, 0.0, cap)
         shrunk = walk.shrink(position, target_ms)
     if shrunk is None:
-        shrunk = walk.position(least.widths)
+        inside = fastest(space, latency, cap)
+        shrunk = walk.position((inside if inside.predicted_ms <= target_ms else least).widths)
     # From above the walk can end in a corner that growing from below does not know, and the other way round.
     starts = [shrunk]
     if start is None and float(walk.predict(walk.lowest[None])[0]) <= target_ms:
@@ -121,15 +125,20 @@ class _Moves:
 
 @dataclass
 class _Walk:
-    """Positions `[G]` index each group's list of allowed widths; `values[g][i]` is the importance kept there."""
+    """Positions `[G]` index each group's list of allowed widths; `values[g][i]` is the importance kept there.
+
+    No step leads above the widths `cap` (dense if None).
+    """
 
     space: SearchSpace
     latency: AbstractLatencyModel
     scores: Mapping[str, np.ndarray]
     floor: float
+    cap: Mapping[str, int] | None = None
     allowed: list[np.ndarray] = field(init=False)
     values: list[np.ndarray] = field(init=False)
     lowest: np.ndarray = field(init=False)
+    highest: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.allowed = [np.asarray(widths) for widths in self.space.widths]
@@ -139,6 +148,7 @@ class _Walk:
             self.values.append(np.concatenate([[0.0], np.cumsum(best_first)])[widths])
         floors = [self.floor * group.units for group in self.space.groups]
         places = [int(np.searchsorted(w, bound)) for w, bound in zip(self.allowed, floors, strict=True)]
+        self.highest = self.position(self.space.dense() if self.cap is None else self.cap)
         self.lowest = np.minimum(places, [len(widths) - 1 for widths in self.allowed])
 
     def position(self, widths: Mapping[str, int]) -> np.ndarray:
@@ -160,7 +170,7 @@ class _Walk:
         """All changes of one group by up to `_REACH` steps; `direction` is +1 (wider) or -1 (narrower)."""
         groups, places = [], []
         for i, place in enumerate(position):
-            top, bottom = len(self.allowed[i]) - 1, min(int(self.lowest[i]), int(place))
+            top, bottom = int(self.highest[i]), min(int(self.lowest[i]), int(place))
             for step in range(1, _REACH + 1):
                 new = int(place) + direction * step
                 if bottom <= new <= top:

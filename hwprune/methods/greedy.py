@@ -13,11 +13,12 @@ from hwprune.methods._saliency import dense_answer, taylor
 
 
 def _updated(answer: Answer, again: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """New scores for units that stayed; removed ones keep their old score, but never above a unit that stayed."""
+    """New scores for units that stayed; removed ones keep their old score, but below every unit that stayed."""
     scores: dict[str, np.ndarray] = {}
     for group, kept in answer.keep.items():
         stayed = np.isin(np.arange(len(again[group])), kept)
-        removed = np.minimum(answer.scores[group], again[group][stayed].min())
+        # Below, not at most: of two equal scores the lower index wins, and a removed unit would come back.
+        removed = np.minimum(answer.scores[group], np.nextafter(again[group][stayed].min(), -np.inf))
         scores[group] = np.where(stayed, again[group], removed)
     return scores
 
@@ -27,7 +28,7 @@ class Greedy(AbstractMethod):
     """Taylor saliency per predicted ms, not normalised per group, with a floor: the control to beat.
 
     With `stages` > 1 the saliency is estimated again in the network reached so far, at targets that fall geometrically
-    from the dense latency to the budget; removed units stay removed.
+    from the dense latency to the budget; what one stage removes, the next ones do not bring back.
     """
 
     floor: float = field(default=0.25, metadata={"help": "least fraction of each group to keep, if possible"})
@@ -47,7 +48,9 @@ class Greedy(AbstractMethod):
         for stage in range(1, self.stages + 1):
             share = stage / self.stages
             target_ms = problem.dense_ms ** (1 - share) * problem.target_ms**share
-            answer = self.refit(problem, answer, target_ms if stage < self.stages else problem.target_ms)
+            # The last one exactly: a power may round.
+            exact_ms = target_ms if stage < self.stages else problem.target_ms
+            answer = self._fitted(problem, answer, exact_ms, nested=stage > 1)
             yield answer
             if stage < self.stages:
                 again = taylor(problem, images=self.saliency_images, keep=answer.keep)
@@ -55,7 +58,10 @@ class Greedy(AbstractMethod):
                 answer = replace(answer, scores=_updated(answer, again.scores), image_passes=passes)
 
     def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
-        """From this answer's widths to the other target by the same scores."""
+        """From this answer's widths to the other target by the same scores; a looser one widens it again."""
+        return self._fitted(problem, answer, target_ms, nested=False)
+
+    def _fitted(self, problem: Problem, answer: Answer, target_ms: float, *, nested: bool) -> Answer:
         fit = fit_to_target(
             problem.space,
             problem.latency,
@@ -64,5 +70,6 @@ class Greedy(AbstractMethod):
             start=answer.widths,
             floor=self.floor,
             exchange=self.exchange,
+            nested=nested,
         )
         return answer.at(fit)
