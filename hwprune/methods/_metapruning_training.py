@@ -20,8 +20,9 @@ from hwprune.methods._metapruning_genes import GeneSpace
 from hwprune.methods._metapruning_net import Encoding, PruningNet, parameter_count
 from hwprune.training._trainee import AbstractTrainee, sgd
 
-# Weights, their gradients and their momentum.
-_COPIES = 3
+# Weights, gradients and momentum; weights and momentum again while a checkpoint is written. A step's own intermediate
+# tensors, of the size of the largest generator, come and go within that.
+_COPIES = 5
 _MEMORY_SHARE = 0.5
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,26 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 
 from hwprune.core.files import atomic_write_bytes
 
 GENERATIONS = 2
+# The names of the format, with the longest elements first: then every tensor lies at a multiple of its element.
+_DTYPES = {
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.bool: "BOOL",
+}
+_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
@@ -30,15 +44,13 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
-    """Write generation `step` and delete all but the newest two. Raises `DeviceError` when it cannot be written."""
-    # Copies, because tensors that share storage (tied weights, slices) cannot be written as they are.
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in checkpoint.tensors.items()
-    }
+    """Write generation `step` and delete all but the newest two. Raises `DeviceError` when it cannot be written.
+
+    Needs as much memory again as the tensors take, and no more.
+    """
     document = json.dumps(checkpoint.document, allow_nan=False)
-    header = {"document": document, "sha256": _digest(tensors, document)}
-    atomic_write_bytes(folder / f"step-{step:09d}.safetensors", save(tensors, header))
+    whole = _packed(checkpoint.tensors, document)
+    atomic_write_bytes(folder / f"step-{step:09d}.safetensors", whole)  # type: ignore[arg-type]  # any buffer will do
     for old in _files(folder)[GENERATIONS:]:
         with contextlib.suppress(OSError):
             old.unlink()
@@ -70,6 +82,40 @@ def _read(path: Path) -> Checkpoint | None:
         return Checkpoint(tensors, json.loads(document))
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
+
+
+def _packed(tensors: Mapping[str, Tensor], document: str) -> bytearray:
+    """The content of a file, each tensor copied straight to its place: the library's `save` holds three copies of all.
+
+    Copies, because tensors that share storage (tied weights, slices) cannot be written as they are.
+    """
+    order = {dtype: place for place, dtype in enumerate(_DTYPES)}
+    entries: dict[str, Any] = {"__metadata__": {"document": document, "sha256": hashlib.sha256().hexdigest()}}
+    end = 0
+    for name in sorted(tensors, key=lambda name: (order[tensors[name].dtype], name)):
+        tensor, start = tensors[name], end
+        end += tensor.numel() * tensor.element_size()
+        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    first = 8 + len(_header(entries))
+    whole = bytearray(first + end)
+    copies = {name: _place(whole, first + entries[name]["data_offsets"][0], tensor) for name, tensor in tensors.items()}
+    entries["__metadata__"]["sha256"] = _digest(copies, document)  # as long as the one that was counted
+    whole[:8] = (first - 8).to_bytes(8, "little")
+    whole[8:first] = _header(entries)
+    return whole
+
+
+def _header(entries: Mapping[str, Any]) -> bytes:
+    header = json.dumps(entries).encode()
+    return header.ljust(math.ceil(len(header) / _ALIGNMENT) * _ALIGNMENT)
+
+
+def _place(whole: bytearray, start: int, tensor: Tensor) -> Tensor:
+    """A contiguous copy of a tensor whose memory is `whole` from `start` on."""
+    if not tensor.numel():
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+    place = torch.frombuffer(whole, dtype=tensor.dtype, count=tensor.numel(), offset=start).reshape(tensor.shape)
+    return place.copy_(tensor.detach())
 
 
 def _digest(tensors: Mapping[str, Tensor], document: str) -> str:
