@@ -133,6 +133,15 @@ class GeneSpace:
         found = self._first_new(list(made), seen)
         return found or self._random(rng, seen)
 
+    def beside(self, rng: np.random.Generator, gene: Gene, seen: Collection[Gene], rate: float) -> Proposal | None:
+        """A mutant of `gene` that fits and was not seen, as it is or else repaired; None when none was found."""
+        made = list(mutants(rng, [gene], self.sizes, rate, _TRIES))
+        found = self._first_new(made, seen)
+        if found is None:
+            ways = self._slowest_within((np.array([item.gene for item in made[:_FAMILIES]]) + 0.5) / self.sizes)
+            found = self._first_new([Proposal(way, "mutation") for way in ways], seen)
+        return found and replace(found, parents=())
+
     def _random(self, rng: np.random.Generator, seen: Collection[Gene]) -> Proposal | None:
         """At random: uniform; then on the way to the smallest; then beside what was seen; then whatever is left."""
         drawn = self.uniform(rng, _UNIFORM_DRAWS)

@@ -22,6 +22,8 @@ from hwprune.methods._metapruning_genes import Gene, GeneSpace, Operator, Propos
 from hwprune.training._random import mix
 
 _PENDING = (TrialState.COMPLETE, TrialState.RUNNING)
+# The attribute of a failed trial whose gene was evaluated and has no fitness.
+DIVERGED = "diverged"
 
 
 class SpaceExhausted(Exception):
@@ -32,7 +34,7 @@ class MetaPruningSampler(BaseGASampler):
     """`population` trials a generation; the first of generation 0 are `first`, the others fit the budget at random.
 
     With `evolve=False` every generation is random: the control. Only complete trials count; failed ones are made
-    again. The class name is part of the storage format.
+    again, but for those that diverged: another gene takes their place. The class name is part of the storage format.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class MetaPruningSampler(BaseGASampler):
         parents = ranked(self.get_parent_population(study, generation)) if self.evolve else []
         others = _others(study, trial)
         slot = self._slot(others, trial, generation)
-        seen = _genes_of(self.names, others)
+        seen = _seen(self.names, study, others)
         proposal = self._propose(generation, slot, parents, seen)
         if proposal is None:
             raise SpaceExhausted(f"{len(seen)} genes were evaluated")
@@ -105,12 +107,13 @@ class MetaPruningSampler(BaseGASampler):
 class WithinBudget(BaseSampler):
     """One of Optuna's own samplers, kept to the budget: what does not fit is narrowed along its own way.
 
-    Where the sampler has no opinion (its start), or repeats a gene, a random one that fits is taken. Optuna does not
-    keep its samplers' random state, so a search that was killed goes on well, but not bit for bit.
+    In place of a gene that it repeats, or that cannot be made to fit, a mutant of that gene is taken; where it has no
+    opinion (its start), a random one that fits. Optuna does not keep its samplers' random state, so a search that was
+    killed goes on well, but not bit for bit.
     """
 
-    def __init__(self, inner: BaseSampler, genes: GeneSpace, seed: int) -> None:
-        self.inner, self.genes, self.seed = inner, genes, seed
+    def __init__(self, inner: BaseSampler, genes: GeneSpace, seed: int, mutation: float = 0.1) -> None:
+        self.inner, self.genes, self.seed, self.mutation = inner, genes, seed, mutation
         self.distributions = gene_distributions(genes)
         self.names = tuple(self.distributions)
         self.made: dict[int, Proposal] = {}
@@ -123,12 +126,10 @@ class WithinBudget(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The inner sampler's gene or the nearest that fits. Raises `SpaceExhausted` when there is no other one."""
-        wanted = gene_of(self.names, self.inner.sample_relative(study, trial, search_space))
-        seen = _genes_of(self.names, _others(study, trial))
-        proposal = self._fitting(wanted, seen)
-        if proposal is None:
-            rng = np.random.default_rng(mix(self.seed, "gene", trial.number))
-            proposal = self.genes.propose(rng, "random", (), seen, 0.0)
+        wanted = self._wanted(study, trial, search_space)
+        seen = _seen(self.names, study, _others(study, trial))
+        rng = np.random.default_rng(mix(self.seed, "gene", trial.number))
+        proposal = self._fitting(rng, wanted, seen) or self.genes.propose(rng, "random", (), seen, 0.0)
         if proposal is None:
             raise SpaceExhausted(f"{len(seen)} genes were evaluated")
         self.made[trial.number] = proposal
@@ -148,20 +149,40 @@ class WithinBudget(BaseSampler):
         """Pass on."""
         self.inner.after_trial(study, trial, state, values)
 
-    def _fitting(self, wanted: Gene | None, seen: set[Gene]) -> Proposal | None:
+    def _wanted(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Gene | None:
+        """The inner sampler's gene; None at its start. The parameters that NSGA-II mutates it leaves out of a child."""
+        found = self.inner.sample_relative(study, trial, search_space)
+        if not found:
+            return None
+        for name, distribution in self.distributions.items():
+            if name not in found:
+                found[name] = self.inner.sample_independent(study, trial, name, distribution)
+        return gene_of(self.names, found)
+
+    def _fitting(self, rng: np.random.Generator, wanted: Gene | None, seen: set[Gene]) -> Proposal | None:
         if wanted is None:
             return None
         fits = bool(self.genes.fits(np.array([wanted]))[0])
         gene = wanted if fits else self.genes.repaired(wanted)
-        return None if gene is None or gene in seen else Proposal(gene, "model")
+        if gene is None or gene in seen:
+            return self.genes.beside(rng, gene or wanted, seen, self.mutation)
+        return Proposal(gene, "model")
 
 
 def _others(study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
     return [t for t in study.get_trials(deepcopy=False, states=_PENDING) if t.number != trial.number]
 
 
-def _genes_of(names: Sequence[str], trials: Sequence[FrozenTrial]) -> set[Gene]:
+def _seen(names: Sequence[str], study: Study, others: Sequence[FrozenTrial]) -> set[Gene]:
+    """The genes of the other trials and of those that diverged: none of them is proposed again."""
+    trials = [*others, *diverged(study)]
     return {gene for trial in trials if (gene := gene_of(names, trial.params)) is not None}
+
+
+def diverged(study: Study) -> list[FrozenTrial]:
+    """The trials whose networks gave outputs that are not finite."""
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return [trial for trial in failed if trial.user_attrs.get(DIVERGED)]
 
 
 def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

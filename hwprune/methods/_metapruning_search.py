@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from optuna.samplers import NSGAIISampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
 from hwprune.core.errors import Interrupted, TrainingDiverged
-from hwprune.core.events import Note, Progress, SearchStep
+from hwprune.core.events import Caution, Note, Progress, SearchStep
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Widths
 from hwprune.graph import cut
@@ -28,9 +28,11 @@ from hwprune.methods._metapruning_budget import RECALIBRATION_BATCH
 from hwprune.methods._metapruning_genes import Gene, GeneSpace
 from hwprune.methods._metapruning_net import PruningNet
 from hwprune.methods._metapruning_sampler import (
+    DIVERGED,
     MetaPruningSampler,
     SpaceExhausted,
     WithinBudget,
+    diverged,
     gene_of,
 )
 from hwprune.methods._metapruning_study import (
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
 
 _FLOOR = 0.25
 _SURVEYED = 1000
+# A structure with rare widths may diverge alone; when this many do, one after the other, it is PruningNet that did.
+_DIVERGED_IN_A_ROW = 5
+_CALMER = "lower --lr or train PruningNet for longer, in another run folder"
 # Options that change neither which candidates come nor what they score.
 _SAME_SCORES = ("evaluations", "measured", "weights", "memory_gb", "storage")
 
@@ -95,14 +100,13 @@ class Judge:
         """The fitness. Raises `TrainingDiverged` when the network's outputs are not finite."""
         problem = self.problem
         found = evaluate(self.network(widths), problem.data, "val", task=problem.task, reference=self._reference)
-        if not math.isfinite(found.loss):
+        fitness = found.score if self.fitness == "score" else -found.loss if found.kl is None else -found.kl
+        if not (math.isfinite(found.loss) and math.isfinite(fitness)):
             raise TrainingDiverged(
                 f"the generated weights give outputs that are not finite, at widths {dict(widths)}",
-                hint="lower --lr, or train PruningNet for longer",
+                hint=_CALMER,
             )
-        if self.fitness == "score":
-            return found.score
-        return -found.loss if found.kl is None else -found.kl
+        return fitness
 
     def probes(self) -> dict[str, float]:
         """The validation score of three fixed structures: the smallest, the middle and the dense one."""
@@ -137,26 +141,37 @@ class Evolution:
             # The state of Optuna's own samplers is not kept: with the old seed they would repeat themselves.
             self.study.sampler = self.sampler = self._sampler(asked)
         self.fitness = {gene: float(trial.value or 0.0) for gene, trial in self._complete()}
+        self.diverged = len(diverged(self.study))
         self._tell_how_many_fit()
+
+    @property
+    def evaluated(self) -> int:
+        """The candidates evaluated so far, those without a fitness too."""
+        return len(self.fitness) + self.diverged
 
     def run(self, judge: Judge) -> tuple[Candidate, ...]:
         """Evaluate until the number of candidates is reached or no other one fits; the best first.
 
-        Raises `Interrupted` when `stop` says so, everything told being kept, and `RunError` when the candidates so far
-        were scored with other weights.
+        A candidate whose outputs are not finite is passed over. Raises `TrainingDiverged` when several in a row or all
+        of them are, `Interrupted` when `stop` says so, everything told being kept, and `RunError` when the candidates
+        so far were scored with other weights.
         """
         wanted = self.options.evaluations
         with quiet():
             same_network(self.study, digest(judge.net))
-            while len(self.fitness) < wanted and self._one(judge):
+            while self.evaluated < wanted and self._one(judge):
                 self._report()
-                if len(self.fitness) < wanted and self.problem.stop():
+                if self.evaluated < wanted and self.problem.stop():
                     raise Interrupted(
-                        f"the search was stopped after {len(self.fitness)} of {wanted} candidates",
+                        f"the search was stopped after {self.evaluated} of {wanted} candidates",
                         hint="the same command goes on from there"
                         if self.problem.study or self.options.storage
                         else "",
                     )
+        if not self.fitness:
+            raise TrainingDiverged(
+                f"PruningNet's outputs are not finite for any of {self.diverged} candidates", hint=_CALMER
+            )
         return self.candidates()
 
     def candidates(self) -> tuple[Candidate, ...]:
@@ -176,7 +191,7 @@ class Evolution:
             gene = tuple(trial.suggest_int(name, 0, int(size) - 1) for name, size in sizes)
         except SpaceExhausted:
             self.study.tell(trial, state=TrialState.FAIL)
-            self.problem.on_event(Note(f"all {len(self.fitness)} candidates that fit the budget were evaluated"))
+            self.problem.on_event(Note(f"all {self.evaluated} candidates that fit the budget were evaluated"))
             return False
         widths = self.genes.widths(gene)
         predicted_ms = float(self.genes.cost_ms(np.array([gene]))[0])
@@ -185,9 +200,24 @@ class Evolution:
         trial.set_user_attr("latency_ms", predicted_ms)
         trial.set_user_attr("macs", self.problem.graph.macs(widths))
         trial.set_user_attr("origin", {"operator": made.operator, "parents": list(made.parents)})
-        self.fitness[gene] = judge(widths)
-        self.study.tell(trial, self.fitness[gene])
+        try:
+            self.fitness[gene] = judge(widths)
+        except TrainingDiverged as error:
+            self._pass_over(trial, error)
+        else:
+            self.study.tell(trial, self.fitness[gene])
         return True
+
+    def _pass_over(self, trial: Trial, error: TrainingDiverged) -> None:
+        """Fail a trial so that its gene does not come again; raise the error when the trials before it failed too."""
+        # The mark goes first: killed in between, the trial is failed when the study is opened again, and is marked.
+        trial.set_user_attr(DIVERGED, True)
+        self.study.tell(trial, state=TrialState.FAIL)
+        self.diverged += 1
+        newest = max((complete.number for _, complete in self._complete()), default=-1)
+        if sum(failed.number > newest for failed in diverged(self.study)) >= _DIVERGED_IN_A_ROW:
+            raise error
+        self.problem.on_event(Caution(f"a candidate was passed over: {error.message}", hint=error.hint))
 
     def _tell_how_many_fit(self) -> None:
         genes, rng = self.genes, np.random.default_rng(0)
@@ -199,9 +229,9 @@ class Evolution:
         self.problem.on_event(Note(text))
 
     def _report(self) -> None:
-        done, wanted, problem = len(self.fitness), self.options.evaluations, self.problem
+        done, wanted, problem = self.evaluated, self.options.evaluations, self.problem
         problem.on_event(Progress("search", done, wanted, detail="candidates"))
-        if done % self.options.population == 0:
+        if self.fitness and done % self.options.population == 0:
             best, *_ = self.candidates()
             latest = list(self.fitness.values())[-self.options.population :]
             figures = {"best_fitness": best.fitness, "mean_fitness": float(np.mean(latest))}
@@ -221,9 +251,10 @@ class Evolution:
             )
         stock_seed = mix(seed, "sampler", asked) % 2**32
         if options.sampler == "nsga2":
-            return WithinBudget(NSGAIISampler(population_size=options.population, seed=stock_seed), self.genes, seed)
+            inner = NSGAIISampler(population_size=options.population, seed=stock_seed)
+            return WithinBudget(inner, self.genes, seed, options.mutation)
         with quiet():
-            return WithinBudget(TPESampler(seed=stock_seed), self.genes, seed)
+            return WithinBudget(TPESampler(seed=stock_seed), self.genes, seed, options.mutation)
 
     def _spec(self) -> Mapping[str, object]:
         """What must be the same for the candidates of a study to be comparable."""

@@ -109,7 +109,8 @@ class MetaPruning(AbstractMethod):
 
         When the dense network fits, it is the answer. With an `image_budget` the search is cut to half of it. Raises
         `MethodGaveUp` for a PruningNet that memory does not hold and for an `image_budget` without a generation in
-        it, `UsageError` for a storage that cannot be opened, `RunError` for a study of another search.
+        it, `TrainingDiverged` when outputs are not finite, in several candidates in a row or in all, `UsageError` for a
+        storage that cannot be opened, `RunError` for a study of another search.
         """
         check_feasible(problem.space, problem.latency, problem.target_ms)
         dense_ms = problem.latency.predict(problem.space.dense()).latency_ms
@@ -137,7 +138,7 @@ class MetaPruning(AbstractMethod):
         _warn_if_not_ready(problem, log.history[-1])
         candidates = evolution.run(judge)
         winner = self._winner(problem, candidates)
-        forward = round(len(candidates) * judge.images * FORWARD_COST)
+        forward = round(evolution.evaluated * judge.images * FORWARD_COST)
         answer = Answer(
             winner.widths,
             top_units(scores, winner.widths),

@@ -303,6 +303,59 @@ def test_what_does_not_fit_is_narrowed_along_its_own_way() -> None:
     assert repaired[0] == repaired[1] >= repaired[2] == repaired[3] >= repaired[4] == repaired[5]
 
 
+@pytest.mark.parametrize("name", ["nsga2", "tpe"])
+@pytest.mark.parametrize(("budget", "least"), [(0.5, 0.9), (0.12, 0.25)])
+def test_after_the_start_candidates_come_from_the_model(name: str, budget: float, least: float) -> None:
+    """A parameter that NSGA-II mutates is no missing opinion, and a repeated gene is mutated, not thrown away."""
+    genes = toy_genes(budget)
+    with quiet():
+        inner: dict[str, optuna.samplers.BaseSampler] = {
+            "nsga2": optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=0),
+            "tpe": optuna.samplers.TPESampler(seed=0),
+        }
+        sampler = WithinBudget(inner[name], genes, 0)
+    study = open_study(open_storage(None, ""), SPEC, sampler, "memory")
+    run(study, sampler, 60)
+    kinds = [sampler.made[trial.number].operator for trial in complete(study)]
+    assert kinds[:POPULATION] == ["random"] * POPULATION
+    assert "random" not in kinds[POPULATION:]
+    assert kinds[POPULATION:].count("model") >= least * (60 - POPULATION)
+
+
+class Stubborn(optuna.samplers.BaseSampler):
+    """Wants one gene, always."""
+
+    def __init__(self, gene: Gene) -> None:
+        self.gene = gene
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
+        return dict(zip(search_space, self.gene, strict=True))
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        raise AssertionError(param_name)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_repeated_gene_is_mutated(fits: bool) -> None:
+    genes = toy_genes(groups=13)
+    wanted = genes.near_budget(np.random.default_rng(4), 1)[0] if fits else (30,) * 13
+    base = wanted if fits else genes.repaired(wanted)
+    assert base is not None
+    sampler = WithinBudget(Stubborn(wanted), genes, 0)
+    study = open_study(open_storage(None, ""), SPEC, sampler, "memory")
+    found = run(study, sampler, 20)
+    assert found[0] == base
+    assert len(set(found)) == 20
+    assert genes.fits(np.array(found)).all()
+    assert [sampler.made[trial.number].operator for trial in complete(study)] == ["model"] + ["mutation"] * 19
+    changed = (np.array(found[1:]) != np.array(base)).sum(axis=1)
+    assert changed.min() >= 1
+    assert changed.mean() < 13 / 3  # an unrelated gene shares hardly any of the 13
+
+
 @pytest.mark.parametrize("kind", ["ga", "stock"])
 def test_a_parameter_outside_the_space_is_refused(kind: str) -> None:
     genes = toy_genes()
