@@ -50,7 +50,7 @@ class Deaths:
     def watched(self) -> Iterator[None]:
         """While this lasts, a crash of a native library leaves a trace beside the table."""
         before = faulthandler.is_enabled()
-        with open(self._folder / TRACE, "w") as trace:
+        with open(self._folder / TRACE, "w", encoding="utf-8") as trace:
             faulthandler.enable(trace, all_threads=False)
             try:
                 yield
@@ -73,7 +73,7 @@ class Deaths:
     def _crash_before(self) -> str:
         """The first line of the trace that a process before this one left; what it had in hand is counted."""
         trace, held = self._folder / TRACE, self._folder / IN_HAND
-        told = trace.read_text(errors="replace").strip() if trace.exists() else ""
+        told = trace.read_text(encoding="utf-8", errors="replace").strip() if trace.exists() else ""
         if told and held.exists():
             self._count([tuple(values) for values in read_json(held)])
         self._forget()

@@ -19,7 +19,7 @@ def usable_cores() -> int:
 def cpu_model() -> str:
     """The processor's name with family and model numbers, since a virtual machine may hide the name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -33,7 +33,7 @@ def waited_s() -> float:
     total = 0
     try:
         for task in Path("/proc/self/task").iterdir():
-            total += int((task / "schedstat").read_text().split()[1])
+            total += int((task / "schedstat").read_text(encoding="utf-8").split()[1])
     except (OSError, IndexError, ValueError):
         return 0.0
     return total / 1e9

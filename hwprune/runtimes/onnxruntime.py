@@ -141,7 +141,7 @@ class OnnxRuntime(AbstractRuntime):
             session = OrtSession(model, target, options)
             for _ in range(runs + 3):
                 session.run()
-            events = json.loads(session.end_profiling().read_text())
+            events = json.loads(session.end_profiling().read_text(encoding="utf-8"))
             session.close()
         return _layers(events, runs)
 
