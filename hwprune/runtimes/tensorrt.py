@@ -22,7 +22,7 @@ from hwprune.runtimes._refusals import check_precision
 from hwprune.runtimes._tensorrt import api
 from hwprune.runtimes._tensorrt.api import Inspector
 from hwprune.runtimes._tensorrt.builder import BuildOptions
-from hwprune.runtimes._tensorrt.errors import MixedPrecision
+from hwprune.runtimes._tensorrt.errors import BuildFailed, EngineRefused, MixedPrecision
 from hwprune.runtimes._tensorrt.inspector import fp32_layers, layer_times, with_node_names
 from hwprune.runtimes._tensorrt.layers import in_network_times
 from hwprune.runtimes._tensorrt.platform import Access, Platform, platform
@@ -163,8 +163,12 @@ class TensorRt(AbstractRuntime):
     def _opened(self, place: Platform, model: bytes, target: Target) -> TrtSession:
         folder = Path(self.cache) if self.cache else default_folder()
         timings = place.timing_cache(folder, target, lambda: self.fingerprint(target))
-        plan = place.builder(self._build_options()).plan(model, target, timings)
-        session = TrtSession(place.trt, place.runtime, place.cuda, place.log, plan, graph=self.graph)
+        try:
+            plan = place.builder(self._build_options()).plan(model, target, timings)
+            session = TrtSession(place.trt, place.runtime, place.cuda, place.log, plan, graph=self.graph)
+        except (BuildFailed, EngineRefused):
+            place.cuda.raise_pending()  # with the GPU lost, this network is the one that lost it
+            raise
         session.watch_clocks(ClockSpan(place.throttle))
         if timings.refused:
             session.note(f"timing_cache_refused: {timings.refused}")

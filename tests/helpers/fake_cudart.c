@@ -32,7 +32,8 @@ static struct {
     X(resolution_ns, 500) X(jitter, 0) X(wander, 0) X(spikes, 0) X(drift, 0) X(drift_period_s, 60) X(flip_rise, 0) \
     X(flip_s, 1) X(throttle_rise, 0) X(throttle_from_s, 0) X(throttle_to_s, 0) X(dead_from_s, 0) X(dead_to_s, 0) \
     X(seed, 0) X(sticky_after, -1) X(sticky_code, 700) X(capture_error, 0) X(count_error, 0) X(devices, 1) \
-    X(pci_bus, 1) X(driver, 12060) X(memory_left, -1) X(capability, 8.7) X(flags_error, 0)
+    X(pci_bus, 1) X(driver, 12060) X(memory_left, -1) X(capability, 8.7) X(flags_error, 0) \
+    X(graph_node_ns, 0) X(own_runtimes, 0)
 #define FIELD(name, standard) double name;
 static struct { SETTINGS(FIELD) } set;
 
@@ -150,7 +151,11 @@ int cudaMemGetInfo(size_t *available, size_t *total) {
 }
 int cudaRuntimeGetVersion(int *version) { *version = 12060; return finish(0); }
 int cudaDriverGetVersion(int *version) { *version = (int)set.driver; return finish(0); }
-int cudaGetLastError(void) { int code = now.sticky ? now.sticky : now.last; now.last = 0; return code; }
+int cudaGetLastError(void) { /* with own_runtimes another library's errors are not seen here */
+    int code = now.sticky && !set.own_runtimes ? now.sticky : now.last;
+    now.last = 0;
+    return code;
+}
 int cudaDeviceSynchronize(void) {
     now.host_ns = fmax(now.host_ns, now.gpu_ns);
     return finish(forbidden());
@@ -239,7 +244,7 @@ int cudaGraphLaunch(void *executable, void *stream) {
     graph *g = executable;
     double scale = 1, flips = 0;
     if (now.sticky || !stream) return finish(INVALID);
-    now.host_ns += set.graph_launch_ns;
+    now.host_ns += set.graph_launch_ns + set.graph_node_ns * (double)g->count;
     for (size_t i = 0; i < g->count; i++) flips = fmax(flips, g->nodes[i].flips);
     scale = factor(flips);
     for (size_t i = 0; i < g->count; i++) execute(&g->nodes[i], scale);

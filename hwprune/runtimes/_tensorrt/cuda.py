@@ -109,8 +109,13 @@ class Cuda:
         self._wait()
 
     def raise_pending(self) -> None:
-        """Raise the error that another library's CUDA calls have left behind, if there is one."""
+        """Raise the error that another library's CUDA calls have left behind, if there is one.
+
+        A library with a CUDA runtime of its own keeps its last error to itself, but a sticky one comes from every call.
+        """
         code = self._raw("cudaGetLastError")[0]
+        if not code and not self._capturing:
+            code = self._raw("cudaDeviceSynchronize")[0]
         self._check(code, "an earlier CUDA call")
 
     def event(self) -> int:

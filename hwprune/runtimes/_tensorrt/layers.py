@@ -62,6 +62,7 @@ def profile(trt: Module, cuda: Cuda, session: TrtSession, runs: int) -> list[tup
     context.profiler = profiler = make_profiler(trt, shares)
     for number in range(runs + WARM_RUNS):
         if not context.execute_async_v3(cuda.stream):
+            cuda.raise_pending()  # an error of CUDA says more
             raise RunFailed("TensorRT refused to enqueue the profiled inference", hint="leave this network out")
         cuda.synchronise()
         if number >= WARM_RUNS:
@@ -110,7 +111,9 @@ def chained_ms(session: TrtSession, cuda: Cuda) -> float:
 
 
 def _timed_ms(cuda: Cuda, run: Callable[[], None]) -> float:
+    """Device time of one run behind another: it is launched meanwhile, which takes longer the more kernels it has."""
     with timed_region(cuda) as (mark, elapsed_ms):
+        run()
         mark()
         run()
         mark()

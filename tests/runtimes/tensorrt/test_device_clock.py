@@ -93,6 +93,14 @@ def test_the_slope_of_chains_sees_through_every_constant(chip: Gpu) -> None:
     assert chained_ms(KernelSession(chip, cuda, (30.0,) * 3, graph=False), cuda) == pytest.approx(92.4e-3, rel=0.01)
 
 
+@pytest.mark.parametrize("kernels_us", [(2.0,), (3.0,) * 10], ids=len)
+def test_the_slope_sees_through_a_launch_that_grows_with_the_graph(chip: Gpu, kernels_us: tuple[float, ...]) -> None:
+    cuda = chip.cuda()
+    chip.set(graph_node_ns=700)
+    layer = KernelSession(chip, cuda, kernels_us)
+    assert chained_ms(layer, cuda) == pytest.approx(truth_ms(kernels_us), rel=0.01)
+
+
 NOISE: dict[str, dict[str, float]] = {
     "nothing": {},
     "jitter": {"jitter": 0.005},

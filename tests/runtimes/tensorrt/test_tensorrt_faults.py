@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from hwprune.runtimes._tensorrt.errors import (
     ParseFailed,
     RunFailed,
 )
+from hwprune.runtimes._tensorrt.layers import profile as profile_layers
 from hwprune.testing.runtimes import conv_net
 from hwprune.testing.staircase import StaircaseGraph, staircase_space
 
@@ -249,6 +251,28 @@ def test_a_sticky_error_at_any_point_of_opening_is_that_error(after: int, gpu: G
     gpu.set(sticky_after=after)
     with pytest.raises(DeviceLost):
         runtime.open(conv_net(16), TARGET)
+
+
+@pytest.mark.parametrize("own_runtimes", [False, True])
+@pytest.mark.parametrize("step", ["build", "run", "profile"])
+def test_the_network_that_lost_the_gpu_is_the_one_that_is_told(step: str, own_runtimes: bool, gpu: Gpu) -> None:
+    """Where TensorRT has a CUDA runtime of its own, our runtime's last error is none."""
+    runtime = gpu.runtime()
+    session = runtime.open(conv_net(16), TARGET)
+    gpu.set(sticky_after=gpu.library.fake_kernels(), own_runtimes=own_runtimes)
+    if step == "run":
+        with pytest.raises(DeviceLost, match=r"an earlier CUDA call failed with cudaErrorIllegalAddress \(700\)"):
+            session.enqueue()
+    elif step == "profile":
+        place = runtime._platform()
+        gpu.set(sticky_after=gpu.library.fake_kernels() + 5)
+        with pytest.raises(DeviceLost):
+            profile_layers(place.trt, place.cuda, session, 4)
+    else:
+        gpu.script.build_error = "an illegal memory access was encountered"
+        assert gpu.library.fake_kernel(ctypes.c_double(1e3), 0) == 700, "a kernel that the builder tried"
+        with pytest.raises(DeviceLost):
+            runtime.open(conv_net(32), TARGET)
 
 
 def test_memory_that_runs_out_is_not_sticky(gpu: Gpu) -> None:
