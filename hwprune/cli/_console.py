@@ -99,7 +99,7 @@ def early_streams(arguments: Sequence[str]) -> Streams:
     """How to talk before a command line is understood: what is right in flags and environment counts."""
     as_json = os.environ.get("HWPRUNE_JSON", "").strip().lower() in ("1", "true", "t", "yes", "y", "on")
     color = os.environ.get("HWPRUNE_COLOR", "")
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if word.partition("=")[0] == "--color":
             color = word.partition("=")[2] or following
     verbosity = sum(len(word) - 1 for word in arguments if re.fullmatch("-v+", word))

@@ -19,7 +19,9 @@ def finetune(
     call: Call,
     run: flags.Run = "last",
     epochs: Annotated[float | None, flags.epochs_flag("finetuning; the run's own number by default")] = None,
-    data: flags.Data = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Images to train on; the run's own by default.")
+    ] = None,
     tables: flags.Tables = Path("latency_tables"),
 ) -> Outcome:
     """Finetune a run's pruned network, taught by the dense one, and measure it again."""
