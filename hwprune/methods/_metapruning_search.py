@@ -209,14 +209,16 @@ class Evolution:
         return True
 
     def _pass_over(self, trial: Trial, error: TrainingDiverged) -> None:
-        """Fail a trial so that its gene does not come again; raise the error when the trials before it failed too."""
+        """Fail a trial so that its gene does not come again; raise when the trials before it diverged too."""
         # The mark goes first: killed in between, the trial is failed when the study is opened again, and is marked.
         trial.set_user_attr(DIVERGED, True)
         self.study.tell(trial, state=TrialState.FAIL)
         self.diverged += 1
         newest = max((complete.number for _, complete in self._complete()), default=-1)
-        if sum(failed.number > newest for failed in diverged(self.study)) >= _DIVERGED_IN_A_ROW:
-            raise error
+        in_a_row = sum(failed.number > newest for failed in diverged(self.study))
+        if in_a_row >= _DIVERGED_IN_A_ROW:
+            text = f"{in_a_row} candidates in a row had no finite outputs; the last: {error.message}"
+            raise TrainingDiverged(text, hint=error.hint) from error
         self.problem.on_event(Caution(f"a candidate was passed over: {error.message}", hint=error.hint))
 
     def _tell_how_many_fit(self) -> None:

@@ -134,7 +134,7 @@ def test_several_in_a_row_end_the_search_and_the_same_command_goes_on(tmp_path: 
     problem, _ = problem_with(storage="journal", folder=tmp_path)
     calls = iter(range(100))
     judge = Fragile(problem, lambda widths: next(calls) >= 6)
-    with pytest.raises(TrainingDiverged, match="not finite"):
+    with pytest.raises(TrainingDiverged, match="5 candidates in a row had no finite outputs; the last: not finite"):
         evolution(problem).run(judge)
     assert len(judge.asked) == 6 + 5
     again = Fragile(problem, lambda widths: False)
