@@ -29,8 +29,9 @@ class Connection:
     """How to reach a device: `local` is this machine, `ssh` another one.
 
     A file of kind `ssh` without a host is a template for `hwprune devices new`. What is empty is left to ssh and its
-    own configuration. `python`: the interpreter on the device that has the runtime. Raises `UsageError` for anything
-    that could be read as more than a name: every value becomes one argument of ssh.
+    own configuration. `python`: the interpreter on the device that has the runtime. `build_s`: for how many seconds a
+    network may be built over there, 0 for the usual 600. Raises `UsageError` for anything that could be read as more
+    than a name: every value becomes one argument of ssh.
     """
 
     kind: Literal["local", "ssh"] = "local"
@@ -40,6 +41,7 @@ class Connection:
     identity_file: str = ""
     known_hosts: str = ""
     python: str = ""
+    build_s: int = 0
 
     def __post_init__(self) -> None:
         given = [item.name for item in fields(self) if item.name != "kind" and getattr(self, item.name)]
@@ -60,6 +62,8 @@ class Connection:
                 raise UsageError(f"{name} = {value!r} cannot be used for a connection", hint=f"write it as {example}")
         if not 0 <= self.port <= 65535:
             raise UsageError(f"port = {self.port} is no port", hint="1 to 65535, or leave it out")
+        if self.build_s < 0:
+            raise UsageError(f"build_s = {self.build_s} is no time", hint="seconds, or leave it out: 600")
 
     @property
     def address(self) -> str:

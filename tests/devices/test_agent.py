@@ -13,6 +13,7 @@ from remote_devices import (
     SAMPLE,
     SCRIPTED,
     Device,
+    KeepingTransport,
     alive,
     children,
     eventually,
@@ -25,10 +26,10 @@ from hwprune.core.events import Caution, Event, Progress
 from hwprune.core.measurement import Measurement, Protocol
 from hwprune.core.tensors import RawTensor
 from hwprune.devices import WorkerDied
-from hwprune.devices.agent import supervisor
+from hwprune.devices.agent import processes, supervisor
 from hwprune.devices.agent.worker import Announcing
-from hwprune.devices.remote import board as remote_board
 from hwprune.devices.remote.board import RemoteBoard
+from hwprune.devices.remote.transport import CommandChannel
 from hwprune.runtimes._base import AbstractRuntime
 
 
@@ -136,14 +137,36 @@ class TestWorker:
             assert board.measure(MODELS, protocol=SAMPLE)["a"].latency_ms == pytest.approx(0.2, rel=0.02)
         assert device.builds() == ["deadly", "deadly", "a", "b"]
 
-    def test_a_hang_ends(self, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(remote_board, "BUILD_S", 2.0)
-        with device.board() as board:
-            with pytest.raises(WorkerDied, match="board, build: nothing was heard from its worker for 2 s"):
+    def test_a_hang_ends(self, device: Device) -> None:
+        with device.board(build_s=2) as board:
+            what = r"board, build: nothing was heard from its worker for 2 s; for longer builds set build_s in \[conn"
+            with pytest.raises(WorkerDied, match=what):
                 board.measure({"a": model(do="hang", name="hang")}, protocol=SAMPLE)
-            monkeypatch.undo()
+            board._build_s = 0  # the usual time
             assert board.measure(MODELS, protocol=SAMPLE)["a"].latency_ms > 0
         assert device.builds() == ["hang", "a", "b"]
+
+    def test_a_worker_that_cannot_be_killed(self, device: Device) -> None:
+        """As one that hangs in a driver: the job fails, and the device is free for the next session."""
+        source = Path(processes.__file__).read_text()
+        deaf = source.replace("os.killpg(self._process.pid, signal.SIGKILL)", "pass").replace(
+            "GRACE_S = 5", "GRACE_S = 0"
+        )
+        device.extra = {"hwprune/devices/agent/processes.py": deaf}
+        with device.board(build_s=1) as board:
+            with pytest.raises(DeviceError, match=r"build: its worker \(process \d+\) cannot be ended") as caught:
+                board.measure({"a": model(do="hang")}, protocol=SAMPLE)
+            assert caught.value.hint == "restart the device"
+            with device.board() as other:
+                assert other.measure(MODELS, protocol=SAMPLE)["a"].latency_ms > 0
+
+    def test_a_session_ends_in_order(self, device: Device) -> None:
+        opened: list[CommandChannel] = []
+        device.wrap = lambda transport: KeepingTransport(transport, opened)
+        with device.board() as board:
+            board.measure(MODELS, protocol=SAMPLE)
+        (channel,) = opened
+        assert (channel._process.returncode, channel._text()) == (0, "")
 
     def test_a_device_that_changed_meanwhile(self, device: Device) -> None:
         with device.board() as board:

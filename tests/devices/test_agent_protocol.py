@@ -27,6 +27,7 @@ from scripted_runtime import ScriptedRuntime
 from hwprune.core.errors import DeviceError
 from hwprune.devices.agent import bootstrap
 from hwprune.devices.agent.bootstrap import STARTER
+from hwprune.devices.agent.framing import PROTOCOL
 from hwprune.devices.remote import transport
 from hwprune.devices.remote.board import RemoteBoard
 from hwprune.devices.remote.client import AgentClient
@@ -151,7 +152,7 @@ class TestProtocol:
         [
             {"type": "job", "job": "x"},
             {"type": "hello", "protocol": 99, "session": "0" * 32, "last_seq": 0},
-            {"type": "hello", "protocol": 1, "session": "../../etc/passwd", "last_seq": 0},
+            {"type": "hello", "protocol": PROTOCOL, "session": "../../etc/passwd", "last_seq": 0},
             {"type": "blob"},
             {"kind": "nothing"},
         ],
@@ -214,8 +215,15 @@ class TestProtocol:
 
     def test_an_interpreter_that_is_not_there(self, tmp_path: Path) -> None:
         client = AgentClient(local_transport(tmp_path), scripted_bundle(), label="board", python="/no/such/python3")
-        with pytest.raises(DeviceError, match=r"the agent does not start: .*No such file"):
+        with pytest.raises(DeviceError, match=r"not start: no interpreter /no/such/python3 .*No such file") as caught:
             client.round_trip_ms()
+        assert "[connection] python" in caught.value.hint
+
+    def test_only_ssh_itself_says_that_a_login_is_refused(self) -> None:
+        for code, text in ((255, "far does not let us in"), (1, "far cannot be reached: .*Permission denied")):
+            command = ("sh", "-c", f"echo 'me@far: Permission denied (publickey).' >&2; exit {code}")
+            with pytest.raises(DeviceError, match=text):
+                AgentClient(CommandTransport(command, "far"), scripted_bundle(), label="far").round_trip_ms()
 
     @pytest.mark.parametrize(
         ("code", "reason"), [(98, "older than 3.8"), (127, "no python3"), (97, "not what was sent")]

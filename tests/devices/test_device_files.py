@@ -51,6 +51,13 @@ def test_the_simulated_device_says_so() -> None:
     assert resolve(Target(device="sim")).label().startswith("SIMULATED simulated")
 
 
+def test_a_device_file_says_how_long_a_build_may_take(tmp_path: Path) -> None:
+    text = 'schema = 1\nname = "slow"\n[connection]\nkind = "ssh"\nbuild_s = {}\n[runtimes.simulated]\n'
+    assert read_device(write(tmp_path, text.format(1800))).connection.build_s == 1800
+    with pytest.raises(UsageError, match="build_s = -1 is no time"):
+        read_device(write(tmp_path, text.format(-1)))
+
+
 def test_devices_are_found_by_alias_and_with_a_suggestion() -> None:
     assert find_device("host").name == "cpu"
     with pytest.raises(UsageError, match=r"unknown device 'cpi'\. Did you mean 'cpu'\?") as caught:

@@ -10,6 +10,7 @@ import pytest
 from remote_devices import (
     MODELS,
     PATIENT,
+    RUNTIME_FILE,
     SAMPLE,
     Cuts,
     CuttingTransport,
@@ -103,6 +104,37 @@ class TestLostConnection:
             with pytest.raises(DeviceError, match=r"not as it was before .* clocks: locked != free") as caught:
                 board.measure({"c": model(name="c", do="kill")}, protocol=SAMPLE)
             assert "hwprune doctor --device board" in caught.value.hint
+
+    def test_clocks_that_cannot_be_asked_after_a_restart(self, device: Device, cuts: Cuts, tmp_path: Path) -> None:
+        """NVML does not tell whether clocks are locked, and a restart unlocks them: nothing more is measured."""
+        boot = tmp_path / "boot_id"
+        boot.write_text("one")
+        source = Path(supervisor.__file__).read_text().replace("/proc/sys/kernel/random/boot_id", str(boot))
+        runtime = RUNTIME_FILE.read_text().replace("flags = (", 'flags = (("gpu", "RTX"), ')
+        device.extra = {"hwprune/devices/agent/supervisor.py": source, "hwprune/runtimes/scripted.py": runtime}
+        device.wrap = lambda transport: CuttingTransport(transport, cuts)
+        with device.board() as board:
+            cuts.up = b'"accepted"'
+            board.measure(MODELS, protocol=SAMPLE)
+            assert cuts.done == 1, "a lost connection alone is no restart"
+            cuts.count = 2
+            boot.write_text("two")
+            for name in "cd":
+                with pytest.raises(DeviceError, match="started again: its clocks may not be locked") as caught:
+                    board.measure({name: model(name=name, do="kill")}, protocol=SAMPLE)
+            assert "nvidia-smi -lgc" in caught.value.hint
+            assert "hwprune doctor --device board" in caught.value.hint
+        assert "d" not in device.builds()
+        with device.board() as board:
+            assert board.measure(MODELS, protocol=SAMPLE)["a"].latency_ms > 0, "the same command goes on"
+
+    def test_what_a_worker_prints_is_no_refused_login(self, device: Device) -> None:
+        said = 'import os\nos.write(2, b"NvRmMemInitNvmap failed with Permission denied\\n")\n'
+        device.extra = {"hwprune/devices/agent/__init__.py": said}
+        with device.board() as board:
+            assert board.client.hello is not None
+            os.kill(board.client.hello.process, signal.SIGKILL)
+            assert board.measure(MODELS, protocol=SAMPLE)["a"].latency_ms > 0
 
     def test_a_damaged_line_is_a_lost_connection(self, device: Device) -> None:
         state = {"damaged": 0}

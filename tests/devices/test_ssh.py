@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import stat
+import subprocess
 import sys
 import venv
 from collections.abc import Callable
@@ -84,6 +86,17 @@ class TestCall:
         own = ['UserKnownHostsFile="/h"', "GlobalKnownHostsFile=/dev/null", "IdentitiesOnly=yes"]
         assert options[len(OPTIONS) :] == own
         assert arguments[-7:] == ("-i", "/k", "-p", "2222", "--", "nvidia@orin.local", REMOTE_COMMAND)
+
+    def test_a_remote_command_in_the_users_configuration_gives_way(self, tmp_path: Path) -> None:
+        program = shutil.which("ssh")
+        if program is None:
+            pytest.skip("needs the OpenSSH client")
+        config = tmp_path / "config"
+        config.write_text("Host alias\n  HostName 127.0.0.1\n  RemoteCommand tmux\n")
+        arguments = ("-F", str(config), "-G", *ssh_arguments(Connection("ssh", "alias")))
+        done = subprocess.run((program, *arguments), capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "hostname 127.0.0.1" in done.stdout.splitlines()
 
     def test_without_options_ssh_decides(self) -> None:
         arguments = ssh_arguments(Connection("ssh", "orin"))

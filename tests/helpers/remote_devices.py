@@ -122,11 +122,15 @@ class Device:
 
 @dataclass
 class Cuts:
-    """Where to hang up: on the first `count` lines with `up` in them, and frames with `down` in them."""
+    """Where to hang up: on the first `count` lines with `up` in them, and frames with `down` in them.
+
+    `told`: whether the other side learns of it; where not, its half of the connection stays open.
+    """
 
     up: bytes = b""
     down: bytes = b""
     count: int = 1
+    told: bool = True
     done: int = 0
     left_open: list[CommandChannel] = field(default_factory=list)
 
@@ -178,7 +182,8 @@ class _CuttingChannel(AbstractChannel):
         self._cut = True
         self._cuts.left_open.append(self._inner)
         assert self._inner._process.stdin is not None
-        self._inner._process.stdin.close()
+        if self._cuts.told:
+            self._inner._process.stdin.close()
         self._require()
 
     def _require(self) -> None:
@@ -188,6 +193,19 @@ class _CuttingChannel(AbstractChannel):
     def close(self) -> None:
         if not self._cut:  # else the other side goes on by itself, and nobody waits for it
             self._inner.close()
+
+
+@dataclass(frozen=True)
+class KeepingTransport(AbstractTransport):
+    """Keeps what it opened, to look at it afterwards."""
+
+    inner: CommandTransport
+    opened: list[CommandChannel] = field(default_factory=list)
+    label: str = "board"
+
+    def open(self) -> AbstractChannel:
+        self.opened.append(self.inner.open())
+        return self.opened[-1]
 
 
 @dataclass(frozen=True)

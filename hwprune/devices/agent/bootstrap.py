@@ -104,6 +104,18 @@ def obtain(order: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> str:
     return path
 
 
+class NoInterpreter(Exception):
+    """The interpreter of the device file does not start."""
+
+
+def switch(python: str) -> None:
+    """Go on with another interpreter in this process. Raises `NoInterpreter`."""
+    try:
+        os.execvp(python, [python, "-u", "-I", "-c", STARTER])
+    except OSError as error:
+        raise NoInterpreter(str(error.strerror)) from error
+
+
 def main() -> None:
     """Start the agent. What it prints goes to standard error; the real standard output is the protocol's alone."""
     out = os.dup(1)
@@ -117,15 +129,19 @@ def main() -> None:
         if order["python"]:
             os.dup2(out, 1)
             say({"switch": True})
-            os.execvp(order["python"], [order["python"], "-u", "-I", "-c", STARTER])
+            switch(order["python"])
         path = obtain(order, say)
+    except NoInterpreter as error:
+        say({"error": str(error), "python": order["python"]})
+        sys.exit(96)
     except OSError as error:
         say({"error": str(error)})
         sys.exit(96)
     sys.path.insert(0, path)
     from hwprune.devices.agent.supervisor import main as supervise
 
-    sys.exit(supervise(sys.stdin.buffer, out, os.path.dirname(path), path))
+    code = supervise(sys.stdin.buffer, out, os.path.dirname(path), path)
+    os._exit(code)  # a thread still reads standard input, which an orderly end of the interpreter aborts at
 
 
 if __name__ == "__main__":

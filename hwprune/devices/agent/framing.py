@@ -11,9 +11,10 @@ import json
 import re
 import zlib
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
+from typing import Protocol as TypingProtocol
 
-PROTOCOL = 1
+PROTOCOL = 2
 HEADER_LIMIT = 160
 MESSAGE_LIMIT = 1 << 20
 BLOB_LIMIT = 64 << 20  # as sent, compressed
@@ -28,6 +29,14 @@ class FrameError(Exception):
     """Bytes that are not what they say they are. Whoever reads them hangs up."""
 
 
+class Source(TypingProtocol):
+    """What frames are read from."""
+
+    def readline(self, limit: int, /) -> bytes: ...
+
+    def read(self, size: int, /) -> bytes: ...
+
+
 def encode_frame(message: Mapping[str, Any], blob: bytes = b"") -> bytes:
     """One frame. Raises `FrameError` where the reader would refuse it for its size."""
     body = json.dumps(message, separators=(",", ":")).encode()
@@ -36,7 +45,7 @@ def encode_frame(message: Mapping[str, Any], blob: bytes = b"") -> bytes:
     return b"HWP1 %d %d %s\n%s%s" % (len(body), len(blob), digest.encode(), body, blob)
 
 
-def read_frame(source: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+def read_frame(source: Source) -> tuple[dict[str, Any], bytes] | None:
     """The next frame; None where the stream ends. Raises `FrameError` for a lying length, a wrong hash, no JSON."""
     header = source.readline(HEADER_LIMIT)
     if not header:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import queue
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -14,10 +15,16 @@ import threading
 from typing import Any, Callable
 
 from hwprune.devices.agent.framing import FrameError, decode_line, encode_frame
+from hwprune.devices.agent.link import PIECE
 
 START = "import sys;sys.path.insert(0,sys.argv[1]);from hwprune.devices.agent.worker import main;main()"
 GRACE_S = 5.0
 TAIL_BYTES = 4000
+PRINT_S = 0.1
+
+
+class WorkerStuck(Exception):
+    """A worker that SIGKILL does not end: it hangs in the kernel, mostly in a driver."""
 
 
 class WorkerProcess:
@@ -47,7 +54,7 @@ class WorkerProcess:
         self._outbox.put(encode_frame(message, blob))
 
     def end(self) -> None:
-        """Let it finish and go; kill it when it does not."""
+        """Let it finish and go; kill it when it does not. Raises `WorkerStuck`."""
         self._outbox.put(None)
         try:
             self._process.wait(GRACE_S)
@@ -55,20 +62,30 @@ class WorkerProcess:
             self.kill()
 
     def kill(self) -> None:
-        """End it at once, with everything it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        """End it at once, with everything it started. Raises `WorkerStuck`."""
+        self._shoot()
+        self._await_end()
 
     def obituary(self) -> str:
-        """How it ended: the signal or exit code, the memory it used, and the last it said."""
-        code = self._process.wait()
+        """How it ended: the signal or exit code, the memory it used, and the last it said. Raises `WorkerStuck`."""
+        code = self._await_end()
         self._copier.join(GRACE_S)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         peak_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
         said = self._tail.decode(errors="replace").strip().splitlines()
         last = f"; it said: {said[-1][:300]}" if said else ""
         return f"{how} (largest worker so far: {peak_mib} MiB){last}"
+
+    def _shoot(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _await_end(self) -> int:
+        """The exit code of a worker that is ending. The supervisor must not wait longer: its host would miss it."""
+        try:
+            return self._process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            raise WorkerStuck(f"its worker (process {self._process.pid}) cannot be ended") from None
 
     def _write(self) -> None:
         pipe = self._process.stdin
@@ -88,7 +105,7 @@ class WorkerProcess:
             for line in iter(pipe.readline, b""):
                 self._tell(self, decode_line(line))
         except FrameError:
-            self.kill()
+            self._shoot()
         self._tell(self, None)
 
     def _copy_errors(self) -> None:
@@ -97,10 +114,16 @@ class WorkerProcess:
         assert pipe is not None
         for block in iter(lambda: os.read(pipe.fileno(), 1 << 16), b""):
             self._tail = (self._tail + block)[-TAIL_BYTES:]
-            try:
-                os.write(2, block)
-            except OSError:
-                continue  # nobody listens any more; the worker must not stop for that
+            _pass_on(block)
+
+
+def _pass_on(block: bytes) -> None:
+    """Print it, or drop it where nobody listens or takes it: the worker must not stop for that."""
+    with contextlib.suppress(OSError):
+        for place in range(0, len(block), PIECE):
+            if not select.select([], [2], [], PRINT_S)[1]:
+                return
+            os.write(2, block[place : place + PIECE])
 
 
 def private_stdout() -> int:

@@ -1,30 +1,34 @@
 """The process on a device that the host talks to: no runtime in it, so nothing that a runtime does can end it.
 
 It takes jobs one at a time, gives them to a worker, watches it, and answers. A worker that dies gets a successor and
-its job a second try; a job that kills two is poison. When the host goes away, the job in hand is finished and its
-result kept for the host's return. Only the monotonic clock is looked at, and silence is counted in slices of waiting,
-so that neither a clock that jumps nor a process that was stopped for a while looks like a dead worker.
+its job a second try; a job that kills two is poison. When the host goes away, or is not heard for half a minute, the
+job in hand is finished and its result kept for the host's return. Only the monotonic clock is looked at, and silence is
+counted in slices of waiting, so that neither a clock that jumps nor a process that was stopped for a while looks like a
+dead worker or host.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import queue
 import signal
 import threading
+import time
+import traceback
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from hwprune.core.errors import DeviceError
 from hwprune.core.target import Fingerprint
 from hwprune.devices.agent.blobs import BlobStore
-from hwprune.devices.agent.framing import PROTOCOL, FrameError, encode_line, read_frame
+from hwprune.devices.agent.framing import PROTOCOL, FrameError, read_frame
 from hwprune.devices.agent.jobs import Job
-from hwprune.devices.agent.processes import WorkerProcess, write_all
+from hwprune.devices.agent.link import SLICE_S, HostLink
+from hwprune.devices.agent.processes import WorkerProcess, WorkerStuck
 from hwprune.devices.agent.spool import Lease, Spool, valid_session
 
-SLICE_S = 1.0
 HEARTBEAT_SLICES = 2
 RECYCLE_BUILDS = 200
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -42,8 +46,7 @@ class Supervisor:
     """One connection of one host. `run` returns the exit code."""
 
     def __init__(self, source: BinaryIO, out: int, folder: Path, agent: str) -> None:
-        self._source = source
-        self._out = out
+        self._host = HostLink(source, out)
         self._folder = folder
         self._agent = agent
         self._events: queue.Queue[tuple[Any, ...]] = queue.Queue()
@@ -69,16 +72,27 @@ class Supervisor:
         threading.Thread(target=self._read_host, daemon=True).start()
         try:
             while not self._over:
+                begin = time.monotonic()
                 try:
-                    kind, *rest = self._events.get(timeout=SLICE_S)
-                except queue.Empty:
-                    self._tick()
-                    continue
-                self._handle(kind, rest)
+                    self._step()
+                except WorkerStuck as stuck:
+                    self._on_stuck(stuck)
+                if self._host.silent(min(time.monotonic() - begin, SLICE_S)):
+                    self._on_gone()
         finally:
             if self._worker is not None:
-                self._worker.kill()
+                with contextlib.suppress(WorkerStuck):
+                    self._worker.kill()
         return 0
+
+    def _step(self) -> None:
+        """Handle the next event, or a slice without one."""
+        try:
+            kind, *rest = self._events.get(timeout=SLICE_S)
+        except queue.Empty:
+            self._tick()
+        else:
+            self._handle(kind, rest)
 
     def _handle(self, kind: str, details: list[Any]) -> None:
         handlers: dict[str, Any] = {
@@ -92,7 +106,7 @@ class Supervisor:
     def _read_host(self) -> None:
         while True:
             try:
-                frame = read_frame(self._source)
+                frame = read_frame(self._host)
             except FrameError as error:
                 self._events.put(("refused", str(error)))
                 return
@@ -101,7 +115,8 @@ class Supervisor:
             if frame is None:
                 self._events.put(("gone",))
                 return
-            self._events.put(("frame", *frame))
+            if frame[0].get("type") != "alive":  # which has done its work by being heard
+                self._events.put(("frame", *frame))
 
     def _say(self, message: dict[str, Any]) -> None:
         """Send with the next number; a host that is not there misses it."""
@@ -112,7 +127,7 @@ class Supervisor:
         if self._alone:
             return
         try:
-            write_all(self._out, encode_line(message))
+            self._host.send(message)
         except OSError:
             self._on_gone()
 
@@ -139,6 +154,8 @@ class Supervisor:
 
     def _on_frame(self, message: dict[str, Any], blob: bytes) -> None:
         """What the host asks for; a type that is not known is passed over, as a later host may send it."""
+        if self._alone:
+            return  # it was not heard for too long, and has to come back on a new connection
         try:
             if message["type"] == "hello":
                 self._greet(message)
@@ -172,10 +189,12 @@ class Supervisor:
         """Say hello once the device is ours. The session's former supervisor may still be finishing its job."""
         if not self._lease.take(self._session):
             session, process = self._lease.holder()
-            self._waiting = session in (self._session, "")
-            if not self._waiting:
-                self._say({"type": "busy", "process": process})
+            if session not in (self._session, ""):
+                self._send({"seq": 0, "type": "busy", "process": process})
                 self._over = True
+            elif not self._waiting:
+                self._waiting = True
+                self._send({"seq": 0, "type": "waiting", "process": process})
             return
         self._waiting = False
         self._spool = Spool(self._folder, self._session)
@@ -314,7 +333,18 @@ class Supervisor:
         assert self._spool is not None
         self._end_worker(at_once=True)
         self._spool.crash(job.content, count=2)
-        self._fail(job, job.stage, "WorkerDied", f"nothing was heard from its worker for {job.patience_s:.0f} s")
+        what = f"nothing was heard from its worker for {job.patience_s:.0f} s"
+        if job.stage != "measure":
+            what += "; for longer builds set build_s in [connection] of the device file"
+        self._fail(job, job.stage, "WorkerDied", what)
+
+    def _on_stuck(self, stuck: WorkerStuck) -> None:
+        """Say so and go: nothing can be measured beside such a process, but the next session may find it gone."""
+        self._worker = None
+        if self._job is not None:
+            failed = _error(self._job.stage, "DeviceError", str(stuck), "restart the device")
+            self._finish(self._job, failed)
+        self._over = True
 
     def _end_worker(self, *, at_once: bool = False) -> None:
         worker, self._worker = self._worker, None
@@ -337,4 +367,8 @@ def _error(stage: str, kind: str, message: str, hint: str = "") -> dict[str, Any
 def main(source: BinaryIO, out: int, folder: str, agent: str) -> int:
     """Serve the host at the other end of standard input and of `out`; the exit code."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    return Supervisor(source, out, Path(folder), agent).run()
+    try:
+        return Supervisor(source, out, Path(folder), agent).run()
+    except Exception:  # noqa: BLE001 - whatever it is, the interpreter must not end by itself: see the bootstrap
+        traceback.print_exc()
+        return 1

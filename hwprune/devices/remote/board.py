@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hwprune.core.errors import DeviceError
-from hwprune.core.events import Caution, OnEvent, Progress, ignore
+from hwprune.core.events import Caution, Note, OnEvent, Progress, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Target
 from hwprune.core.tensors import RawTensor
 from hwprune.core.units import format_bytes
@@ -41,7 +41,8 @@ class RemoteBoard(AbstractBoard):
     """What `connect` gives for a device behind a connection.
 
     `runtime` is this machine's copy of the plugin: it names options and layers, it runs nothing. `reference` are the
-    prepared bytes of the reference kernel where they are not the usual ones.
+    prepared bytes of the reference kernel where they are not the usual ones. `build_s` is how long a build
+    may take, 0 for what is usual.
     """
 
     distant = True
@@ -55,8 +56,10 @@ class RemoteBoard(AbstractBoard):
         reference_ms: float | None = None,
         prepare: Prepare = unprepared,
         reference: bytes = b"",
+        build_s: float = 0.0,
     ) -> None:
         check_reference(reference_ms)
+        self._build_s = build_s
         self.target = target
         self.client = client
         self._runtime = runtime
@@ -157,7 +160,7 @@ class RemoteBoard(AbstractBoard):
         laps: int = 30,
         on_event: OnEvent = ignore,
     ) -> Any:
-        limits = {"build_s": BUILD_S, "round_s": ROUND_S + LAP_S * laps}
+        limits = {"build_s": self._build_s or BUILD_S, "round_s": ROUND_S + LAP_S * laps}
         named = {blob_name(data): data for data in blobs}
         return self.client.call(
             kind, arguments, named, limits=limits, on_message=lambda message: self._tell(message, on_event)
@@ -169,6 +172,8 @@ class RemoteBoard(AbstractBoard):
             on_event(Progress("measure", message["done"], message["total"], detail=message["detail"]))
         elif kind == "crash":
             on_event(Caution(f"{label}: {message['message']}; it is tried once more"))
+        elif kind == "waiting":
+            on_event(Note(f"{label} still serves a connection of ours that was cut: waiting until it has done with it"))
         elif kind == "reconnected":
             how = "; it was started again meanwhile" if message["rebooted"] else ""
             on_event(Caution(f"the connection to {label} was lost ({message['message']}) and is back{how}"))

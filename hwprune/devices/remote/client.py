@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,14 @@ from hwprune.core.errors import DeviceError, HwpruneError, NetworkUnfit, TableEr
 from hwprune.core.target import Fingerprint
 from hwprune.devices.board import WorkerDied
 from hwprune.devices.remote.bundle import Bundle
-from hwprune.devices.remote.connection import AgentConnection, Hello, lasting
+from hwprune.devices.remote.connection import AgentConnection, Hello, OnMessage, lasting
 from hwprune.devices.remote.transport import AbstractTransport, ConnectionLost
 
-OnMessage = Callable[[Mapping[str, Any]], None]
 ERRORS: dict[str, type[HwpruneError]] = {
     kind.__name__: kind for kind in (UsageError, TableError, NetworkUnfit, WorkerDied)
 }
 RESENDS = 3
+LOCK = "lock them as before: sudo nvidia-smi -pm 1 && sudo nvidia-smi -lgc MHZ,MHZ && sudo nvidia-smi -lmc MHZ,MHZ"
 
 
 class Refused(ConnectionLost):
@@ -81,6 +81,7 @@ class AgentClient:
         self._pending: Order | None = None
         self._opening: Order | None = None
         self._opened: Mapping[str, Any] | None = None
+        self._opened_boot = ""
         self._fresh = True
         self.hello: Hello | None = None
 
@@ -105,7 +106,7 @@ class AgentClient:
         refusals = 0
         while True:
             try:
-                value = self._exchange(self._connected(), order, on_message)
+                value = self._exchange(self._connected(on_message), order, on_message)
             except ConnectionLost as lost:
                 refusals += isinstance(lost, Refused)
                 if refusals > RESENDS:
@@ -153,29 +154,36 @@ class AgentClient:
         content = _digest(kind, sorted(blobs))
         return Order(_digest(self._session, self._count, content), content, kind, arguments, blobs, limits)
 
-    def _connected(self) -> AgentConnection:
+    def _connected(self, on_message: OnMessage = lambda message: None) -> AgentConnection:
         """The open connection, made at the first use."""
         if self._connection is None:
             try:
-                self._connection = self._connect()
+                self._connection = self._connect(on_message)
             except ConnectionLost as lost:
                 raise lasting(lost, self.label) or DeviceError(
                     f"{self.label} cannot be reached: {lost.said or lost}", hint="check host, port and network"
                 ) from lost
         return self._connection
 
-    def _connect(self) -> AgentConnection:
+    def _connect(self, on_message: OnMessage) -> AgentConnection:
         connection = AgentConnection(self._transport.open(), self._patience.silence_s)
         with contextlib.ExitStack() as undo:
             undo.callback(connection.close)
             sent_bytes = connection.start(self._bundle, self._python)
-            self.hello = connection.greet(self._session, self._last_seq, sent_bytes)
+            self.hello = connection.greet(
+                self._session, self._last_seq, sent_bytes, wait_s=self._longest_wait_s(), on_message=on_message
+            )
             for _ in self.hello.kept:
                 result = connection.receive()
                 self._kept[result["job"]] = result
             undo.pop_all()
         self._fresh = True
         return connection
+
+    def _longest_wait_s(self) -> float:
+        """For a former connection to end: its job in hand may be building for as long as it is allowed to."""
+        building_s = self._pending.limits["build_s"] if self._pending is not None else 0.0
+        return self._patience.reconnect_s + building_s
 
     def _exchange(self, connection: AgentConnection, order: Order, on_message: OnMessage) -> Any:
         """Have one job done over a connection."""
@@ -187,7 +195,7 @@ class AgentClient:
                 self._open_again(connection, self._opening, on_message)
             value = self._ask(connection, order, on_message)
             if order.kind == "open":
-                self._opened, self._fresh = value, False
+                self._opened, self._fresh, self._opened_boot = value, False, self._boot_id()
             return value
         finally:
             self._last_seq = connection.last_seq
@@ -195,17 +203,29 @@ class AgentClient:
     def _open_again(self, connection: AgentConnection, opening: Order, on_message: OnMessage) -> None:
         """The board of before on a new connection. Raises `DeviceError` when the device is not the same any more."""
         value = self._ask(connection, opening, on_message)
+        if self._opened is not None:
+            self._check_same(self._opened, value)
+            on_message({"type": "reopened", **value})
         self._fresh = False
-        if self._opened is None:
-            return
-        before, now = (Fingerprint.from_json(item["fingerprint"]) for item in (self._opened, value))
+
+    def _check_same(self, opened: Mapping[str, Any], value: Mapping[str, Any]) -> None:
+        """Raise `DeviceError` where a board is not the one that was opened before, or may not be."""
+        before, now = (Fingerprint.from_json(item["fingerprint"]) for item in (opened, value))
         changed = before.differences(now)
         if changed:
             raise DeviceError(
                 f"{self.label} is not as it was before the connection was lost: {'; '.join(changed)}",
                 hint=f"set it as it was (hwprune doctor --device {self.label}), then run the same command again",
             )
-        on_message({"type": "reopened", **value})
+        restarted = self._boot_id() != self._opened_boot
+        if restarted and lock_unknown(now):
+            raise DeviceError(
+                f"{self.label} was started again: its clocks may not be locked any more, and they cannot be asked",
+                hint=f"{LOCK} (hwprune doctor --device {self.label} has the numbers), then run the same command again",
+            )
+
+    def _boot_id(self) -> str:
+        return self.hello.boot_id if self.hello is not None else ""
 
     def _ask(self, connection: AgentConnection, order: Order, on_message: OnMessage) -> Any:
         self._submit(connection, order)
@@ -251,7 +271,7 @@ class AgentClient:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        boot_id = self.hello.boot_id if self.hello is not None else ""
+        boot_id = self._boot_id()
         deadline = time.monotonic() + self._patience.reconnect_s
         pause_s = self._patience.first_pause_s
         while True:
@@ -266,13 +286,19 @@ class AgentClient:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, self._patience.longest_pause_s)
             try:
-                self._connection = self._connect()
+                self._connection = self._connect(on_message)
             except ConnectionLost as again:
                 lost = again
                 continue
-            rebooted = bool(boot_id) and self.hello is not None and self.hello.boot_id != boot_id
+            rebooted = bool(boot_id) and self._boot_id() != boot_id
             on_message({"type": "reconnected", "rebooted": rebooted, "message": str(lost)})
             return
+
+
+def lock_unknown(fingerprint: Fingerprint) -> bool:
+    """Whether this is of an NVIDIA GPU whose fingerprint does not show if its clocks are locked: NVML does not tell."""
+    flags = dict(fingerprint.flags)
+    return "gpu" in flags and "gpu_clock" not in flags
 
 
 def _digest(*parts: Any) -> str:

@@ -23,6 +23,7 @@ OPTIONS = (
     "ForwardX11=no",
     "PermitLocalCommand=no",
     "ControlPath=none",  # a shared connection would outlive ours, or end with somebody else's
+    "RemoteCommand=none",  # one in ssh's own configuration would stand against ours
     "LogLevel=ERROR",
 )
 

@@ -35,6 +35,10 @@ class ConnectionLost(Exception):
         self.code = code
 
 
+class NotAnswered(ConnectionLost):
+    """Lost before anything of ours ran over there: what was printed as errors is ssh's own, or the login's."""
+
+
 class AbstractChannel(ABC):
     """One open connection."""
 
