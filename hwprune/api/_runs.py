@@ -27,11 +27,11 @@ from hwprune.search.cell import cells_of
 from hwprune.search.compare import run_comparison
 from hwprune.search.outcomes import Exported, Run, builder, load
 from hwprune.search.precision import in_precision
-from hwprune.search.refine import finetune_run
+from hwprune.search.refine import epochs_of, finetune_run
 from hwprune.search.run import run_search
 from hwprune.search.run_folder import RUNS, find_run, fp32_onnx
 from hwprune.search.settings import SearchOptions, SearchSettings
-from hwprune.search.subjects import example_of, model_and_example, model_name, read_onnx
+from hwprune.search.subjects import example_of, model_and_example, model_name, read_onnx, run_or_model
 from hwprune.training import Data, Task, load_data
 
 if TYPE_CHECKING:
@@ -132,18 +132,24 @@ def finetune(
     on_event: OnEvent = ignore,
     stop: Stop = never,
 ) -> Run:
-    """Train a run's pruned network further, taught by the dense one; export and measure it again."""
+    """Train a run's pruned network further, taught by the dense one; export and measure it again.
+
+    By default for as many `epochs` as the run's own finetuning, with its own `data`. On other data of the same classes
+    the dense network is scored again too. No latency table is needed: `tables` is not read.
+    """
     folder = find_run(run, RUNS)
     settings = SearchSettings.read(folder / "run.toml")
+    epochs = epochs_of(folder, settings, epochs)
     build = build or builder(folder, settings, None)
+    spec = data.name if isinstance(data, Data) else data or settings.data
     result = finetune_run(
         folder,
         build(),
-        data if isinstance(data, Data) else load_data(data or settings.data, seed=settings.seed),
-        epochs=settings.finetune_epochs if epochs is None else epochs,
+        data if isinstance(data, Data) else load_data(spec, seed=settings.seed),
+        data_name=spec,
+        epochs=epochs,
         seed=seed,
         task=task,
-        tables=Path(tables),
         on_event=on_event,
         stop=stop,
     )
@@ -164,15 +170,17 @@ def export(
 
     `precision`: fp32, fp16 (weights and activations FLOAT16) or int8 (quantise-dequantise pairs), for a runtime that
     computes in what the file says; by default what a run was measured in, else fp32. int8 takes the ranges of
-    activations from images of `data`, a run's own by default.
+    activations from images of `data`, a run's own by default. A run has its own `weights` and input shape `x`: to give
+    others is refused. The file is written only if its outputs are within the tolerance.
     """
     path = Path(path)
-    if isinstance(subject, nn.Module) or _is_model(subject):
+    folder = None if isinstance(subject, nn.Module) else run_or_model(subject)
+    if folder is None:
         network, example, _ = model_and_example(subject, x, None, 1, 0, weights=weights)
         written = whole_onnx(network, (example,))
         precision = precision or "fp32"
     else:
-        folder = find_run(subject, RUNS)
+        _check_own(folder, weights=weights, input=x)
         network, written = load(folder), read_onnx(fp32_onnx(folder))
         settings = SearchSettings.read(folder / "run.toml")
         precision = precision or (settings.target.precision if in_file(settings.target) else "fp32")
@@ -184,7 +192,8 @@ def export(
             written, precision, example, images if isinstance(images, Data) else None, expected, seed
         )
         difference = check_against_torch(shipped.model, network, (shipped.example,), float("inf"), board.infer)
-    atomic_write_bytes(path, shipped.model)
+    if difference <= shipped.tolerance:
+        atomic_write_bytes(path, shipped.model)
     return Exported(path, len(shipped.model), difference, shipped.tolerance)
 
 
@@ -209,7 +218,8 @@ def comparison_folder(model: str) -> Path:
     return RUNS / f"compare_{Path(model.split('?')[0]).name}"
 
 
-def _is_model(subject: str | Path) -> bool:
-    """Whether a text names a model rather than a run."""
-    text = str(subject)
-    return text != "last" and not (Path(text) / "run.toml").exists() and not (RUNS / text / "run.toml").exists()
+def _check_own(folder: Path, **given: object) -> None:
+    """Raise `UsageError` for what was given although a run has it: it would not be used."""
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{folder} is a run, with its own {name}", hint=f"leave --{name} out, or name a model")

@@ -43,9 +43,11 @@ def taylor(
     Half the diagonal Fisher information of a gate at the unit's consumers: `batch_size / 2` times the mean over
     training batches of the squared gradient of the batch's loss. (The gradient itself is no measure: its mean is 0 in
     a trained network, because the gate only rescales trained weights.) `keep` closes all other units first; a closed
-    unit scores 0. The model, in eval mode, is left as it was. Source: Molchanov et al. 2019, "Importance Estimation
-    for Neural Network Pruning", with gates in place of weights.
+    unit scores 0. The model, in eval mode, is left as it was. `images` are passed, or `allowed_images` if those are
+    fewer. Source: Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", with gates in place of
+    weights.
     """
+    images = allowed_images(problem, images)
     parameters = {name: value.detach() for name, value in problem.model.named_parameters()}
     like = next(iter(parameters.values()))
     leaves = {name: gate.requires_grad_() for name, gate in _gates(problem.space, like, keep).items()}
@@ -64,6 +66,11 @@ def taylor(
     scale = 0.5 * seen / max(batches, 1) ** 2
     scores = {name: (squares[name] * scale * leaves[name].detach()).cpu().numpy() for name in leaves}
     return Saliency(scores, seen)
+
+
+def allowed_images(problem: Problem, images: int) -> int:
+    """How many images an estimate may pass: at most half of what the run may see, so that the rest is trained with."""
+    return images if problem.image_budget is None else min(images, problem.image_budget // 2)
 
 
 def _gates(space: SearchSpace, like: Tensor, keep: Mapping[str, tuple[int, ...]] | None) -> dict[str, Tensor]:

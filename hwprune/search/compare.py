@@ -20,6 +20,7 @@ from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement, Protocol
 from hwprune.models import load_weights, save_weights
 from hwprune.report.comparison import MethodComparison, write_comparison
+from hwprune.report.run_data import Result
 from hwprune.search.cell import Cell
 from hwprune.search.judge import dense_outputs, judge
 from hwprune.search.run import named_model, run_search
@@ -60,7 +61,7 @@ def run_comparison(
     for number, cell in enumerate(cells, start=1):
         on_event(Note(f"run {number} of {len(cells)}: {cell.method} at {cell.budget}, seed {cell.seed}"))
         try:
-            run_search(
+            result = run_search(
                 cell.settings(base, dense_ms),
                 folder / cell.name,
                 model=copy.deepcopy(dense),
@@ -74,10 +75,20 @@ def run_comparison(
         except (BudgetInfeasible, MethodGaveUp, TrainingDiverged) as error:
             on_event(Caution(f"{cell.name} has no result: {error.message}", error.hint))
             failed[cell] = error.message
+        else:
+            _tell_excess(cell, result, base, data, on_event)
     found = judge(base, cells, folder, failed=failed, baselines=baselines, dense=dense, data=data, task=task)
     write_json(folder / "comparison.json", found.to_json())
     write_comparison(found, folder)
     return found
+
+
+def _tell_excess(cell: Cell, result: Result, base: SearchSettings, data: Data, on_event: OnEvent) -> None:
+    """Say that a run trained for longer than all were given; less than a batch is rounding."""
+    images = len(data.train)
+    if result.image_passes >= base.total_epochs * images + base.batch_size:
+        took = f"{cell.name} took {result.image_passes / images:.2f} epochs of the {base.total_epochs:g} for all"
+        on_event(Caution(took, hint="raise --total-epochs, or read its score with that in mind"))
 
 
 def _check_same(base: SearchSettings, data: Data, folder: Path) -> None:

@@ -8,17 +8,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hwprune.core.errors import GraphError, UsageError
+from hwprune.core.errors import GraphError, UsageError, did_you_mean
+from hwprune.core.specs import split_options
 from hwprune.graph.onnx.precision import parse_model
 from hwprune.graph.onnx.template import whole_onnx
 from hwprune.graph.recipe import state_hash
-from hwprune.models import default_input_shape, load_model, load_weights
+from hwprune.models import default_input_shape, load_model, load_weights, model_names
 from hwprune.search.run_folder import find_run, fp32_onnx
 from hwprune.search.settings import DEFAULTS
 from hwprune.search.tables import table_name
 from hwprune.training import load_data
 
 SIZE_LIMIT_BYTES = 2**31
+NO_NETWORK = "its verdict is infeasible, or it did not finish"
 DAMAGED = "write it again; a run folder is written again by its own command, into another --run-dir"
 
 
@@ -32,14 +34,31 @@ def onnx_subjects(names: tuple[str, ...], *, batch: int) -> dict[str, bytes]:
             found[name] = read_onnx(Path(name))
         elif Path(name).is_file():
             raise UsageError(f"{name} is a file, and not called .onnx", hint="rename it if it is an ONNX file")
-        elif name == "last" or "/" in name or Path(name).is_dir() or (Path("runs") / name).is_dir():
-            folder = find_run(name)
+        elif (folder := run_or_model(name)) is not None:
+            if not fp32_onnx(folder).exists():
+                raise UsageError(f"{folder} has no pruned network", hint=NO_NETWORK)
             found[f"{folder.name}/dense"] = read_onnx(folder / "dense.onnx")
             found[f"{folder.name}/pruned"] = read_onnx(fp32_onnx(folder))
         else:
             model, example = named_model(name, None, batch=batch)
             found[name] = whole_onnx(model, (example,))
     return found
+
+
+def run_or_model(name: str | Path) -> Path | None:
+    """The run folder of that name; None where it names a model. `UsageError` for neither, with what there is."""
+    try:
+        return find_run(name)
+    except UsageError as error:
+        text = split_options(str(name))[0]
+        if ":" in text or text in model_names():
+            return None
+        if text == "last":
+            raise
+        raise UsageError(
+            f"'{name}' is neither a run nor a model.{did_you_mean(text, model_names())}",
+            hint=f"{error.hint}; models: {', '.join(model_names())}, torchvision:NAME, timm:NAME, FILE.py:FUNCTION",
+        ) from error
 
 
 def read_onnx(path: Path) -> bytes:
@@ -105,6 +124,8 @@ def model_and_example(
     if isinstance(model, nn.Module):
         if x is None:
             raise UsageError("a model object needs an example input", hint="pass x, a tensor or a shape")
+        if weights is not None:
+            raise UsageError("a model object has weights of its own", hint="load them into it, and leave weights out")
         return model, x if isinstance(x, Tensor) else example_of(x[1:], x[0]), table_name(str(model_name(model)))
     spec = str(model) if model is not None else DEFAULTS.model
     classes = None

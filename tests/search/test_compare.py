@@ -16,12 +16,14 @@ from hwprune.core.errors import MethodGaveUp, RunError, UsageError
 from hwprune.core.events import Caution, Event, Note
 from hwprune.core.files import read_json
 from hwprune.core.measurement import Measurement
+from hwprune.methods._saliency import taylor
 from hwprune.report.comparison import MethodComparison, comparison_text
 from hwprune.search import compare as comparing
 from hwprune.search.cell import Cell
 from hwprune.search.judge import differences
 from hwprune.search.run import run_search
 from hwprune.search.settings import SearchSettings
+from hwprune.testing.methods import tiny_problem
 from hwprune.training import Data
 
 
@@ -126,6 +128,29 @@ def test_a_method_that_gives_up_fails_alone(
     assert "magnitude:score=l2 at 60%, seed 0: norms of l2 say nothing" in comparison_text(more)
     assert any(isinstance(event, Caution) and event.hint == "look elsewhere" for event in heard)
     assert MethodComparison.from_json(read_json(folder / "runs" / "comparison.json")) == more
+
+
+def test_a_run_that_took_more_than_all_were_given_is_told(
+    found: MethodComparison, dense: nn.Module, few_digits: Data, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+
+    def longer(settings: SearchSettings, *args: Any, **options: Any) -> Any:
+        return replace(run_search(settings, *args, **options), image_passes=passes[-1])
+
+    monkeypatch.setattr(comparing, "run_search", longer)
+    for more, told in ((63, []), (64, ["60pct_uniform_s0 took 1.67 epochs of the 1.5 for all"])):
+        passes.append(int(1.5 * 384) + more)
+        heard: list[Event] = []
+        compare(dense, few_digits, folder, methods=("uniform",), budgets=("60%",), on_event=heard.append)
+        assert [event.text for event in heard if isinstance(event, Caution)] == told
+
+
+def test_the_scores_of_units_take_at_most_half_of_the_images() -> None:
+    problem = tiny_problem("chain")
+    for budget, images in ((None, 48), (200, 48), (64, 32), (20, 16)):
+        limited = replace(problem, image_budget=budget)
+        assert taylor(limited, images=1000, batch_size=8).image_passes == images
 
 
 def test_a_method_with_options() -> None:

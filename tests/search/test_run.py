@@ -275,15 +275,6 @@ def test_a_full_disk_is_said_and_the_run_goes_on(search: Search, monkeypatch: py
     check_pass(search(), 0.6)
 
 
-def test_finetune_more(search: Search, dense: nn.Module, few_digits: Data, tables: Path) -> None:
-    run = search()
-    done = api.finetune(run.folder, epochs=0.5, data=few_digits, build=lambda: copy.deepcopy(dense), tables=tables)
-    assert done.verdict == "pass"
-    assert done.result.image_passes > run.result.image_passes
-    assert done.result.widths == run.result.widths
-    assert (run.folder / "report.html").stat().st_mtime >= (run.folder / "result.json").stat().st_mtime
-
-
 def test_a_finetuning_that_dies_leaves_the_run_as_it_was(
     search: Search, dense: nn.Module, few_digits: Data, tables: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
