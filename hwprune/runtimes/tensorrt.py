@@ -7,6 +7,7 @@ costs speed. Needs TensorRT's Python package and libcudart, nothing else.
 
 from __future__ import annotations
 
+import os
 import platform as host
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -66,6 +67,8 @@ class TensorRt(AbstractRuntime):
     mixed: str = field(default="warn", metadata={"help": "warn or refuse, when weak typing leaves layers in fp32"})
     optimisation_level: int = field(default=3, metadata={"help": "the builder's, 1 to 5; never mix two in a table"})
     workspace_mib: int = field(default=1024, metadata={"help": "memory a kernel may use; changes which ones win"})
+    tactic_mib: int = field(default=0, metadata={"help": "memory in which kernels are tried out, 0 for no limit"})
+    timing_iterations: int = field(default=8, metadata={"help": "how often a kernel is timed before one is chosen"})
     aux_streams: int = field(default=0, metadata={"help": "streams besides the one that is timed"})
     graph: bool = field(default=True, metadata={"help": "run as a CUDA graph where capture succeeds"})
     gpu: int = field(default=0, metadata={"help": "number of the GPU among those that CUDA sees"})
@@ -100,11 +103,14 @@ class TensorRt(AbstractRuntime):
         state = facts(cuda.bus_id())
         named = dict(state)
         level = hasattr(place.trt.IBuilderConfig, "builder_optimization_level")
+        tactics = hasattr(place.trt.MemoryPoolType, "TACTIC_DRAM")
         flags = (
             ("package", self.package),
             ("typing", "strong" if api.is_strongly_typed(place.trt, self.typing) else "weak"),
             ("optimisation_level", str(self.optimisation_level) if level else "not settable"),
             ("workspace_mib", str(self.workspace_mib)),
+            ("tactic_mib", "not settable" if not tactics else str(self.tactic_mib or "no limit")),
+            ("timing_iterations", str(self.timing_iterations)),
             ("aux_streams", str(self.aux_streams)),
             ("graph", "captured" if self.graph else "enqueued"),
             ("clock", "device"),
@@ -161,7 +167,7 @@ class TensorRt(AbstractRuntime):
         return findings(self._platform().cuda.bus_id())
 
     def _opened(self, place: Platform, model: bytes, target: Target) -> TrtSession:
-        folder = Path(self.cache) if self.cache else default_folder()
+        folder = Path(os.path.expanduser(self.cache)) if self.cache else default_folder()
         timings = place.timing_cache(folder, target, lambda: self.fingerprint(target))
         try:
             plan = place.builder(self._build_options()).plan(model, target, timings)
@@ -199,10 +205,17 @@ class TensorRt(AbstractRuntime):
         return place
 
     def _access(self) -> Access:
-        return Access(self.package, self.cuda, self.cudart, self.gpu)
+        return Access(self.package, self.cuda, os.path.expanduser(self.cudart), self.gpu)
 
     def _build_options(self) -> BuildOptions:
-        return BuildOptions(self.typing, self.optimisation_level, self.workspace_mib, self.aux_streams)
+        return BuildOptions(
+            self.typing,
+            self.optimisation_level,
+            self.workspace_mib,
+            self.aux_streams,
+            self.tactic_mib,
+            self.timing_iterations,
+        )
 
 
 def _capability(place: Platform) -> str:

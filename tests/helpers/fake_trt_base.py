@@ -28,6 +28,7 @@ class Script:
     fp32_layers: tuple[str, ...] = ()
     wrong_outputs: bool = False
     foreign_timing_cache: bool = False
+    no_timing_cache: str = ""  # none is made of a "saved" one, or of "any"
     compute: bool = True
     builders: int = 0
     builds: list[dict[str, Any]] = field(default_factory=list)

@@ -46,6 +46,7 @@ class Builder(Fake):
                 "flags": {flag.name for flag in config._flags},
                 "network": asked,
                 "level": config.builder_optimization_level if "builder_optimization_level" in config._allowed else None,
+                "iterations": config.avg_timing_iterations,
                 "pools": dict(config._pools),
                 "cache": config._cache,
             }
@@ -101,6 +102,7 @@ class ITensor(Fake):
 class IBuilderConfig(Fake):
     builder_optimization_level = 3
     max_aux_streams = None
+    avg_timing_iterations = 1
     profiling_verbosity = None
 
     def __init__(self) -> None:
@@ -121,9 +123,14 @@ class IBuilderConfig(Fake):
         self._pools[pool.name] = pool_size
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
+        refused = self._module.script.no_timing_cache
+        if refused == "any" or (refused and serialized_timing_cache):
+            return None
         return self._module.make("ITimingCache", serialized_timing_cache)
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        if cache is None:
+            raise TypeError("set_timing_cache(): incompatible function arguments")
         if cache._entries and self._module.script.foreign_timing_cache and not ignore_mismatch:
             return False
         self._cache = cache

@@ -76,6 +76,11 @@ class Throttle:
             return clock.current_mhz if clock is not None and clock.current_mhz > 0 else None
         return self._card.clock_mhz(SM) if self._card is not None else None
 
+    def near_mhz(self) -> int | None:
+        """The GPU's clock now to 100 MHz, where no bounds of it are known and it alone may tell of a lock: NVML."""
+        now = self.clock_mhz() if self._board is None else None
+        return None if now is None else round(now, -2)
+
 
 class ClockSpan:
     """The GPU's clock from now to whenever it is asked for: a row of a table says so, since few clocks are locked."""

@@ -43,6 +43,7 @@ class Network(Protocol):
 class Config(Protocol):
     """How to build."""
 
+    avg_timing_iterations: int
     builder_optimization_level: int
     max_aux_streams: int
     profiling_verbosity: Any
@@ -53,7 +54,7 @@ class Config(Protocol):
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None: ...
 
-    def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCacheObject: ...
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCacheObject | None: ...
 
     def set_timing_cache(self, cache: TimingCacheObject, ignore_mismatch: bool) -> bool: ...
 

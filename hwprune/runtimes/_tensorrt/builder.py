@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from hwprune.core.errors import UsageError
 from hwprune.runtimes._refusals import fixed_shape
 from hwprune.runtimes._tensorrt.api import Builder, Config, Module, Network, Parser, is_strongly_typed
-from hwprune.runtimes._tensorrt.errors import BuildFailed, ParseFailed
+from hwprune.runtimes._tensorrt.errors import MEMORY, BuildFailed, ParseFailed
 from hwprune.runtimes._tensorrt.log import Log, shown
 from hwprune.runtimes._tensorrt.timing_cache import TimingCache
 
@@ -33,6 +33,8 @@ class BuildOptions:
     optimisation_level: int = 3
     workspace_mib: int = 1024
     aux_streams: int = 0
+    tactic_mib: int = 0
+    timing_iterations: int = 8
 
     def __post_init__(self) -> None:
         if self.typing not in ("auto", "strong", "weak"):
@@ -46,6 +48,11 @@ class BuildOptions:
             raise UsageError(
                 f"workspace_mib={self.workspace_mib} must be 1 or more and aux_streams={self.aux_streams} 0 or more",
                 hint="the standard is 1024 and 0",
+            )
+        if self.tactic_mib < 0 or self.timing_iterations < 1:
+            raise UsageError(
+                f"tactic_mib={self.tactic_mib} must be 0 or more, timing_iterations={self.timing_iterations} 1 or more",
+                hint="the standard is 0, which sets no limit, and 8",
             )
 
 
@@ -90,7 +97,7 @@ class PlanBuilder:
         if plan is None:
             raise BuildFailed(
                 f"TensorRT built no engine for the model ({len(model)} bytes): {self._log.take_text()}",
-                hint="raise the option workspace_mib if memory ran out; else leave this network out",
+                hint=f"if memory ran out, {MEMORY}; else leave this network out",
             )
         self.builds += 1
         if timings is not None:
@@ -123,7 +130,11 @@ class PlanBuilder:
         trt, options = self._trt, self._options
         config = self._builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * MIB)
+        if options.tactic_mib and hasattr(trt.MemoryPoolType, "TACTIC_DRAM"):
+            config.set_memory_pool_limit(trt.MemoryPoolType.TACTIC_DRAM, options.tactic_mib * MIB)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if hasattr(config, "avg_timing_iterations"):  # TensorRT's own is 1: which kernel wins is then often chance
+            config.avg_timing_iterations = options.timing_iterations
         if hasattr(config, "builder_optimization_level"):
             config.builder_optimization_level = options.optimisation_level
         if hasattr(config, "max_aux_streams"):

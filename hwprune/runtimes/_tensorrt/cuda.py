@@ -10,18 +10,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hwprune.core.errors import DeviceError
-from hwprune.runtimes._tensorrt.cudart import AbstractCalls
-from hwprune.runtimes._tensorrt.errors import CudaError, DeviceLost
+from hwprune.runtimes._nvidia import Jetson
+from hwprune.runtimes._tensorrt.cudart import OLD_DRIVER, AbstractCalls
+from hwprune.runtimes._tensorrt.errors import MEMORY, CudaError, DeviceLost
 
 TO_DEVICE, TO_HOST = 1, 2
 NON_BLOCKING = 1  # a stream that does not wait for the default one
 PLAIN_EVENT = 0  # one that has a time stamp and follows the device's way of waiting
 SPINNING = 1  # the host waits by spinning; sleeping until an interrupt, as on a Jetson by itself, adds its jitter
 THREAD_LOCAL = 1  # capture that other threads do not disturb
-NO_GPU, OLD_DRIVER = 100, 35
+NO_GPU, OUT_OF_MEMORY = 100, 2
+ROOT = Path("/")
 CURRENT = threading.local()  # `index`: the GPU that CUDA uses in a thread; a new thread begins with number 0
 ATTRIBUTES = {
     "multiprocessors": 16,
@@ -289,15 +292,20 @@ def timed_region(cuda: Cuda) -> Iterator[tuple[Callable[[], None], Callable[[], 
 def _no_gpu(calls: AbstractCalls, code: int, count: int, index: int) -> DeviceError:
     if code == OLD_DRIVER:
         hint = (
-            "install an NVIDIA driver that serves this CUDA version; on a machine without a GPU choose another device"
+            "install a driver that serves this CUDA version, or name an older libcudart with the option cudart; "
+            "without a GPU choose another device"
         )
-        return DeviceError(f"CUDA finds no working driver: {calls.error_text(code)}", hint=hint)
+        text = f"CUDA finds no working driver: {calls.error_text(code)}, asked through {calls.source}"
+        return DeviceError(text, hint=hint)
     if code and code != NO_GPU:
         return DeviceError(f"CUDA cannot count the GPUs: {calls.error_text(code)}", hint="check nvidia-smi")
     if count and not code:
         return DeviceError(f"there is no GPU number {index}: this machine has {count}", hint=f"use 0 to {count - 1}")
+    if Jetson.find(ROOT) is not None:
+        hint = "let your account use it, then log in again: sudo usermod -aG video,render $USER"
+        return DeviceError("CUDA sees no GPU on this Jetson", hint=hint)
     return DeviceError("this machine has no GPU that CUDA can use", hint="check nvidia-smi, or choose another device")
 
 
 def _hint(code: int) -> str:
-    return "free device memory, or lower the option workspace_mib" if code == 2 else "the next call may succeed again"
+    return MEMORY if code == OUT_OF_MEMORY else "the next call may succeed again"

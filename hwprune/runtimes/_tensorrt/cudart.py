@@ -11,7 +11,7 @@ import ctypes.util
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -50,15 +50,17 @@ SIGNATURES: dict[str, tuple[tuple[str, Any], ...]] = {
     "cudaGraphDestroy": ((IN, _PTR),),
     "cudaGraphExecDestroy": ((IN, _PTR),),
 }
+OLD_DRIVER = 35  # the driver does not serve a runtime as new as this one
 NAMES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
 FOLDERS = ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/aarch64-linux/lib", "/usr/lib/aarch64-linux-gnu")
 WHEELS = ("cu13/lib", "cuda_runtime/lib")  # inside the package `nvidia`, which NVIDIA's wheels share
 
 
 class AbstractCalls(ABC):
-    """The CUDA runtime as numbers in, numbers out."""
+    """The CUDA runtime as numbers in, numbers out. `source` is the file or package that it comes from."""
 
     name: ClassVar[str]
+    source: str
 
     @abstractmethod
     def call(self, function: str, *values: int) -> tuple[Any, ...]:
@@ -80,6 +82,7 @@ class CtypesCalls(AbstractCalls):
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
+        self.source = str(library._name)
         self._functions = {}
         for name, signature in SIGNATURES.items():
             function = getattr(library, name)
@@ -121,6 +124,7 @@ class CudaPythonCalls(AbstractCalls):
 
     def __init__(self, module: Any) -> None:
         self._module = module
+        self.source = "cuda-python"
 
     def call(self, function: str, *values: int) -> tuple[Any, ...]:
         arguments: list[Any] = list(values)
@@ -150,16 +154,16 @@ def load_calls(backend: str, path: str = "") -> AbstractCalls:
     """The CUDA runtime by `backend`: auto, ctypes, cuda-python or pycuda; `path` names a libcudart to take instead.
 
     `auto` is ctypes where libcudart is found, else cuda-python. With pycuda too the calls go to libcudart: pycuda
-    only holds the context. Raises `DeviceError` where there is none.
+    only holds the context. Of several the first one is taken that the driver serves; where it serves none, the first.
+    Raises `DeviceError` where there is none.
     """
-    if backend != "cuda-python":
-        library = _load_library(path)
-        if library is not None:
-            return CtypesCalls(library)
-    if backend in ("auto", "cuda-python"):
-        module = _cuda_python()
-        if module is not None:
-            return CudaPythonCalls(module)
+    too_new: list[AbstractCalls] = []
+    for calls in _installed(backend, path):
+        if calls.call("cudaGetDeviceCount")[0] != OLD_DRIVER:
+            return calls
+        too_new.append(calls)
+    if too_new:
+        return too_new[0]
     if path:
         raise DeviceError(f"cannot load the CUDA runtime from {path}", hint="give the path of a libcudart.so")
     if backend == "cuda-python":
@@ -170,15 +174,24 @@ def load_calls(backend: str, path: str = "") -> AbstractCalls:
     )
 
 
-def _load_library(path: str) -> ctypes.CDLL | None:
-    for candidate in [path] if path else _candidates():
+def _installed(backend: str, path: str) -> Iterator[AbstractCalls]:
+    """The CUDA runtimes of this machine, as they are preferred."""
+    if backend != "cuda-python":
+        yield from map(CtypesCalls, _libraries([path] if path else _candidates()))
+    if backend in ("auto", "cuda-python"):
+        module = _cuda_python()
+        if module is not None:
+            yield CudaPythonCalls(module)
+
+
+def _libraries(candidates: Iterable[str]) -> Iterator[ctypes.CDLL]:
+    for candidate in candidates:
         try:
             library = ctypes.CDLL(candidate)
         except OSError:
             continue
         if all(hasattr(library, name) for name in SIGNATURES):
-            return library
-    return None
+            yield library
 
 
 def _candidates() -> Iterator[str]:

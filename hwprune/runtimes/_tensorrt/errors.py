@@ -6,6 +6,11 @@ from typing import ClassVar
 
 from hwprune.core.errors import DeviceError, NetworkUnfit, UsageError
 
+MEMORY = (
+    "close other programs, or lower the options workspace_mib and tactic_mib; raise workspace_mib only where TensorRT "
+    "asks for more workspace"
+)
+
 
 class ParseFailed(UsageError):
     """TensorRT's ONNX parser refused the model."""

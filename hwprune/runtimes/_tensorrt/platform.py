@@ -67,7 +67,7 @@ class Platform:
         """The live timing cache of a target; the fingerprint is asked for once."""
         key = folder, target
         if key not in self.caches:
-            self.caches[key] = TimingCache(folder, fingerprint())
+            self.caches[key] = TimingCache(folder, fingerprint(), self.throttle.near_mhz())
         return self.caches[key]
 
     def save(self) -> None:
@@ -106,4 +106,5 @@ def _primary_context(gpu: int) -> Any:
     driver.init()
     primary = driver.Device(gpu).retain_primary_context()
     primary.push()
+    atexit.register(driver.Context.pop)  # pycuda aborts a process that ends with a context on its stack
     return primary

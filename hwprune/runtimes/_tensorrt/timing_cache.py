@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwprune.core.errors import DeviceError
 from hwprune.core.files import atomic_write_bytes
+from hwprune.core.specs import cache_folder
 from hwprune.runtimes._tensorrt.api import Config
 
 if TYPE_CHECKING:
@@ -27,29 +27,40 @@ SAVE_EVERY = 16  # builds; the first one is saved too
 
 def default_folder() -> Path:
     """The user's cache folder for what TensorRT may find again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hwprune" / "tensorrt"
+    return cache_folder() / "tensorrt"
 
 
 class TimingCache:
-    """One live cache for all builds of a process. `refused` says why a saved one was not taken, "" when it was."""
+    """One live cache for all builds of a process. `refused` says why a saved one was not taken, "" when it was.
 
-    def __init__(self, folder: Path, fingerprint: Fingerprint) -> None:
-        self.path = folder / f"{fingerprint.digest()}.timing"
+    `near_mhz`: about how fast the GPU runs, where the fingerprint does not say it.
+    """
+
+    def __init__(self, folder: Path, fingerprint: Fingerprint, near_mhz: int | None = None) -> None:
+        clock = "" if near_mhz is None else f"-{near_mhz}MHz"
+        self.path = folder / f"{fingerprint.digest()}{clock}.timing"
         self.refused = ""
-        self._fingerprint = fingerprint
+        self._header = _header(fingerprint, near_mhz)
         self._cache: TimingCacheObject | None = None
         self._builds = 0
         self._saved = b""
 
     def attach(self, config: Config) -> None:
-        """Give the cache to a build; the first time it is read from the disk."""
+        """Give the cache to a build; the first time it is read from the disk. Without one every build is a slow one."""
         if self._cache is None:
-            blob = self._read()
-            self._cache = config.create_timing_cache(blob)
-            if not config.set_timing_cache(self._cache, False) and blob:
-                self.refused = "TensorRT says that it was made on another device or version"
-                self._cache = config.create_timing_cache(b"")
-        config.set_timing_cache(self._cache, False)
+            self._cache = self._first(config)
+        if self._cache is not None:
+            config.set_timing_cache(self._cache, False)
+
+    def _first(self, config: Config) -> TimingCacheObject | None:
+        """The saved cache where TensorRT takes it, else an empty one; None where TensorRT makes none."""
+        blob = self._read()
+        cache = config.create_timing_cache(blob)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+        if blob:
+            self.refused = "TensorRT says that it was made on another device or version"
+        return config.create_timing_cache(b"")
 
     def built(self) -> None:
         """Count a build, and save now and then. A disk that cannot be written costs building time later, no more."""
@@ -65,7 +76,7 @@ class TimingCache:
         blob = bytes(memoryview(cache.serialize()))  # type: ignore[arg-type]
         if blob == self._saved:
             return True
-        header = {**_header(self._fingerprint), "sha256": hashlib.sha256(blob).hexdigest()}
+        header = {**self._header, "sha256": hashlib.sha256(blob).hexdigest()}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             atomic_write_bytes(self.path, json.dumps(header, sort_keys=True).encode() + b"\n" + blob)
@@ -88,10 +99,11 @@ class TimingCache:
             digest = header.pop("sha256")
         except (ValueError, AttributeError, KeyError, TypeError):
             return "it is damaged"
-        if header != _header(self._fingerprint):
+        if header != self._header:
             return "it was made under another fingerprint"
         return "" if digest == hashlib.sha256(blob).hexdigest() else "it is damaged"
 
 
-def _header(fingerprint: Fingerprint) -> dict[str, Any]:
-    return {"schema": SCHEMA, "fingerprint": fingerprint.to_json()}
+def _header(fingerprint: Fingerprint, near_mhz: int | None) -> dict[str, Any]:
+    clock = {} if near_mhz is None else {"near_mhz": near_mhz}
+    return {"schema": SCHEMA, "fingerprint": fingerprint.to_json(), **clock}

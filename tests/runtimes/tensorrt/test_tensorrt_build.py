@@ -13,6 +13,7 @@ from fake_gpu import Gpu
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Target
 from hwprune.graph.onnx.precision import to_precision
+from hwprune.runtimes._tensorrt.errors import MEMORY, BuildFailed, CudaError
 from hwprune.runtimes._tensorrt.platform import platform
 from hwprune.runtimes._tensorrt.timing_cache import SAVE_EVERY, default_folder
 from hwprune.runtimes.tensorrt import TensorRt
@@ -48,10 +49,13 @@ def test_the_whole_way_on_every_version(version: str, precision: str, gpu: Gpu) 
         version, {"STRONGLY_TYPED"} if version >= "11" and not weak else {"EXPLICIT_BATCH"}
     )
     assert build["pools"] == {"WORKSPACE": 1 << 30}
+    assert build["iterations"] == 8
     assert build["level"] == (None if version == "8.5.2" else 3)
     flags = dict(runtime.fingerprint(target).flags)
     assert flags["typing"] == ("weak" if weak else "strong")
     assert flags["optimisation_level"] == ("not settable" if version == "8.5.2" else "3")
+    assert flags["tactic_mib"] == ("not settable" if version == "8.5.2" else "no limit")
+    assert flags["timing_iterations"] == "8"
     assert runtime.fingerprint(target).runtime_version == version
 
 
@@ -66,6 +70,33 @@ def test_strong_typing_can_be_asked_for_where_it_exists(gpu: Gpu) -> None:
     gpu.install("11.4.0.106")
     with pytest.raises(UsageError, match=r"TensorRT 11\.4\.0\.106 has no weak typing"):
         gpu.runtime(typing="weak").check(TARGET)
+
+
+@pytest.mark.parametrize("version", ["8.5.2", "8.6.1", "11.4.0.106"])
+def test_the_memory_in_which_kernels_are_tried_can_be_limited(version: str, gpu: Gpu) -> None:
+    gpu.install(version)
+    runtime = gpu.runtime(tactic_mib=512, workspace_mib=256, timing_iterations=3)
+    runtime.open(conv_net(16), TARGET).close()
+    (build,) = gpu.script.builds
+    tactics = {} if version == "8.5.2" else {"TACTIC_DRAM": 512 << 20}
+    assert build["pools"] == {"WORKSPACE": 256 << 20, **tactics}
+    assert build["iterations"] == 3
+    flags = dict(runtime.fingerprint(TARGET).flags)
+    assert flags["tactic_mib"] == ("512" if tactics else "not settable")
+    assert flags["timing_iterations"] == "3"
+
+
+def test_what_to_do_when_memory_runs_out_is_said_in_one_way(gpu: Gpu) -> None:
+    runtime = gpu.runtime()
+    gpu.script.build_error = "out of memory"
+    with pytest.raises(BuildFailed) as unbuilt:
+        runtime.open(conv_net(16), TARGET)
+    gpu.script.build_error = None
+    gpu.set(memory_left=10_000)
+    with pytest.raises(CudaError) as unplaced:
+        runtime.open(conv_net(16), TARGET)
+    assert MEMORY in unbuilt.value.hint
+    assert unplaced.value.hint == MEMORY
 
 
 def test_the_same_bytes_are_built_once(gpu: Gpu) -> None:
@@ -175,6 +206,30 @@ class TestTimingCache:
         assert warning.startswith("timing_cache_refused: TensorRT says")
         assert gpu.script.builds[-1]["cache"]._entries == b"x"
 
+    def test_one_that_tensorrt_makes_nothing_of_is_not_used(self, gpu: Gpu) -> None:
+        self.build(gpu.runtime(), 1)
+        gpu.script.no_timing_cache = "saved"
+        (warning,) = self.opened_again(gpu)
+        assert warning.startswith("timing_cache_refused: TensorRT says")
+        assert gpu.script.builds[-1]["cache"]._entries == b"x"
+
+    def test_without_any_the_engines_are_built_all_the_same(self, gpu: Gpu) -> None:
+        gpu.script.no_timing_cache = "any"
+        self.build(gpu.runtime(), 2)
+        assert [build["cache"] for build in gpu.script.builds] == [None, None]
+        assert self.files(gpu) == []
+
+    def test_it_is_not_shared_between_clocks_that_the_fingerprint_does_not_know(self, gpu: Gpu) -> None:
+        """NVML reads a clock, but not whether it is locked: the fingerprint says nothing of it."""
+        for mhz, entries in ((210, b"x"), (1590, b"x"), (1605, b"xx"), (None, b"x")):
+            platform.cache_clear()
+            runtime = gpu.runtime()
+            runtime._platform().throttle.clock_mhz = lambda mhz=mhz: mhz  # type: ignore[method-assign,misc]
+            self.build(runtime, 1)
+            assert gpu.script.builds[-1]["cache"]._entries == entries
+            runtime._platform().save()
+        assert sorted(file.stem.partition("-")[2] for file in self.files(gpu)) == ["", "1600MHz", "200MHz"]
+
     def test_a_folder_that_cannot_be_written_costs_nothing_but_time(self, gpu: Gpu, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         gpu.cache = tmp_path / "file" / "cache"
@@ -182,8 +237,20 @@ class TestTimingCache:
         assert gpu.script.builds[-1]["cache"]._entries == b"xx"
 
     def test_the_folder_is_the_users(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("HWPRUNE_CACHE", str(tmp_path / "mine"))
+        assert default_folder() == tmp_path / "mine" / "tensorrt"
+        monkeypatch.delenv("HWPRUNE_CACHE")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         assert default_folder() == tmp_path / "hwprune" / "tensorrt"
+
+    def test_a_folder_in_the_users_home(self, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """In a device file no shell has expanded it."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        gpu.cache = Path("~/timings")
+        self.build(gpu.runtime(), 1)
+        assert len(list((tmp_path / "timings").glob("*.timing"))) == 1
+        assert not (tmp_path / "~").exists()
 
     def opened_again(self, gpu: Gpu) -> tuple[str, ...]:
         """The warnings of the first session of another process."""
@@ -201,6 +268,8 @@ class TestTimingCache:
         ({"optimisation_level": 0}, "optimisation_level=0 is not one of 1 to 5"),
         ({"workspace_mib": 0}, "workspace_mib=0 must be 1 or more"),
         ({"aux_streams": -1}, "aux_streams=-1 0 or more"),
+        ({"tactic_mib": -1}, "tactic_mib=-1 must be 0 or more"),
+        ({"timing_iterations": 0}, "timing_iterations=0 1 or more"),
         ({"cuda": "rocm"}, "cuda='rocm' is not one of auto, ctypes, cuda-python, pycuda"),
         ({"gpu": -1}, "gpu=-1 must be 0 or more"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fake_gpu import Gpu
+from fake_jetson import FakeJetson
 
 from hwprune.core.errors import DeviceError, HwpruneError, NetworkUnfit
 from hwprune.core.events import Caution, Event, OnEvent, ignore
@@ -346,6 +347,15 @@ def test_without_a_gpu_it_is_the_environment(settings: dict[str, float], message
     with pytest.raises(DeviceError, match=message) as caught:
         gpu.runtime()
     assert caught.value.hint
+
+
+def test_an_account_that_may_not_use_a_jetsons_gpu(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeJetson(tmp_path)
+    monkeypatch.setattr("hwprune.runtimes._tensorrt.cuda.ROOT", tmp_path)
+    gpu.set(count_error=100)
+    with pytest.raises(DeviceError, match="CUDA sees no GPU on this Jetson") as caught:
+        gpu.runtime()
+    assert "sudo usermod -aG video,render $USER" in caught.value.hint
 
 
 def test_a_gpu_number_that_is_not_there_is_named(gpu: Gpu) -> None:

@@ -33,8 +33,7 @@ NETWORK = conv_net(256, layers=6, size=28)
 
 
 @pytest.fixture
-def board(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AbstractBoard]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def board(request: pytest.FixtureRequest) -> Iterator[AbstractBoard]:
     precision = getattr(request, "param", "fp32")
     with connect(Target(device="cuda", runtime="tensorrt", precision=precision)) as opened:
         yield opened

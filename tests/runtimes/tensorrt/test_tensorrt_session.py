@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -286,12 +288,46 @@ class TestWhereCudaIsLookedFor:
         monkeypatch.setattr(module, "_candidates", lambda: iter(()))
         assert load_calls("auto").name == "cuda-python"
 
+    @pytest.mark.parametrize("backend", ["auto", "ctypes"])
+    def test_one_that_the_driver_serves_is_taken(
+        self, backend: str, chip: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A CUDA 13 of the system's on a driver for 12, and the libcudart 12 of TensorRT's own wheel."""
+        from hwprune.runtimes._tensorrt import cudart as module
+
+        newer = tmp_path / "libcudart.so.13"
+        shutil.copy(chip.path, newer)
+        library = ctypes.CDLL(str(newer))
+        library.fake_reset()
+        library.fake_set(b"count_error", ctypes.c_double(35))
+        monkeypatch.setattr(module, "_cuda_python", lambda: None)
+        monkeypatch.setattr(module, "_candidates", lambda: iter([str(newer), str(chip.path)]))
+        assert load_calls(backend).source == str(chip.path)
+        Cuda(load_calls(backend)).close()
+        monkeypatch.setattr(module, "_candidates", lambda: iter([str(newer)]))
+        with pytest.raises(DeviceError, match=r"\(35\): see its name, asked through .*libcudart\.so\.13") as caught:
+            Cuda(load_calls(backend))
+        assert "option cudart" in caught.value.hint
+        if backend == "auto":
+            chip.reset()
+            monkeypatch.setattr(module, "_cuda_python", lambda: FakeCudaPython(chip.path))
+            assert load_calls(backend).name == "cuda-python"
+
+
+def test_a_libcudart_in_the_users_home(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a device file no shell has expanded it."""
+    monkeypatch.setenv("HOME", str(gpu.path.parent))
+    assert TensorRt(cudart=f"~/{gpu.path.name}")._platform().cuda.attribute("major") == 8
+
 
 def test_pycuda_gives_its_primary_context_and_never_a_second(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
+    at_exit: list[Callable[[], object]] = []
+    monkeypatch.setattr("atexit.register", at_exit.append)
     primary = types.SimpleNamespace(push=lambda: done.append("push"))
     device = types.SimpleNamespace(retain_primary_context=lambda: done.append("retain") or primary)
     driver = types.ModuleType("pycuda.driver")
+    driver.Context = types.SimpleNamespace(pop=lambda: done.append("pop"))  # type: ignore[attr-defined]
     driver.init = lambda: done.append("init")  # type: ignore[attr-defined]
     driver.Device = lambda number: done.append(f"device {number}") or device  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pycuda", types.ModuleType("pycuda"))
@@ -302,6 +338,9 @@ def test_pycuda_gives_its_primary_context_and_never_a_second(gpu: Gpu, monkeypat
     session = runtime.open(conv_net(16), TARGET)
     assert session.kernels == 4
     session.close()
+    for leave in reversed(at_exit):
+        leave()
+    assert done[4:] == ["pop"], "pycuda aborts a process that ends with a context on its stack"
 
 
 def test_a_missing_pycuda_is_named(cudart: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
