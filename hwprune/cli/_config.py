@@ -92,8 +92,11 @@ def resolved_toml(verb: str, values: Mapping[str, Any], origins: Mapping[str, st
     plain = {key: _plain(value) for key, value in values.items() if key not in PER_CALL and key != "options"}
     document = {key: value for key, value in plain.items() if value is not None}
     unset = [key for key, value in plain.items() if value is None]
+    own = {key: document.pop(key) for key in OF_A_RUN.get(verb, ()) if key in document}
+    tables = {name: table for name, table in ((verb, own), ("options", options)) if table}
     comments = {**origins, **{f"options.{key}": origins.get("options", "") for key in options}}
-    text = f"# hwprune {verb}\n" + to_toml({**document, **({"options": options} if options else {})}, comments)
+    comments.update({f"{verb}.{key}": origins[key] for key in own})
+    text = f"# hwprune {verb}\n" + to_toml({**document, **tables}, comments)
     return text + (f"\n# not set: {', '.join(unset)}\n" if unset else "")
 
 

@@ -255,6 +255,17 @@ def test_print_config_is_read_back_by_config(hw: Hw, search: FakeApi, workplace:
     }
 
 
+def test_print_config_of_a_run_is_read_back_too(hw: Hw, search: FakeApi, workplace: Path) -> None:
+    search.answers["finetune"] = search.answers["search"]
+    printed = hw("finetune", "runs/x", "--epochs", "2", "--data", "digits", "--seed", "3", "--print-config").out
+    assert tomllib.loads(printed)["finetune"] == {"data": "digits", "epochs": 2.0}
+    assert "epochs = 2.0  # flag" in printed
+    (workplace / "saved.toml").write_text(printed)
+    hw("finetune", "--config", "saved.toml")
+    assert search.calls[-1][1] == ("runs/x",)
+    assert {key: search.last[key] for key in ("data", "epochs", "seed")} == {"data": "digits", "epochs": 2.0, "seed": 3}
+
+
 def test_line_of_keys() -> None:
     text = 'a = 1\n[search]\na = 2\n"b" = 3\n[options]\nc = 1\n'
     assert line_of(text, "", "a") == 1
