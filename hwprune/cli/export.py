@@ -31,7 +31,7 @@ def export(
         str | None, typer.Option(metavar="DATA", help="int8: images to find ranges with; a run's own by default.")
     ] = None,
 ) -> Outcome:
-    """Write a network as ONNX and check its output against torch."""
+    """Write a network as ONNX, if its output is that of torch."""
     from hwprune import api
 
     exported = api.export(
@@ -44,8 +44,9 @@ def export(
         seed=call.common.seed,
     )
     verdict = "pass" if exported.max_difference <= exported.tolerance else "FAIL"
+    done = "wrote" if verdict == "pass" else "did not write"
     text = (
-        f"wrote {exported.path} ({format_bytes(exported.size_bytes)})\n"
+        f"{done} {exported.path} ({format_bytes(exported.size_bytes)})\n"
         f"check   max |torch - onnx| = {exported.max_difference:.2g} (limit {exported.tolerance:.0e})   {verdict}"
     )
     document = {
@@ -55,7 +56,8 @@ def export(
         "tolerance": exported.tolerance,
         "verdict": verdict.lower(),
     }
-    return Outcome(text, document, int(verdict == "FAIL"), (f"hwprune bench {exported.path}",))
+    following = (f"hwprune bench {exported.path}",) if verdict == "pass" else ()
+    return Outcome(text, document, int(verdict == "FAIL"), following)
 
 
 def names_model(flags: Mapping[str, Any]) -> bool:
