@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwprune.core.errors import DeviceError
 from hwprune.core.files import atomic_write_bytes
-from hwprune.core.specs import cache_folder
 from hwprune.runtimes._tensorrt.api import Config
 
 if TYPE_CHECKING:
@@ -26,8 +26,10 @@ SAVE_EVERY = 16  # builds; the first one is saved too
 
 
 def default_folder() -> Path:
-    """The user's cache folder for what TensorRT may find again."""
-    return cache_folder() / "tensorrt"
+    """Where TensorRT may find it again: in the folder of `core.specs.cache_folder`, which is not sent to a board."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    folder = os.environ.get("HWPRUNE_CACHE") or os.path.join(base, "hwprune")
+    return Path(os.path.expanduser(folder)) / "tensorrt"
 
 
 class TimingCache:

@@ -12,6 +12,7 @@ from fake_gpu import Gpu
 
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Target
+from hwprune.core.specs import cache_folder
 from hwprune.graph.onnx.precision import to_precision
 from hwprune.runtimes._tensorrt.errors import MEMORY, BuildFailed, CudaError
 from hwprune.runtimes._tensorrt.platform import platform
@@ -237,11 +238,15 @@ class TestTimingCache:
         assert gpu.script.builds[-1]["cache"]._entries == b"xx"
 
     def test_the_folder_is_the_users(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setenv("HWPRUNE_CACHE", str(tmp_path / "mine"))
-        assert default_folder() == tmp_path / "mine" / "tensorrt"
+        for folder in ("mine", "~/mine"):
+            monkeypatch.setenv("HOME", str(tmp_path))
+            monkeypatch.setenv("HWPRUNE_CACHE", folder)
+            assert default_folder() == cache_folder() / "tensorrt" == Path(folder).expanduser() / "tensorrt"
         monkeypatch.delenv("HWPRUNE_CACHE")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert default_folder() == tmp_path / "hwprune" / "tensorrt"
+        assert default_folder() == cache_folder() / "tensorrt" == tmp_path / "hwprune" / "tensorrt"
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        assert default_folder() == cache_folder() / "tensorrt" == tmp_path / ".cache" / "hwprune" / "tensorrt"
 
     def test_a_folder_in_the_users_home(self, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """In a device file no shell has expanded it."""
