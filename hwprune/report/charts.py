@@ -3,55 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from hwprune.core.events import SearchStep
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import format_ms
 from hwprune.report.run_data import Result, RunData
-from hwprune.report.score_text import is_share
-from hwprune.report.svg import Axis, Plot, Point
+from hwprune.report.score_text import is_share, score_text
+from hwprune.report.svg import Axis, Plot
 from hwprune.report.text import interval
 from hwprune.report.waterfall import Waterfall
 
 MOST_STEPS = 400
 PANEL_METRICS = 3
-PREFERRED_METRICS = ("multiplier", "lambda", "score", "loss")
+PREFERRED_METRICS = ("multiplier", "penalty", "pressure", "best_fitness", "open_share")
+SAME_AS_LATENCY = ("cost", "budget")  # as shares of the dense latency, what the first panel draws in ms
+LABEL_GAP = 15
 
 
-def accuracy_plot(run: RunData) -> str:
-    """Score against latency: measured filled, predicted hollow, the budget as a line."""
-    result = run.result
-    hollow = [
-        (step.predicted_ms, step.metrics["score"], f"step {step.step}")
-        for _, step in thinned(run.search_steps(), 120)
-        if "score" in step.metrics
-    ]
-    timed = [(item.measured_ms, item.score) for item in result.predictions if item.score is not None]
-    points = [(x, y) for x, y, _ in hollow] + [(x, float(y)) for x, y in timed]
+@dataclass(frozen=True)
+class Mark:
+    """A network in the plot of accuracy against latency: both figures are measured, `kind` is its colour."""
+
+    name: str
+    kind: str
+    latency_ms: float
+    ci_ms: tuple[float, float]
+    score: float
+
+
+def accuracy_marks(result: Result) -> tuple[Mark, ...]:
+    """Dense, pruned, and the pruned network's scores on its way: only what this run has measured."""
+    found = []
+    dense = result.measurements.get("dense")
+    ci = dense.statistic(result.statistic)[1:] if dense is not None else (result.dense_ms, result.dense_ms)
     if result.dense_score is not None:
-        points.append((result.dense_ms, result.dense_score))
-    if result.measured_ms is not None and result.score is not None:
-        points.append((result.measured_ms, result.score))
-    if not points:
+        found.append(Mark("dense", "dense", result.dense_ms, ci, result.dense_score))
+    if result.measured_ms is None or result.score is None:
+        return tuple(found)
+    at = result.measured_ms, result.measured_ci_ms or (result.measured_ms, result.measured_ms)
+    before = [(name, score) for name, score in result.scores.items() if name != "dense"]
+    if before and before[-1][1] == result.score:
+        del before[-1]
+    found += [Mark(name, "stage", *at, score) for name, score in before]
+    return (*found, Mark("pruned", "pruned", *at, result.score))
+
+
+def accuracy_plot(result: Result) -> str:
+    """Score against latency: where the network began, where it ended and what it went through; the budget as a line."""
+    marks = accuracy_marks(result)
+    if not marks:
         return ""
-    x = Axis.around([result.budget_ms, *(p[0] for p in points)], "latency in ms")
-    plot = Plot(
-        x,
-        Axis.around([p[1] for p in points], result.score_name),
-        label="score against latency",
-        percent_y=is_share(result.score_name),
-    )
-    _budget_line(plot, result)
-    for latency, score, name in hollow:
-        plot.dot((latency, score), "hollow", f"{name}: {format_ms(latency)} predicted, {score:.4f}", radius=3)
-    for latency, timed_score in timed:
-        text = f"candidate before finetuning: {format_ms(latency)} measured, {timed_score:.4f}"
-        plot.dot((latency, float(timed_score)), "candidate", text, radius=4)
-    if result.dense_score is not None:
-        _named_dot(plot, (result.dense_ms, result.dense_score), "dense", "dense")
-    if result.measured_ms is not None and result.score is not None:
-        _named_dot(plot, (result.measured_ms, result.score), "pruned", "pruned")
+    ends = [end for mark in marks for end in (*mark.ci_ms, mark.latency_ms)]
+    x = Axis.around([result.budget_ms, *ends], "latency in ms", margin=0.16)
+    y = Axis.around([mark.score for mark in marks], result.score_name)
+    plot = Plot(x, y, label="score against latency", percent_y=is_share(result.score_name))
+    plot.upright(result.budget_ms, "budget")
+    plot.note((result.budget_ms, y.high), f"budget {format_ms(result.budget_ms)}", anchor="middle", dy=-9)
+    way = [mark for mark in marks if mark.kind != "dense"]
+    if len(way) > 1:
+        plot.line([(mark.latency_ms, mark.score) for mark in way], "way")
+    for mark in marks:
+        score = score_text(result.score_name, mark.score)
+        plot.line([(mark.ci_ms[0], mark.score), (mark.ci_ms[1], mark.score)], f"ci {mark.kind}")
+        title = f"{mark.name}: {interval(mark.latency_ms, mark.ci_ms)} measured, {score}"
+        plot.dot((mark.latency_ms, mark.score), mark.kind, title, radius=4 if mark.kind == "stage" else 7)
+    for mark, shift in zip(marks, _label_shifts(plot, marks), strict=True):
+        text = f"{mark.name} {score_text(result.score_name, mark.score)}"
+        if mark.kind == "dense":
+            plot.note((mark.latency_ms, mark.score), text, anchor="middle", dy=-14)
+        else:
+            plot.note((mark.latency_ms, mark.score), text, dx=_label_offset(plot, mark, result.budget_ms), dy=4 + shift)
     return plot.svg()
+
+
+def spread(wanted: Sequence[float], gap: float, lowest: float) -> list[float]:
+    """The places in the order given, moved apart to `gap` at least and not beyond `lowest` (pixels grow downwards)."""
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    placed: list[float] = []
+    for index in order:
+        placed.append(max(wanted[index], placed[-1] + gap) if placed else wanted[index])
+    last = len(placed) - 1
+    moved = {
+        index: min(place, lowest - gap * (last - rank))
+        for rank, (index, place) in enumerate(zip(order, placed, strict=True))
+    }
+    return [moved[index] for index in range(len(wanted))]
 
 
 def prediction_plot(result: Result) -> str:
@@ -116,28 +153,32 @@ def sample_plot(measurement: Measurement, *, budget_ms: float | None, kind: str)
 
 
 def cascade_plot(waterfall: Waterfall) -> str:
-    """From the dense layers' sum over the promise of the MACs and what was lost to the pruned layers' sum."""
-    steps: list[tuple[str, float, float, str]] = [("dense", 0.0, waterfall.dense_sum_ms, "dense")]
-    lost = _visible_causes(waterfall)
-    level = waterfall.pruned_sum_ms - sum(lost.values())
-    steps.append(("MACs promise", level, waterfall.dense_sum_ms, "saved"))
-    for name, cost in lost.items():
-        steps.append((name, level, level + cost, "lost"))
+    """From the dense layers' sum to the pruned layers' sum: what the MACs promise, what was lost, what else differs."""
+    level = waterfall.promised_sum_ms
+    steps = [("dense", 0.0, waterfall.dense_sum_ms, "dense")]
+    steps.append(("MACs promise", waterfall.dense_sum_ms, level, "saved"))
+    for name, cost in {**waterfall.lost_by_cause(), **waterfall.further()}.items():
+        if waterfall.is_visible(cost):
+            steps.append((name, level, level + cost, "lost" if cost > 0 else "saved"))
         level += cost
     steps.append(("pruned", 0.0, waterfall.pruned_sum_ms, "pruned"))
     plot = Plot(
         Axis(0, len(steps)),
-        Axis(0, 1.12 * max(waterfall.dense_sum_ms, level), "ms in layers"),
+        Axis(0, 1.12 * max(max(end, start) for _, start, end, _ in steps), "ms in layers"),
         width=1060,
         height=280,
         label="where the time went",
     )
-    for position, (name, low, high, kind) in enumerate(steps):
-        sign = {"saved": "-", "lost": "+"}.get(kind, "")
-        text = f"{sign}{format_ms(high - low)}"
+    for position, (name, start, end, kind) in enumerate(steps):
+        sign = "" if kind in ("dense", "pruned") else "+" if end > start else "-"
+        text = f"{sign}{format_ms(abs(end - start))}"
+        low, high = min(start, end), max(start, end)
         plot.bar((position + 0.18, low), (position + 0.82, high), f"fill-{kind}", f"{name}: {text}")
         plot.note((position + 0.5, high), text, anchor="middle", dy=-6)
         plot.note((position + 0.5, 0), name, anchor="middle", dy=20)
+        if position:
+            joint = start if sign else end
+            plot.line([(position - 0.18, joint), (position + 0.18, joint)], "level")
     return plot.svg(x_ticks=False)
 
 
@@ -153,14 +194,6 @@ def stage_shares(stages: Mapping[str, float]) -> tuple[tuple[str, float, float],
     return tuple((name, seconds, seconds / longest) for name, seconds in stages.items())
 
 
-def _visible_causes(waterfall: Waterfall) -> dict[str, float]:
-    """What was lost by cause; causes too small to see are added to `other`."""
-    causes = waterfall.lost_by_cause()
-    shown = {name: cost for name, cost in causes.items() if cost >= 0.002 * waterfall.dense_sum_ms}
-    rest = sum(causes.values()) - sum(shown.values())
-    return {**shown, "other": shown.get("other", 0.0) + rest} if rest > 0 else shown
-
-
 def _metric_names(steps: Sequence[SearchStep]) -> tuple[str, ...]:
     counts: dict[str, int] = {}
     for step in steps:
@@ -168,14 +201,19 @@ def _metric_names(steps: Sequence[SearchStep]) -> tuple[str, ...]:
             counts[name] = counts.get(name, 0) + 1
     often = [name for name, count in counts.items() if count >= 2]
     known = [name for name in PREFERRED_METRICS if name in often]
-    return tuple([*known, *(name for name in often if name not in known)][:PANEL_METRICS])
+    return tuple([*known, *(name for name in often if name not in (*known, *SAME_AS_LATENCY))][:PANEL_METRICS])
 
 
-def _budget_line(plot: Plot, result: Result) -> None:
-    plot.upright(result.budget_ms, "budget")
-    plot.note((result.budget_ms, plot.y.low), f"budget {format_ms(result.budget_ms)}", dx=5, dy=-6)
+def _label_offset(plot: Plot, mark: Mark, budget_ms: float) -> float:
+    """How far right of its mark a label begins: beyond the line of the budget where that would cut the text."""
+    beyond = plot.at((budget_ms, mark.score))[0] - plot.at((mark.latency_ms, mark.score))[0]
+    return beyond + 8 if 4 < beyond < 60 else 12
 
 
-def _named_dot(plot: Plot, point: Point, kind: str, name: str) -> None:
-    plot.dot(point, kind, f"{name}: {format_ms(point[0])} measured, {point[1]:.4f}", radius=7)
-    plot.note(point, name, anchor="middle", dy=-12)
+def _label_shifts(plot: Plot, marks: Sequence[Mark]) -> list[float]:
+    """How far down the label of each mark moves, so that those of one column do not lie on one another."""
+    heights = [plot.at((mark.latency_ms, mark.score))[1] for mark in marks]
+    column = [index for index, mark in enumerate(marks) if mark.kind != "dense"]
+    placed = spread([heights[index] for index in column], LABEL_GAP, plot.height - plot.BOTTOM - 6)
+    moved = dict(zip(column, placed, strict=True))
+    return [moved.get(index, height) - height for index, height in enumerate(heights)]

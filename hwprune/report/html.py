@@ -15,7 +15,7 @@ from hwprune.report import charts, text
 from hwprune.report.run_data import RunData
 from hwprune.report.score_text import change_text, is_share, score_text
 from hwprune.report.waterfall import LayerRow, Waterfall, waterfall
-from hwprune.report.waterfall_text import channels_text, why_text
+from hwprune.report.waterfall_text import channels_text, further_lines, why_text
 
 FILE = "report.html"
 
@@ -74,15 +74,20 @@ def _context(run: RunData) -> dict[str, Any]:
         ),
         "scale_ms": max(result.dense_ms, result.budget_ms, result.measured_ms or 0.0),
         "environment": _environment(run),
-        "accuracy": charts.accuracy_plot(run),
+        "accuracy": charts.accuracy_plot(result),
+        "accuracy_kinds": {mark.kind for mark in charts.accuracy_marks(result)},
         "predictions": charts.prediction_plot(result),
+        "prediction_kinds": {item.within_budget for item in result.predictions},
         "search": charts.search_plots(run),
         "samples": _samples(run),
         "stages": charts.stage_shares(result.stages),
         "layers": layers,
+        "further": further_lines(layers) if layers is not None else (),
+        "removed": text.REMOVED,
         "cascade": charts.cascade_plot(layers) if layers is not None else "",
         "layer_rows": [_layer_line(row, layers) for row in layers.rows] if layers is not None else [],
         "warnings": _warnings(run),
+        "cautions": _cautions(run),
         "config": to_toml(run.config) if run.config else "",
         "document": script_json(result.to_json()),
     }
@@ -107,7 +112,7 @@ def _layer_line(row: LayerRow, layers: Waterfall) -> dict[str, Any]:
         "pruned_share": (row.pruned_ms or 0.0) / longest,
         "lost_ms": row.lost_ms,
         "why": why_text(row),
-        "in_vain": row.in_vain,
+        "in_vain": row in layers.in_vain,
     }
 
 
@@ -165,7 +170,15 @@ def _samples(run: RunData) -> list[tuple[str, str, str]]:
 
 
 def _warnings(run: RunData) -> list[str]:
-    found = list(text.warnings_of(run.result))
+    found = text.measured_warnings(run.result)
     if run.damaged_records:
         found.append(f"{run.damaged_records} damaged line(s) of the journal were left out")
     return found
+
+
+def _cautions(run: RunData) -> list[tuple[list[str], str]]:
+    """(texts, hint): the run's cautions in order, those of one hint together."""
+    by_hint: dict[str, list[str]] = {}
+    for caution in run.cautions():
+        by_hint.setdefault(caution.hint, []).append(caution.text)
+    return [(texts, hint) for hint, texts in by_hint.items()]

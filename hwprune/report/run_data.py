@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hwprune.core.config import read_toml
 from hwprune.core.errors import RunError, UsageError
-from hwprune.core.events import Event, SearchStep
+from hwprune.core.events import Caution, Event, SearchStep
 from hwprune.core.files import Journal, read_json
-from hwprune.core.measurement import Comparison, LayerTime, Measurement, Target
+from hwprune.core.measurement import Comparison, LayerTime, Measurement, Target, explain, is_warning
 from hwprune.core.ops import OpKey
 
 Verdict = Literal["pass", "miss", "infeasible"]
@@ -103,6 +103,17 @@ class Result:
     fit: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     latency_model: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def measured_warnings(self) -> dict[str, tuple[str, ...]]:
+        """What each measurement warns of, as sentences with advice."""
+        return {name: tuple(map(explain, item.warnings)) for name, item in self.measurements.items()}
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What else the run warns of: the sentences in `warnings`, once each, that no measurement says already."""
+        said = {text for texts in self.measured_warnings.values() for text in texts}
+        return tuple(dict.fromkeys(text for text in self.warnings if not is_warning(text) and text not in said))
 
     def to_json(self) -> dict[str, Any]:
         """The document of `result.json`: `schema` first, units in the keys."""
@@ -262,6 +273,13 @@ class RunData:
                 f"{folder} is damaged: {type(error).__name__} {error}",
                 hint="repeat the command that made it with another --run-dir",
             ) from error
+
+    def cautions(self) -> tuple[Caution, ...]:
+        """What the run cautioned against, each text once: those of the journal with their hints, then the result's."""
+        told = {item.event.text: item.event for item in self.events if isinstance(item.event, Caution)}
+        told.update({text: Caution(text) for text in self.result.warnings if text not in told})
+        kept = replace(self.result, warnings=tuple(told)).cautions
+        return tuple(told[text] for text in kept)
 
     def search_steps(self) -> tuple[tuple[float, SearchStep], ...]:
         """(seconds, event) of every step of the search."""

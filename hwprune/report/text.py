@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hwprune.core.measurement import Comparison, Fingerprint, Measurement, explain, is_warning
+from hwprune.core.measurement import Comparison, Fingerprint, Measurement, explain
 from hwprune.core.units import format_count, format_duration, format_ms
 from hwprune.report.run_data import Result
 from hwprune.report.score_text import change_text
 
 BAR_WIDTH = 20
+REMOVED = "branch removed"
+MOST_WARNINGS = 8  # in a summary; the report has them all
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> str:
@@ -70,14 +72,13 @@ def device_sentence(fingerprint: Fingerprint) -> str:
 
 
 def widths_table(dense: Mapping[str, int], kept: Mapping[str, int]) -> str:
-    """A line a channel group: dense units, units kept, the keep ratio as a bar."""
+    """A line a channel group: dense units, units kept, the keep ratio as a bar, empty where nothing is left."""
     rows = []
     for name, units in dense.items():
         width = kept.get(name, units)
-        filled = max(1, round(BAR_WIDTH * width / units))
-        rows.append(
-            (name, str(units), str(width), percent(width / units, 0), "#" * filled + "." * (BAR_WIDTH - filled))
-        )
+        filled = max(1, round(BAR_WIDTH * width / units)) if width else 0
+        bar = "#" * filled + "." * (BAR_WIDTH - filled)
+        rows.append((name, str(units), str(width), percent(width / units, 0), bar if width else f"{bar}  {REMOVED}"))
     return table(("CHANNEL GROUP", "DENSE", "KEPT", "KEEP", ""), rows, left=(0, 4))
 
 
@@ -107,15 +108,17 @@ def search_text(result: Result) -> str:
         ("run", result.run_dir),
         ("took", _took(result)),
     ]
-    return "\n".join([*body, facts(closing), *(f"warning: {text}" for text in warnings_of(result))])
+    return "\n".join([*body, facts(closing), *_warning_lines(result)])
 
 
 def warnings_of(result: Result) -> tuple[str, ...]:
-    """What the run and its measurements warn about, as sentences with advice, each once."""
-    found = [text for text in result.warnings if not is_warning(text)]
-    for name, item in result.measurements.items():
-        found += [f"{name}: {explain(warning)}" for warning in item.warnings]
-    return tuple(dict.fromkeys(found))
+    """What the measurements and the run warn about, as sentences, each once; what bears on the numbers first."""
+    return tuple(dict.fromkeys((*measured_warnings(result), *result.cautions)))
+
+
+def measured_warnings(result: Result) -> list[str]:
+    """`dense: more than 5 % of the laps are outliers ...; ...`: the warnings of the measurements, with advice."""
+    return [f"{name}: {text}" for name, texts in result.measured_warnings.items() for text in texts]
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -195,6 +198,13 @@ def scores_text(rows: Sequence[tuple[str, Mapping[str, float | None], str]], cho
         ranks = [_decimal(scores.get(name)) for name in ("spearman", "kendall")]
         body.append((kind, *figures, *ranks, percent(scores.get("wrong_sign")), _decimal(scores.get("cosine")), mark))
     return table(header, body, left=(0, 8))
+
+
+def _warning_lines(result: Result) -> list[str]:
+    found = warnings_of(result)
+    lines = [f"warning: {text}" for text in found[:MOST_WARNINGS]]
+    rest = len(found) - len(lines)
+    return [*lines, *([f"warning: {rest} more, in the report"] if rest else [])]
 
 
 def _bench_row(name: str, item: Measurement) -> tuple[str, ...]:

@@ -1,14 +1,8 @@
 """Layer by layer from the dense to the pruned network: where channels were lost and no time, and why.
 
 For a layer whose work shrinks, `promised_ms` is the time it would take if time followed the MACs. What the pruned
-layer takes beyond that is lost, and is split among causes that can be told from the profiles:
-
-- `overhead`: the fixed cost of a node, as the shortest node shows it, does not shrink;
-- `padding`: the runtime computes channels up to a multiple of its tile (as its own shapes show, else by the tile);
-- `layout`: the pruned layer left the runtime's blocked layout for a slower kernel;
-- `memory`: the layer moves bytes that did not shrink as much, and moving them takes longer than computing. Rate and
-  bandwidth are those of the fastest layers of these profiles;
-- `other`: what none of these explains. It is shown, not hidden.
+layer takes beyond that is lost, and is split among the causes of `hwprune.report.causes`. From the promise to the
+pruned layers' sum nothing is left out: what is lost by cause, and what differs without one (`FURTHER`), close the gap.
 
 Layer times are of one profiled session and carry its overhead: they explain, the measurement of the whole decides.
 """
@@ -16,28 +10,20 @@ Layer times are of one profiled session and carry its overhead: they explain, th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hwprune.core.measurement import LayerTime
 from hwprune.core.ops import OpKey
+from hwprune.report.causes import CAUSES, WEIGHTED, Cause, Machine, ShrunkLayer, split, work_ratio
 from hwprune.report.run_data import LayerProfile, NamedOp
 
-CAUSES = ("overhead", "padding", "layout", "memory", "other")
-WEIGHTED = ("conv", "conv_transpose", "linear", "matmul")
+FURTHER = ("faster", "not pruned", "unresolved")
 ELEMENTWISE = ("relu", "clip", "add", "sum", "mul", "sigmoid", "hardsigmoid", "hardswish", "batchnormalization", "silu")
-NEAR_FLOOR = 3.0  # a layer below this many times the shortest node says nothing about rates
-RESOLVED = 0.05  # a loss below this share of the layer is not told from the noise of a profile
-
-
-@dataclass(frozen=True)
-class Cause:
-    """One of `CAUSES` and the time it costs in this layer."""
-
-    name: str
-    cost_ms: float
-    text: str
+RESOLVED = 0.05  # a difference below this share of the layer is not told from the noise of a profile
+VISIBLE = 0.0005  # a sum below this share of the network is not written or drawn
+WORTH_TELLING = 0.005  # a loss below this share of the network is not worth the reader's time
 
 
 @dataclass(frozen=True)
@@ -75,6 +61,13 @@ class LayerRow:
     def shrunk(self) -> bool:
         """Whether the layer lost channels."""
         return self.dense_channels != self.pruned_channels
+
+    @property
+    def faster(self) -> bool:
+        """Whether the layer lost channels and takes clearly less than the MACs promise."""
+        if self.promised_ms is None or self.dense_ms is None or self.pruned_ms is None or not self.shrunk:
+            return False
+        return self.pruned_ms - self.promised_ms < -RESOLVED * self.dense_ms
 
     @property
     def in_vain(self) -> bool:
@@ -116,13 +109,23 @@ class Waterfall:
 
     @property
     def promised_sum_ms(self) -> float:
-        """The pruned network if every layer's time had followed its MACs."""
-        return sum(row.pruned_ms or 0.0 if row.promised_ms is None else row.promised_ms for row in self.rows)
+        """The pruned network if every layer's time had followed its MACs, and no node had been added.
+
+        Layers without MACs are promised what they take.
+        """
+        rows = [row for row in self.rows if row.dense_ms is not None]
+        return sum(row.pruned_ms or 0.0 if row.promised_ms is None else row.promised_ms for row in rows)
 
     @property
     def unattributed_ms(self) -> float:
         """Time of the pruned network in nodes that belong to no module of the model."""
         return sum(row.pruned_ms or 0.0 for row in self.rows if not row.in_model)
+
+    @property
+    def in_vain(self) -> tuple[LayerRow, ...]:
+        """The layers that lost channels and no time, where it costs the network enough to speak of it."""
+        least = WORTH_TELLING * self.dense_sum_ms
+        return tuple(row for row in self.rows if row.in_vain and row.lost_ms >= least)
 
     def lost_by_cause(self) -> dict[str, float]:
         """ms by cause, the largest first; causes that cost nothing are left out."""
@@ -132,6 +135,22 @@ class Waterfall:
         }
         totals["added nodes"] = sum(row.pruned_ms or 0.0 for row in self.rows if row.dense_ms is None)
         return dict(sorted(((k, v) for k, v in totals.items() if v > 0), key=lambda item: -item[1]))
+
+    def is_visible(self, cost_ms: float) -> bool:
+        """Whether a sum of ms is worth a word or a bar beside the dense layers' sum."""
+        return abs(cost_ms) >= VISIBLE * self.dense_sum_ms
+
+    def further(self) -> dict[str, float]:
+        """ms by `FURTHER`, with their signs: what closes the gap between promise, losses and the pruned layers' sum.
+
+        `faster`: layers that take less than the MACs promise; `not pruned`: layers of unchanged channels whose time
+        changed; `unresolved`: all that is left, mostly differences too small to tell from the noise of a profile.
+        """
+        gap = self.pruned_sum_ms - self.promised_sum_ms - sum(self.lost_by_cause().values())
+        told = [row for row in self.rows if row.promised_ms is not None]
+        faster = sum((row.pruned_ms or 0.0) - (row.promised_ms or 0.0) for row in told if row.faster)
+        same = sum(row.change_ms for row in told if not row.shrunk)
+        return dict(zip(FURTHER, (faster, same, gap - faster - same), strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """The document of `hwprune explain --json`."""
@@ -145,6 +164,7 @@ class Waterfall:
             "promised_sum_ms": self.promised_sum_ms,
             "unattributed_ms": self.unattributed_ms,
             "lost_by_cause_ms": self.lost_by_cause(),
+            "further_ms": self.further(),
             "rows": [
                 {**asdict(row), "change_ms": row.change_ms, "lost_ms": row.lost_ms, "why": row.why} for row in self.rows
             ],
@@ -158,12 +178,14 @@ def waterfall(
     dense, pruned = _by_module(profile.dense), _by_module(profile.pruned)
     dense_ops, pruned_ops = _weighted(profile.dense_ops), _weighted(profile.pruned_ops)
     modules = {named.name for named in (*profile.dense_ops, *profile.pruned_ops)}
-    machine = _Machine.of(profile, dense_ops, pruned_ops)
-    rows = [
-        _row(name, dense.get(name, ()), pruned.get(name, ()), dense_ops.get(name), pruned_ops.get(name), machine)
-        for name in _merged_order(list(dense), list(pruned))
-    ]
-    rows = [row if _belongs(row.name, modules) else _outside(row) for row in rows]
+    machine = Machine.of(((dense, dense_ops), (pruned, pruned_ops)), profile.tile)
+    removed = {name for name, op in pruned_ops.items() if not op.macs}
+    rows = []
+    for name in _merged_order(list(dense), list(pruned)):
+        row = _row(name, dense.get(name, ()), pruned.get(name, ()), dense_ops.get(name), pruned_ops.get(name), machine)
+        if row.pruned_ms is None and _belongs(name, removed):
+            row = _removed(row, dense_ops.get(name))
+        rows.append(row if _belongs(name, modules) else _outside(row))
     return Waterfall(tuple(rows), profile.tile, dense_ms, pruned_ms, simulated)
 
 
@@ -176,60 +198,24 @@ def module_path(node: str) -> str:
     return path if slash else re.sub(r"(_nchwc|_token_\d+|_\d+)+$", "", node)
 
 
-@dataclass(frozen=True)
-class _Machine:
-    """What the profiles show of the device: shortest node, best MACs and values moved in a ms, the tile."""
-
-    floor_ms: float
-    macs_per_ms: float
-    values_per_ms: float
-    tile: int
-
-    @classmethod
-    def of(cls, profile: LayerProfile, dense: Mapping[str, OpKey], pruned: Mapping[str, OpKey]) -> _Machine:
-        times = [layer.latency_ms for layer in (*profile.dense, *profile.pruned) if layer.latency_ms > 0]
-        floor = min(times, default=0.0)
-        macs, moved = [0.0], [0.0]
-        for layers, ops in ((profile.dense, dense), (profile.pruned, pruned)):
-            for name, nodes in _by_module(layers).items():
-                latency = sum(node.latency_ms for node in nodes)
-                if name in ops and latency > NEAR_FLOOR * floor:
-                    macs.append(ops[name].macs / latency)
-                    moved.append(sum(_values(ops[name])) / latency)
-        return cls(floor, max(macs), max(moved), profile.tile)
-
-    def is_memory_bound(self, op: OpKey) -> bool:
-        """Whether moving the layer's values takes at least as long as computing it, at the best rates seen here."""
-        if not self.macs_per_ms or not self.values_per_ms:
-            return False
-        return sum(_values(op)) / self.values_per_ms >= op.macs / self.macs_per_ms
-
-
 def _row(
     name: str,
     dense: Sequence[LayerTime],
     pruned: Sequence[LayerTime],
     dense_op: OpKey | None,
     pruned_op: OpKey | None,
-    machine: _Machine,
+    machine: Machine,
 ) -> LayerRow:
     kind = (dense or pruned)[0].kind
     dense_ms = sum(node.latency_ms for node in dense) if dense else None
     pruned_ms = sum(node.latency_ms for node in pruned) if pruned else None
     if dense_ms is None or pruned_ms is None or dense_op is None or pruned_op is None:
         return LayerRow(name, kind, dense_ms, pruned_ms, note=_one_sided(kind, dense_ms, pruned_ms))
-    promised = dense_ms * _work_ratio(pruned_op, dense_op)
+    promised = dense_ms * work_ratio(pruned_op, dense_op)
     causes: tuple[Cause, ...] = ()
     if dense_op != pruned_op and pruned_ms - promised > RESOLVED * dense_ms:
-        layer = _Layer(
-            dense_op,
-            pruned_op,
-            _padded(dense_op, dense, machine.tile),
-            _padded(pruned_op, pruned, machine.tile),
-            dense_ms,
-            _is_blocked(dense) and not _is_blocked(pruned),
-        )
-        causes = _split(pruned_ms - promised, layer, machine)
+        layer = ShrunkLayer.of((dense_op, pruned_op), dense, pruned, machine.tile)
+        causes = split(pruned_ms - promised, layer, machine)
     return LayerRow(
         name,
         kind,
@@ -245,61 +231,6 @@ def _row(
     )
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """One layer on both sides, as the model says and as the runtime pads it."""
-
-    dense_op: OpKey
-    pruned_op: OpKey
-    padded_dense: OpKey
-    padded_pruned: OpKey
-    dense_ms: float
-    left_blocks: bool
-
-
-def _split(lost_ms: float, layer: _Layer, machine: _Machine) -> tuple[Cause, ...]:
-    """Causes that add up to `lost_ms`, each at most what it can explain, in the order in which they are certain."""
-    left = lost_ms
-    causes = []
-
-    def take(name: str, at_most: float, text: str) -> None:
-        nonlocal left
-        cost = min(left, at_most)
-        if cost > 0.01 * lost_ms:
-            causes.append(Cause(name, cost, text))
-            left -= cost
-
-    work = _work_ratio(layer.pruned_op, layer.dense_op)
-    padded = _work_ratio(layer.padded_pruned, layer.padded_dense)
-    floor_ms = min(machine.floor_ms, layer.dense_ms)
-    shrinking_ms = layer.dense_ms - floor_ms
-    take("overhead", floor_ms * (1 - work), f"fixed cost of a node ({machine.floor_ms * 1e3:.1f} us) does not shrink")
-    take("padding", shrinking_ms * (padded - work), padding_text(layer.pruned_op, layer.padded_pruned))
-    if layer.left_blocks:
-        take("layout", left, f"left the blocked layout: {_channel_text(layer.pruned_op)} at a tile of {machine.tile}")
-    if machine.is_memory_bound(layer.pruned_op):
-        weights, activations = _values(layer.pruned_op)
-        moved = (weights + activations) / sum(_values(layer.dense_op))
-        kind = "weights" if weights > activations else "activations"
-        take("memory", shrinking_ms * (moved - max(padded, work)), f"bound by memory ({kind})")
-    take("other", left, "not explained by padding, layout, memory or overhead")
-    return tuple(causes)
-
-
-def padding_text(op: OpKey, padded: OpKey) -> str:
-    """`25 -> padded to 32`, for the output channels, the input channels or both."""
-    parts = []
-    if padded.out_channels > op.out_channels:
-        parts.append(f"{op.out_channels} -> padded to {padded.out_channels}")
-    if padded.in_channels > op.in_channels and op.groups == 1:
-        parts.append(f"{op.in_channels} -> padded to {padded.in_channels} (input)")
-    return ", ".join(parts)
-
-
-def _channel_text(op: OpKey) -> str:
-    return f"{op.out_channels} channels" if op.groups > 1 else f"{op.in_channels} -> {op.out_channels} channels"
-
-
 def _one_sided(kind: str, dense_ms: float | None, pruned_ms: float | None) -> str:
     if dense_ms is not None and pruned_ms is not None:
         return ""
@@ -310,6 +241,11 @@ def _one_sided(kind: str, dense_ms: float | None, pruned_ms: float | None) -> st
     if kind.lower().startswith(("reorder", "transpose", "reformat")):
         return "layout conversion inserted by the runtime"
     return "only in the pruned network"
+
+
+def _removed(row: LayerRow, op: OpKey | None) -> LayerRow:
+    row = replace(row, note="branch removed")
+    return row if op is None else replace(row, dense_channels=(op.in_channels, op.out_channels), dense_macs=op.macs)
 
 
 def _outside(row: LayerRow) -> LayerRow:
@@ -344,41 +280,3 @@ def _merged_order(dense: Sequence[str], pruned: Sequence[str]) -> list[str]:
             before = order.index(pruned[position - 1]) + 1 if position else 0
             order.insert(before, name)
     return order
-
-
-def _padded(op: OpKey, layers: Sequence[LayerTime], tile: int) -> OpKey:
-    """The operator with the channels the runtime really computes: its own shapes where it gives them, else the tile."""
-    main = max(layers, key=lambda layer: layer.latency_ms)
-    ins, outs = _shape_channels(main.in_shapes), _shape_channels(main.out_shapes)
-    in_channels = max(op.in_channels, ins) if ins else _round_up(op.in_channels, tile)
-    out_channels = max(op.out_channels, outs) if outs else _round_up(op.out_channels, tile)
-    if op.groups > 1:
-        in_channels = op.in_channels  # a grouped layer's work follows its output channels alone
-    return replace(op, in_channels=in_channels, out_channels=out_channels)
-
-
-def _shape_channels(shapes: Sequence[Sequence[int]]) -> int:
-    if not shapes or len(shapes[0]) < 2:
-        return 0
-    return shapes[0][1] if len(shapes[0]) == 4 else shapes[0][-1]
-
-
-def _round_up(channels: int, tile: int) -> int:
-    return -(-channels // tile) * tile
-
-
-def _work_ratio(after: OpKey, before: OpKey) -> float:
-    return after.macs / before.macs if before.macs else sum(_values(after)) / max(sum(_values(before)), 1)
-
-
-def _values(op: OpKey) -> tuple[int, int]:
-    """How many (weights, activations) are moved, each once; only ratios count, so their size in bytes does not."""
-    taps = op.kernel[0] * op.kernel[1]
-    weights = taps * op.in_channels * op.out_channels // op.groups if op.kind in WEIGHTED else 0
-    inputs = op.batch * op.in_channels * op.in_size[0] * op.in_size[1]
-    outputs = op.batch * op.out_channels * op.out_size[0] * op.out_size[1]
-    return weights, inputs + outputs
-
-
-def _is_blocked(layers: Sequence[LayerTime]) -> bool:
-    return any(layer.name.endswith("_nchwc") for layer in layers)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hwprune.core.units import format_ms
 from hwprune.report.text import facts, percent, table
-from hwprune.report.waterfall import LayerRow, Waterfall
+from hwprune.report.waterfall import RESOLVED, LayerRow, Waterfall
+
+FURTHER_TEXT = {
+    "faster": "in layers faster than their MACs promise",
+    "not pruned": "in layers that were not pruned",
+    "unresolved": f"unresolved: differences below {RESOLVED * 100:.0f} % of a layer, net",
+}
 
 HEADER = ("LAYER", "KIND", "DENSE", "KEPT", "MACS", "DENSE MS", "PRUNED MS", "CHANGE", "LOST MS", "WHY")
 
@@ -12,9 +20,8 @@ HEADER = ("LAYER", "KIND", "DENSE", "KEPT", "MACS", "DENSE MS", "PRUNED MS", "CH
 def waterfall_text(waterfall: Waterfall, *, limit: int = 30) -> str:
     """The sums, the layers that lost channels in vain, then the `limit` longest layers in order of execution."""
     parts = [facts(_sums(waterfall))]
-    vain = [row for row in waterfall.rows if row.in_vain]
-    if vain:
-        parts.append(_in_vain(vain))
+    if waterfall.in_vain:
+        parts.append(_in_vain(waterfall.in_vain))
     parts.append(_layers(waterfall, limit))
     parts.append("Layer times come from a profiled session and carry its overhead; the measured whole decides.")
     return "\n\n".join(parts)
@@ -23,6 +30,15 @@ def waterfall_text(waterfall: Waterfall, *, limit: int = 30) -> str:
 def lost_sentence(waterfall: Waterfall) -> str:
     """`0.120 ms padding, 0.034 ms memory`: what each cause costs, the largest first."""
     return ", ".join(f"{format_ms(cost)} {name}" for name, cost in waterfall.lost_by_cause().items())
+
+
+def further_lines(waterfall: Waterfall) -> tuple[str, ...]:
+    """`-0.0885 ms in layers faster than their MACs promise`: what besides the losses lies beyond the promise."""
+    return tuple(
+        f"{'-' if cost < 0 else '+'}{format_ms(abs(cost))} {FURTHER_TEXT[name]}"
+        for name, cost in waterfall.further().items()
+        if waterfall.is_visible(cost)
+    )
 
 
 def channels_text(channels: tuple[int, int] | None) -> str:
@@ -34,6 +50,8 @@ def why_text(row: LayerRow) -> str:
     """The reason in words; `as the MACs promise` where nothing was lost."""
     if row.why:
         return row.why
+    if row.faster:
+        return "faster than the MACs promise"
     return "as the MACs promise" if row.promised_ms is not None and row.shrunk else ""
 
 
@@ -48,6 +66,7 @@ def _sums(waterfall: Waterfall) -> list[tuple[str, str]]:
         ("pruned", _whole(waterfall.pruned_ms, waterfall.pruned_sum_ms)),
         ("promise", f"{format_ms(waterfall.promised_sum_ms)} if the time of every layer had followed its MACs"),
         ("lost", lost or "nothing"),
+        *(("further" if not number else "", line) for number, line in enumerate(further_lines(waterfall))),
         ("outside", f"{format_ms(outside)} ({share}) of the pruned layers' time belong to no module of the model"),
         ("tile", f"{waterfall.tile} channels"),
     ]
@@ -58,7 +77,7 @@ def _whole(measured_ms: float | None, sum_ms: float) -> str:
     return f"{measured}layers add up to {format_ms(sum_ms)}"
 
 
-def _in_vain(rows: list[LayerRow]) -> str:
+def _in_vain(rows: Sequence[LayerRow]) -> str:
     number = "1 layer" if len(rows) == 1 else f"{len(rows)} layers"
     lines = [f"{number} lost channels and less than 5 % of the time:"]
     width = max(len(row.name) for row in rows)

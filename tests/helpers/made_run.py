@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from hwprune.core.events import CandidateMeasured, EpochDone, Event, SearchStep, StageStarted
+from hwprune.core.events import CandidateMeasured, Caution, EpochDone, Event, SearchStep, StageStarted
 from hwprune.core.files import Journal, atomic_write_text, write_json
 from hwprune.core.measurement import (
     Fingerprint,
@@ -213,12 +213,12 @@ def parameters(widths: dict[str, int]) -> int:
 
 
 def candidates(budget_ms: float) -> tuple[Candidate, ...]:
-    """Three candidates: over the budget, below it with time unused, and the answer."""
+    """Three candidates: over the budget, below it with time unused, and the answer. Runs do not score them."""
     found = []
-    for share, error, score in ((1.021, -0.032, 0.951), (0.943, -0.004, 0.941), (0.985, -0.012, 0.9464)):
+    for share, error in ((1.021, -0.032), (0.943, -0.004), (0.985, -0.012)):
         measured = share * budget_ms
         ci = (measured * 0.997, measured * 1.003)
-        found.append(Candidate(KEPT, measured * (1 + error), measured, ci, ci[1] <= budget_ms, score))
+        found.append(Candidate(KEPT, measured * (1 + error), measured, ci, ci[1] <= budget_ms))
     return tuple(found)
 
 
@@ -231,6 +231,7 @@ def events(answer: Result, steps: int = 60) -> tuple[TimedEvent, ...]:
         for epoch in range(1, 9)
     ]
     found.append((63.6, StageStarted("profile", "100 networks")))
+    found += [(64.0, Caution(text, "measure on a quiet machine")) for text in answer.warnings]
     found.append((66.7, StageStarted("search", answer.method)))
     for step in range(1, steps + 1):
         progress = step / steps
@@ -239,8 +240,9 @@ def events(answer: Result, steps: int = 60) -> tuple[TimedEvent, ...]:
         )
         metrics = {
             "multiplier": 3 * (1 - math.exp(-4 * progress)),
-            "loss": 0.4 * math.exp(-progress),
-            "score": 0.93 + 0.03 * progress + rng.gauss(0, 0.003),
+            "open_share": 0.6 + 0.4 * math.exp(-progress),
+            "cost": predicted / answer.dense_ms,
+            "budget": answer.budget_ms / answer.dense_ms,
         }
         found.append((66.7 + 30 * progress, SearchStep(step, steps, predicted, metrics)))
     for number, item in enumerate(answer.predictions):

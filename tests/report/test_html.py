@@ -12,8 +12,10 @@ import pytest
 from made_run import write_run
 
 from hwprune.core.errors import RunError
+from hwprune.core.events import Caution
+from hwprune.core.measurement import explain
 from hwprune.report.html import render, script_json, write_report
-from hwprune.report.run_data import Result, RunData
+from hwprune.report.run_data import Result, RunData, TimedEvent
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -78,7 +80,7 @@ def test_the_embedded_json_is_the_result(html: str, folder: Path) -> None:
 def test_all_sections_are_there(html: str) -> None:
     headings = re.findall(r"<h2>(.*?)</h2>", html)
     assert headings == [
-        "Warnings",
+        "Cautions",
         "Where this is true",
         "How it was found",
         "Accuracy against latency",
@@ -99,17 +101,70 @@ def test_it_says_the_verdict_first(html: str) -> None:
     assert "made-up CPU" in text
 
 
-def test_measured_is_filled_and_predicted_hollow(html: str) -> None:
-    assert html.count('class="hollow"') > 20
+def test_marks_and_key_of_what_was_measured(html: str) -> None:
     assert html.count('class="over"') == 1
-    assert re.search(r'<circle class="hollow"[^>]*><title>step \d+: [^<]* predicted', html)
+    assert html.count('class="stage"') == 3  # cut and recalibrated, and the key that explains them
     assert re.search(r'<circle class="pruned"[^>]*><title>pruned: [^<]* measured', html)
     assert "±10 %" in html
 
 
+def test_the_key_names_no_mark_that_is_not_drawn(folder: Path) -> None:
+    run = RunData.read(folder)
+    within = tuple(item for item in run.result.predictions if item.within_budget)
+    result = replace(run.result, predictions=within, scores={"dense": 0.98}, score=0.9721)
+    html = render(replace(run, result=result))
+    assert "on the way there" not in html
+    assert "over budget" not in html
+    assert "within the budget" in html
+    assert "within the budget" not in render(replace(run, result=replace(result, predictions=())))
+
+
+def test_the_multiplier_is_explained_where_there_is_one(folder: Path, html: str) -> None:
+    assert "The multiplier rises" in html
+    run = RunData.read(folder)
+    steps = [TimedEvent(time_s, replace(step, metrics={"penalty": 1.0})) for time_s, step in run.search_steps()]
+    other = render(replace(run, events=tuple(steps)))
+    assert "<h3>Penalty</h3>" in other
+    assert "multiplier" not in other
+
+
+def test_cautions_with_the_hint_behind_them_once(folder: Path) -> None:
+    run = RunData.read(folder)
+    quiet = "measure when it is quiet"
+    cautions = [Caution("two scattered", quiet), Caution("three scattered", quiet), Caution("two scattered", quiet)]
+    events = tuple(TimedEvent(1.0, caution) for caution in cautions)
+    html = render(replace(run, events=events, result=replace(run.result, warnings=("two scattered", "of the result"))))
+    visible = " ".join(" ".join(Page(html).text).split())
+    assert "two scattered three scattered measure when it is quiet of the result" in visible
+    assert visible.count("two scattered") == 1
+
+
+def test_warnings_of_a_measurement_are_not_cautions_too(folder: Path) -> None:
+    run = RunData.read(folder)
+    dense = run.result.measurements["dense"]
+    hasty = replace(dense, rounds=dense.rounds[:1])
+    said = explain("single_round")
+    result = replace(run.result, measurements={"dense": hasty}, warnings=("single_round", said))
+    visible = "".join(Page(render(replace(run, events=(TimedEvent(1.0, Caution(said)),), result=result))).text)
+    assert visible.count(said) == 1
+    assert "Warnings" in visible
+    assert "Cautions" not in visible
+
+
+def test_a_run_without_cautions_has_no_such_section(folder: Path) -> None:
+    run = RunData.read(folder)
+    assert "Cautions" not in render(replace(run, events=(), result=replace(run.result, warnings=())))
+
+
+def test_a_removed_branch_is_called_so(folder: Path) -> None:
+    run = RunData.read(folder)
+    html = render(replace(run, result=replace(run.result, widths={**run.result.widths, "layer1.1.conv1": 0})))
+    assert re.search(r'layer1\.1\.conv1</td>.*width: 0\.0%.*<td class="n">branch removed</td></tr>', html)
+
+
 def test_every_drawing_has_a_name_and_its_own_frame(html: str) -> None:
     drawings = re.findall(r'<svg [^>]*aria-label="([^"]+)"', html)
-    assert len(drawings) == len(set(drawings)) == 9
+    assert len(drawings) == len(set(drawings)) == 8
     frames = re.findall(r'<clipPath id="([^"]+)"', html)
     assert len(frames) == len(set(frames)) == len(drawings)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from made_run import DENSE, KEPT, TILE, layer_times, ops, result, write_run
 
 from hwprune.core.errors import RunError, UsageError
-from hwprune.core.events import CandidateMeasured, EpochDone, Note, Progress, SearchStep, StageStarted
+from hwprune.core.events import CandidateMeasured, Caution, EpochDone, Note, Progress, SearchStep, StageStarted
 from hwprune.core.files import read_json
 from hwprune.report.run_data import RESULT_SCHEMA, LayerProfile, NamedOp, Result, RunData, TimedEvent
 
@@ -63,6 +64,7 @@ def test_named_op_round_trip_is_flat() -> None:
         SearchStep(4, 9, 1.25, {"multiplier": 0.1}),
         CandidateMeasured({"a": 16}, 1.0, 1.1, (1.05, 1.15), False),
         Note("a sentence"),
+        Caution("another", "a way out"),
     ],
 )
 def test_events_round_trip_through_the_journal(event: Note) -> None:
@@ -87,6 +89,15 @@ def test_read_a_whole_folder(tmp_path: Path) -> None:
     assert run.config["options"] == {"floor": 0.25}
     assert run.environment["torch"] == "2.13.0"
     assert run.damaged_records == 0
+
+
+def test_cautions_of_the_journal_and_the_result_once_each(tmp_path: Path) -> None:
+    """A continued run cautions again; a run of before has its cautions in the journal alone."""
+    run = RunData.read(write_run(tmp_path / "run"))
+    assert run.cautions() == (Caution(run.result.warnings[0], "measure on a quiet machine"),)
+    twice = replace(run, events=(*run.events, *run.events), result=replace(run.result, warnings=("wide_interval",)))
+    assert twice.cautions() == run.cautions()
+    assert replace(run, events=()).cautions() == (Caution(run.result.warnings[0]),)
 
 
 def test_damaged_journal_lines_are_counted(tmp_path: Path) -> None:

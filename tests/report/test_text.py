@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from made_run import measurement, result
 
-from hwprune.core.measurement import Comparison, compare
+from hwprune.core.measurement import Comparison, compare, explain
 from hwprune.report.text import (
+    MOST_WARNINGS,
     bench_text,
     device_sentence,
     interval,
@@ -122,14 +123,31 @@ def test_widths_table_shows_the_keep_ratio() -> None:
     assert lines[2].endswith("32    32  100 %  ####################")
 
 
+def test_widths_table_of_a_removed_branch_shows_nothing_kept() -> None:
+    lines = widths_table({"a": 64, "b": 640}, {"a": 0, "b": 1}).splitlines()
+    assert lines[1] == "a                 64     0   0 %  ....................  branch removed"
+    assert lines[2] == "b                640     1   0 %  #..................."
+
+
 def test_warnings_of_measurements_become_sentences() -> None:
     answer = result(FOLDER, simulated=False)
     wide = replace(answer.measurements["dense"], rounds=answer.measurements["dense"].rounds[:1])
-    answer = replace(answer, warnings=("single_round", "a note"), measurements={"dense": wide})
+    said = explain("single_round")
+    answer = replace(answer, warnings=("single_round", "a note", said, "a note"), measurements={"dense": wide})
     found = warnings_of(answer)
-    assert found[0] == "a note"
-    assert found[1].startswith("dense: the interval comes from one burst of runs")
+    assert found[0].startswith("dense: the interval comes from one burst of runs")
+    assert found[-1] == "a note"
+    assert found.count("a note") == 1
     assert "single_round" not in found
+    assert said not in found
+
+
+def test_the_summary_lists_few_cautions_and_says_where_the_others_are() -> None:
+    texts = tuple(f"caution {number}" for number in range(MOST_WARNINGS + 2))
+    lines = search_text(replace(result(FOLDER), warnings=texts)).splitlines()
+    shown = [line for line in lines if line.startswith("warning: ")]
+    assert shown == [*(f"warning: {text}" for text in texts[:MOST_WARNINGS]), "warning: 2 more, in the report"]
+    assert "more, in the report" not in search_text(replace(result(FOLDER), warnings=texts[:MOST_WARNINGS]))
 
 
 def test_short_names_drop_what_is_shared() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from random import Random
 
@@ -11,8 +12,9 @@ from made_run import DENSE, KEPT, TILE, layer_times, ops
 
 from hwprune.core.measurement import LayerTime
 from hwprune.core.ops import OpKey
+from hwprune.report.causes import padding_text
 from hwprune.report.run_data import LayerProfile, NamedOp
-from hwprune.report.waterfall import LayerRow, Waterfall, module_path, padding_text, waterfall
+from hwprune.report.waterfall import LayerRow, Waterfall, module_path, waterfall
 from hwprune.report.waterfall_text import lost_sentence, waterfall_text
 
 FLOOR = LayerTime("Reshape", "Reshape", 0.001)
@@ -204,19 +206,98 @@ def test_padding_text_of_a_depthwise_layer_names_its_channels_once() -> None:
     assert padding_text(op, replace(op, out_channels=96)) == "90 -> padded to 96"
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_causes_add_up_to_what_is_lost(seed: int) -> None:
+def noisy_run(seed: int) -> Waterfall:
+    """The made-up network at drawn widths, each layer up to twice as slow or a third faster than its formula."""
     rng = Random(seed)
     kept = {name: rng.randint(4, units) for name, units in DENSE.items()}
     noisy = tuple(replace(item, latency_ms=item.latency_ms * rng.uniform(0.7, 2)) for item in layer_times(kept, seed))
     result = waterfall(LayerProfile(TILE, layer_times(DENSE, 1), noisy, ops(DENSE), ops(kept)))
+    assert result.dense_sum_ms == pytest.approx(math.fsum(item.latency_ms for item in layer_times(DENSE, 1)))
+    assert result.pruned_sum_ms == pytest.approx(math.fsum(item.latency_ms for item in noisy))
+    return result
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_causes_add_up_to_what_is_lost(seed: int) -> None:
+    result = noisy_run(seed)
     for item in result.rows:
         if item.causes:
             lost = (item.pruned_ms or 0) - (item.promised_ms or 0)
             assert item.lost_ms == pytest.approx(lost, rel=0.05)
             assert all(cause.cost_ms > 0 for cause in item.causes)
-    assert result.dense_sum_ms == pytest.approx(math.fsum(item.latency_ms for item in layer_times(DENSE, 1)))
-    assert result.pruned_sum_ms == pytest.approx(math.fsum(item.latency_ms for item in noisy))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_from_the_promise_to_the_pruned_sum_nothing_is_left_out(seed: int) -> None:
+    result = noisy_run(seed)
+    between = sum(result.lost_by_cause().values()) + sum(result.further().values())
+    assert result.promised_sum_ms + between == pytest.approx(result.pruned_sum_ms)
+    by_hand = math.fsum(
+        (item.pruned_ms or 0) - (item.promised_ms or 0)
+        for item in result.rows
+        if item.promised_ms is not None and not item.causes
+    )
+    assert sum(result.further().values()) == pytest.approx(by_hand, abs=0.01 * result.dense_sum_ms)
+
+
+def test_what_differs_without_a_cause_is_told_apart() -> None:
+    """One layer is faster than promised, one was not pruned and is slower, one is a little above its promise."""
+    dense, half = conv(64, 64), conv(64, 32)
+    names = ("fast", "same", "near")
+    profile = LayerProfile(
+        1,
+        (FLOOR, *(layer(f"{name}/Conv", 1.0, dense) for name in names)),
+        (FLOOR, layer("fast/Conv", 0.4, half), layer("same/Conv", 1.2, dense), layer("near/Conv", 0.53, half)),
+        tuple(NamedOp(name, dense) for name in names),
+        (NamedOp("fast", half), NamedOp("same", dense), NamedOp("near", half)),
+    )
+    result = waterfall(profile)
+    assert result.further() == pytest.approx({"faster": -0.1, "not pruned": 0.2, "unresolved": 0.03})
+    text = waterfall_text(result)
+    assert "further   -0.100 ms in layers faster than their MACs promise\n" in text
+    assert "unresolved: differences below 5 % of a layer, net" in text
+    assert re.search(r"^fast .* faster than the MACs promise$", text, re.MULTILINE)
+
+
+def test_added_nodes_are_lost_and_not_promised() -> None:
+    extra = (layer("block.relu/Relu", 0.02, kind="Relu"),)
+    plain, added = (compare((1.0, conv(64, 64)), (0.5, conv(64, 32)), extra=more) for more in ((), extra))
+    assert added.promised_sum_ms == pytest.approx(plain.promised_sum_ms)
+    assert added.lost_by_cause() == {"added nodes": pytest.approx(0.02)}
+    assert added.to_json()["further_ms"] == pytest.approx({"faster": 0, "not pruned": 0, "unresolved": 0}, abs=1e-12)
+
+
+def test_layers_of_a_removed_branch_are_called_so() -> None:
+    dense, none = conv(64, 64), conv(64, 0)
+    profile = LayerProfile(
+        1,
+        (FLOOR, layer("block.conv/Conv", 0.4), layer("block/Add", 0.1, kind="Add"), layer("other/Add", 0.1)),
+        (FLOOR,),
+        (NamedOp("block.conv", dense),),
+        (NamedOp("block.conv", none),),
+    )
+    result = waterfall(profile)
+    assert [row(result, name).why for name in ("block.conv", "block")] == ["branch removed"] * 2
+    assert row(result, "block.conv").dense_channels == (64, 64)
+    assert row(result, "other").why == "only in the dense network: fused or gone"
+
+
+def test_a_layer_that_hardly_counts_is_not_listed_as_pruned_in_vain() -> None:
+    """Its time did not shrink, which costs the network a ten-thousandth: not a thing to redden a report for."""
+    big, little = conv(64, 64), conv(8, 8)
+    profile = LayerProfile(
+        1,
+        (FLOOR, layer("big/Conv", 10.0), layer("little/Conv", 0.002)),
+        (FLOOR, layer("big/Conv", 10.0), layer("little/Conv", 0.002)),
+        (NamedOp("big", big), NamedOp("little", little)),
+        (NamedOp("big", big), NamedOp("little", replace(little, out_channels=4))),
+    )
+    result = waterfall(profile)
+    assert row(result, "little").in_vain
+    assert row(result, "little").lost_ms == pytest.approx(0.001)
+    assert result.in_vain == ()
+    assert "lost channels and less than" not in waterfall_text(result)
+    assert compare((1.0, conv(64, 64)), (1.4, conv(64, 32))).in_vain
 
 
 def made() -> Waterfall:
