@@ -22,7 +22,7 @@ from remote_devices import (
 
 from hwprune.core.errors import DeviceError
 from hwprune.core.events import Caution, Event, Note
-from hwprune.devices.agent import link
+from hwprune.devices.agent import link, processes
 from hwprune.devices.agent.framing import encode_frame, encode_line, read_frame
 from hwprune.devices.agent.link import HostLink
 from hwprune.devices.agent.spool import Lease
@@ -108,6 +108,20 @@ class TestHostThatIsGone:
             HostLink(io.BytesIO(), writer).send(message)
         os.close(reader)
         os.close(writer)
+
+    def test_what_a_worker_prints_waits_for_nobody(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Else a worker that prints a lot would stand still where the host is gone."""
+        monkeypatch.setattr(processes, "PRINT_S", 0.01)
+        (reader, writer), errors = os.pipe(), os.dup(2)
+        os.dup2(writer, 2)
+        try:
+            processes._pass_on(b"x" * (1 << 20))
+        finally:
+            os.dup2(errors, 2)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as source:
+            assert 0 < len(source.read()) < 1 << 20
+        os.close(errors)
 
     def test_a_slow_host_gets_it_all(self) -> None:
         reader, writer = os.pipe()

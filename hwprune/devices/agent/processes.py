@@ -1,4 +1,4 @@
-"""Worker processes of the agent: started, spoken to without ever blocking, ended for certain."""
+"""Worker processes of the agent: started, spoken to without ever blocking, ended or reported as stuck."""
 
 from __future__ import annotations
 
