@@ -4,8 +4,10 @@ Weights and gates are trained together; the latency model is frozen, reads hard 
 differences over one step of the grid. Afterwards the widths are fitted exactly to the target and the network is cut;
 the jointly trained weights are kept. Source: Li et al. 2022, "Weight-dependent Gates for Network Pruning"
 (doi 10.1109/TCSVT.2022.3175762). The paper's text was not available: what its abstract leaves open (score scale,
-initialisation, where the gate multiplies, multiplier, snapping) is our design, and each choice is an option. One of
-them, `project`, lets the latency's gradient reach the gates below the budget as well (see `GateSearch`).
+initialisation, where the gate multiplies, multiplier, snapping) is our design, and each choice is an option. Knowing
+deviations: `project` lets the latency's gradient reach the gates below the budget as well (see `GateSearch`); the
+scores' constant term is a saliency that `follow` keeps up to date; after the choice of units the small network trains
+(`settle`).
 
 Left out: measuring the current architecture on the device every few steps and fitting the latency model again where it
 errs. The search takes minutes and each measurement a quiet machine for seconds, in which the training would wait. The
@@ -45,12 +47,13 @@ class WGates(AbstractMethod):
     The plan's learning rate, momentum and weight decay are those of the weights; the gates have their own Adam.
     """
 
-    bias_travel: float = option(4.0, "how far Adam can move a group's scores in the whole search")
-    direction_travel: float = option(0.05, "how far Adam can move a weight of the map from filters to scores")
+    bias_travel: float = option(0.5, "how far Adam can move a group's scores while units are chosen")
+    direction_travel: float = option(0.05, "how far Adam can move a weight of the map from filters to scores meanwhile")
     gate_momentum: float = option(0.9, "Adam's first beta for the gate network")
     start: Literal["open", "taylor"] = option(
         "taylor", "order of the first scores: random (open), or by saliency per ms (taylor)"
     )
+    follow: bool = option(True, "start=taylor: the order follows the running saliency; false: it stays the first one")
     margin: float = option(0.5, "the lowest score at the start; above 0, so that every gate is open")
     spread: float = option(0.1, "start=open: standard deviation of the first scores")
     saliency_images: int = option(1024, "images for the Taylor scores of start=taylor")
@@ -75,15 +78,16 @@ class WGates(AbstractMethod):
         "closed_form", "how the cost is weighted: closed_form, or dual ascent"
     )
     multiplier_boost: float = option(
-        15.0, "closed form: how strongly the weight of the cost rises while the budget is exceeded"
+        15.0, "closed form without project: how strongly the weight of the cost rises while the budget is exceeded"
     )
     multiplier_decay: float = option(
         0.8, "closed form: decay of the running averages from which the weight of the cost follows"
     )
     multiplier_rate: float = option(10.0, "dual ascent: step of the weight when the cost is twice the budget")
     multiplier_period: int = option(1, "dual ascent: optimiser steps between updates")
-    warmup: float = option(0.1, "share of the search without a latency term")
-    ramp: float = option(0.6, "share of the search in which the budget tightens to the target")
+    warmup: float = option(0.1, "share of the choice of units without a latency term")
+    ramp: float = option(0.6, "share of the choice of units in which the budget tightens to the target")
+    settle: float = option(0.5, "share of the search, at its end, in which the units stay and the small network trains")
     train_weights: bool = option(True, "train the weights jointly and keep them")
     distill_alpha: float = option(0.7, "weight of the dense network's outputs in the search's loss")
     channels: Literal["gates", "taylor"] = option("gates", "which units stay: by gate score or by running saliency")
@@ -95,6 +99,7 @@ class WGates(AbstractMethod):
             self,
             positive=("bias_travel", "direction_travel", "margin", "sharpness"),
             shares=("gate_momentum", "saliency_decay", "warmup", "ramp", "distill_alpha", "multiplier_decay"),
+            shares_below_1=("settle",),
             least={"report_every": 1, "multiplier_period": 1},
         )
 

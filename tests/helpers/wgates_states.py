@@ -14,8 +14,8 @@ from hwprune.methods.wgates import WGates
 
 
 def started(problem: Problem, **options: Any) -> GateSearch:
-    """A search before its first step, every gate open."""
-    method = WGates(**{"start": "open", **options})
+    """A search before its first step, every gate open; its units are never settled unless asked."""
+    method = WGates(**{"start": "open", "settle": 0.0, **options})
     search = GateSearch(problem, method)
     method._start(problem, search)
     return search

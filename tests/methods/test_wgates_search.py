@@ -27,15 +27,17 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "stopped_at", "options"),
     [
-        ("resnet_option_b", {}),
-        ("chain", {"start": "open", "project": False, "multiplier": "dual", "align": False}),
+        ("resnet_option_b", 5, {}),
+        ("resnet_option_b", 9, {}),
+        ("chain", 5, {"start": "open", "project": False, "multiplier": "dual", "align": False, "settle": 0.0}),
     ],
 )
 def test_11_a_resumed_search_repeats_an_uninterrupted_one_bit_for_bit(
-    tmp_path: Path, name: str, options: dict[str, Any]
+    tmp_path: Path, name: str, stopped_at: int, options: dict[str, Any]
 ) -> None:
+    """With the defaults units are settled after step 6 of 12: a stop on either side of that."""
     problem = tiny_problem(name, 0.5)
     problem = replace(problem, plan=replace(problem.plan, checkpoint_s=0.0))
     method = WGates(bias_travel=6.0, **options)
@@ -44,14 +46,14 @@ def test_11_a_resumed_search_repeats_an_uninterrupted_one_bit_for_bit(
 
     def stop() -> bool:
         done.append(SearchStep(0, 0, 0.0))
-        return len(done) == 5
+        return len(done) == stopped_at
 
     interrupted = replace(problem, checkpoint=tmp_path, stop=stop)
     with pytest.raises(Interrupted):
         list(method.search(interrupted))
     (resumed,) = method.search(replace(problem, checkpoint=tmp_path))
     assert resumed.log is not None
-    assert resumed.log.resumed_at == 5
+    assert resumed.log.resumed_at == stopped_at
     assert resumed.widths == whole.widths
     assert resumed.keep == whole.keep
     for group in problem.space.names:
@@ -70,7 +72,7 @@ def test_11_state_covers_multiplier_and_averages(tmp_path: Path) -> None:
     second.load_state(first.state())
     assert first.seen == second.seen == 12
     assert first.multiplier.state() == second.multiplier.state()
-    for mine, other in zip((*first.mean, *first.square), (*second.mean, *second.square), strict=True):
+    for mine, other in zip(first.square, second.square, strict=True):
         assert torch.equal(mine, other)
     for mine, other in zip(first.gates(first.model), second.gates(second.model), strict=True):
         assert torch.equal(mine, other)
@@ -115,6 +117,14 @@ def test_the_cost_may_be_macs() -> None:
     cost.backward()
     assert counts.grad is not None
     assert bool((counts.grad > 0).all())
+
+
+def test_a_search_by_macs_has_a_budget_in_macs() -> None:
+    problem = tiny_problem("mobilenetv2", 0.5, tile=1)
+    by_time, by_macs = (started(problem, efficiency=kind) for kind in ("latency", "macs"))
+    assert by_time.target == pytest.approx(0.5)
+    assert by_macs.target == by_macs.efficiency.budget(problem.target_ms)
+    assert by_macs.target != by_time.target
 
 
 def test_a_group_without_weights_has_a_free_score_a_unit() -> None:
