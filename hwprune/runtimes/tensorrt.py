@@ -68,7 +68,7 @@ class TensorRt(AbstractRuntime):
     optimisation_level: int = field(default=3, metadata={"help": "the builder's, 1 to 5; never mix two in a table"})
     workspace_mib: int = field(default=1024, metadata={"help": "memory a kernel may use; changes which ones win"})
     tactic_mib: int = field(default=0, metadata={"help": "memory in which kernels are tried out, 0 for no limit"})
-    timing_iterations: int = field(default=8, metadata={"help": "how often a kernel is timed before one is chosen"})
+    kernel_timings: int = field(default=8, metadata={"help": "how often a kernel is timed before one is chosen"})
     aux_streams: int = field(default=0, metadata={"help": "streams besides the one that is timed"})
     graph: bool = field(default=True, metadata={"help": "run as a CUDA graph where capture succeeds"})
     gpu: int = field(default=0, metadata={"help": "number of the GPU among those that CUDA sees"})
@@ -110,7 +110,7 @@ class TensorRt(AbstractRuntime):
             ("optimisation_level", str(self.optimisation_level) if level else "not settable"),
             ("workspace_mib", str(self.workspace_mib)),
             ("tactic_mib", "not settable" if not tactics else str(self.tactic_mib or "no limit")),
-            ("timing_iterations", str(self.timing_iterations)),
+            ("kernel_timings", str(self.kernel_timings)),
             ("aux_streams", str(self.aux_streams)),
             ("graph", "captured" if self.graph else "enqueued"),
             ("clock", "device"),
@@ -214,7 +214,7 @@ class TensorRt(AbstractRuntime):
             self.workspace_mib,
             self.aux_streams,
             self.tactic_mib,
-            self.timing_iterations,
+            self.kernel_timings,
         )
 
 

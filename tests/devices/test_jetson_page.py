@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
+from hwprune.devices import find_device
 from hwprune.runtimes._tensorrt.builder import BuildOptions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "jetson.md").read_text()
@@ -46,10 +48,12 @@ def test_the_file_that_is_exported_is_copied_and_built_and_the_plan_timed() -> N
 
 def test_trtexec_builds_with_our_settings() -> None:
     (build,) = [line.split() for line in LINES if "--saveEngine" in line]
-    options = BuildOptions()
+    options = replace(BuildOptions(), **find_device("jetson-orin-nano").runtimes["tensorrt"].options)
+    assert _option(_words("hwprune", "devices new"), "--from") == "jetson-orin-nano"
     assert f"--memPoolSize=workspace:{options.workspace_mib}" in build
     assert f"--builderOptimizationLevel={options.optimisation_level}" in build
     assert f"--maxAuxStreams={options.aux_streams}" in build
+    assert f"--avgTiming={options.kernel_timings}" in build
     assert "--noTF32" in build
 
 

@@ -34,7 +34,7 @@ class BuildOptions:
     workspace_mib: int = 1024
     aux_streams: int = 0
     tactic_mib: int = 0
-    timing_iterations: int = 8
+    kernel_timings: int = 8
 
     def __post_init__(self) -> None:
         if self.typing not in ("auto", "strong", "weak"):
@@ -49,9 +49,9 @@ class BuildOptions:
                 f"workspace_mib={self.workspace_mib} must be 1 or more and aux_streams={self.aux_streams} 0 or more",
                 hint="the standard is 1024 and 0",
             )
-        if self.tactic_mib < 0 or self.timing_iterations < 1:
+        if self.tactic_mib < 0 or self.kernel_timings < 1:
             raise UsageError(
-                f"tactic_mib={self.tactic_mib} must be 0 or more, timing_iterations={self.timing_iterations} 1 or more",
+                f"tactic_mib={self.tactic_mib} must be 0 or more, kernel_timings={self.kernel_timings} 1 or more",
                 hint="the standard is 0, which sets no limit, and 8",
             )
 
@@ -134,7 +134,7 @@ class PlanBuilder:
             config.set_memory_pool_limit(trt.MemoryPoolType.TACTIC_DRAM, options.tactic_mib * MIB)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if hasattr(config, "avg_timing_iterations"):  # TensorRT's own is 1: which kernel wins is then often chance
-            config.avg_timing_iterations = options.timing_iterations
+            config.avg_timing_iterations = options.kernel_timings
         if hasattr(config, "builder_optimization_level"):
             config.builder_optimization_level = options.optimisation_level
         if hasattr(config, "max_aux_streams"):

@@ -297,13 +297,15 @@ def _no_gpu(calls: AbstractCalls, code: int, count: int, index: int) -> DeviceEr
         )
         text = f"CUDA finds no working driver: {calls.error_text(code)}, asked through {calls.source}"
         return DeviceError(text, hint=hint)
+    on_jetson = Jetson.find(ROOT) is not None
+    allow = "let your account use it, then log in again: sudo usermod -aG video,render $USER"
     if code and code != NO_GPU:
-        return DeviceError(f"CUDA cannot count the GPUs: {calls.error_text(code)}", hint="check nvidia-smi")
+        hint = allow if on_jetson else "check nvidia-smi"
+        return DeviceError(f"CUDA cannot count the GPUs: {calls.error_text(code)}", hint=hint)
     if count and not code:
         return DeviceError(f"there is no GPU number {index}: this machine has {count}", hint=f"use 0 to {count - 1}")
-    if Jetson.find(ROOT) is not None:
-        hint = "let your account use it, then log in again: sudo usermod -aG video,render $USER"
-        return DeviceError("CUDA sees no GPU on this Jetson", hint=hint)
+    if on_jetson:
+        return DeviceError("CUDA sees no GPU on this Jetson", hint=allow)
     return DeviceError("this machine has no GPU that CUDA can use", hint="check nvidia-smi, or choose another device")
 
 

@@ -56,7 +56,7 @@ def test_the_whole_way_on_every_version(version: str, precision: str, gpu: Gpu) 
     assert flags["typing"] == ("weak" if weak else "strong")
     assert flags["optimisation_level"] == ("not settable" if version == "8.5.2" else "3")
     assert flags["tactic_mib"] == ("not settable" if version == "8.5.2" else "no limit")
-    assert flags["timing_iterations"] == "8"
+    assert flags["kernel_timings"] == "8"
     assert runtime.fingerprint(target).runtime_version == version
 
 
@@ -76,7 +76,7 @@ def test_strong_typing_can_be_asked_for_where_it_exists(gpu: Gpu) -> None:
 @pytest.mark.parametrize("version", ["8.5.2", "8.6.1", "11.4.0.106"])
 def test_the_memory_in_which_kernels_are_tried_can_be_limited(version: str, gpu: Gpu) -> None:
     gpu.install(version)
-    runtime = gpu.runtime(tactic_mib=512, workspace_mib=256, timing_iterations=3)
+    runtime = gpu.runtime(tactic_mib=512, workspace_mib=256, kernel_timings=3)
     runtime.open(conv_net(16), TARGET).close()
     (build,) = gpu.script.builds
     tactics = {} if version == "8.5.2" else {"TACTIC_DRAM": 512 << 20}
@@ -84,7 +84,7 @@ def test_the_memory_in_which_kernels_are_tried_can_be_limited(version: str, gpu:
     assert build["iterations"] == 3
     flags = dict(runtime.fingerprint(TARGET).flags)
     assert flags["tactic_mib"] == ("512" if tactics else "not settable")
-    assert flags["timing_iterations"] == "3"
+    assert flags["kernel_timings"] == "3"
 
 
 def test_what_to_do_when_memory_runs_out_is_said_in_one_way(gpu: Gpu) -> None:
@@ -274,7 +274,7 @@ class TestTimingCache:
         ({"workspace_mib": 0}, "workspace_mib=0 must be 1 or more"),
         ({"aux_streams": -1}, "aux_streams=-1 0 or more"),
         ({"tactic_mib": -1}, "tactic_mib=-1 must be 0 or more"),
-        ({"timing_iterations": 0}, "timing_iterations=0 1 or more"),
+        ({"kernel_timings": 0}, "kernel_timings=0 1 or more"),
         ({"cuda": "rocm"}, "cuda='rocm' is not one of auto, ctypes, cuda-python, pycuda"),
         ({"gpu": -1}, "gpu=-1 must be 0 or more"),
     ],

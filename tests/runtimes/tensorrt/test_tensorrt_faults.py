@@ -349,11 +349,16 @@ def test_without_a_gpu_it_is_the_environment(settings: dict[str, float], message
     assert caught.value.hint
 
 
-def test_an_account_that_may_not_use_a_jetsons_gpu(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("code", "message"), [(100, "CUDA sees no GPU on this Jetson"), (801, "cannot count the GPUs: cudaErrorUnknown")]
+)
+def test_an_account_that_may_not_use_a_jetsons_gpu(
+    code: int, message: str, gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     FakeJetson(tmp_path)
     monkeypatch.setattr("hwprune.runtimes._tensorrt.cuda.ROOT", tmp_path)
-    gpu.set(count_error=100)
-    with pytest.raises(DeviceError, match="CUDA sees no GPU on this Jetson") as caught:
+    gpu.set(count_error=code)
+    with pytest.raises(DeviceError, match=message) as caught:
         gpu.runtime()
     assert "sudo usermod -aG video,render $USER" in caught.value.hint
 
