@@ -34,7 +34,8 @@ def board() -> Iterator[AbstractBoard]:
 @pytest.mark.timeout(1200)
 def test_doctor_finds_nothing_that_keeps_it_from_measuring() -> None:
     found = {check.name: check for check in api.doctor(DEVICE, runtime=RUNTIME)}
-    assert {"connection", "agent", "board", "power mode", "GPU clock", "temperature", "throttling"} <= set(found)
+    clocks = {"GPU clock", "CPU clock"}
+    assert {"connection", "agent", "board", "power mode", "temperature", "throttling", *clocks} <= set(found)
     assert not [check for check in found.values() if check.status == "fail"]
     assert all(check.fix for check in found.values() if check.status != "pass")
 
@@ -48,7 +49,7 @@ def test_measures_a_network_whose_outputs_are_right(board: AbstractBoard) -> Non
     assert 0.005 < wide.latency_ms < wide.wall_ms < 1000
     assert compare(wide, found["narrow"]).ratio < 1
     flags, facts = dict(wide.fingerprint.flags), dict(wide.facts)
-    assert {"board", "l4t", "power_mode", "gpu_clock", "compute_capability"} <= set(flags)
+    assert {"board", "l4t", "power_mode", "gpu_clock", "cpu_clock", "compute_capability"} <= set(flags)
     assert facts["clocks_locked"] in ("yes", "no")
     assert int(facts["kernels"]) >= 6
 
