@@ -9,7 +9,7 @@ import numpy as np
 
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.latency.models._base import AbstractLatencyModel
-from hwprune.methods._adjust import Fit, check_feasible
+from hwprune.methods._adjust import Fit, check_feasible, fit_to_target
 from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._questions import first_within, predicted
 
@@ -81,6 +81,22 @@ def threshold_fit(
         if predicted_ms <= target_ms:
             fit = Fit(wider, predicted_ms)
     return fit
+
+
+def exchange_fit(
+    space: SearchSpace,
+    latency: AbstractLatencyModel,
+    ranks: Mapping[str, np.ndarray],
+    worth: Mapping[str, np.ndarray],
+    target_ms: float,
+) -> Fit:
+    """The widths of the threshold on `ranks`, then steps of the grid traded between groups while `worth` is gained.
+
+    One threshold weighs groups by prices along the way to the target; what a step costs at the target is known only
+    there. Raises `BudgetInfeasible`.
+    """
+    base = threshold_fit(space, latency, ranks, target_ms)
+    return fit_to_target(space, latency, worth, target_ms, start=base.widths)
 
 
 def _next_steps(space: SearchSpace, base: Widths, ordered: Sequence[np.ndarray]) -> list[tuple[str, int]]:

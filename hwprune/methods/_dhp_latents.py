@@ -135,8 +135,8 @@ class Latents(nn.Module):
 
     `open`: 1.0, and 0.0 for units that are removed for good. `taken`: what proximal steps took off, signed: of a latent
     at 0 it is all that knows the sign. `deficit`: how far they went on past 0; units that died early have more.
-    `saliency`: what the loss would rise by if a unit were gone, averaged over steps. `final`: the ranks when units were
-    removed, zeros before.
+    `saliency`: what the loss would rise by if a unit were gone, averaged over the steps that it lived. `final`: what
+    units were removed by, zeros before.
     """
 
     open: Tensor
@@ -196,13 +196,13 @@ class Latents(nn.Module):
         self.taken.add_(before - self.vector)
 
     @torch.no_grad()
-    def remove(self, mask: Tensor, *, debias: bool) -> None:
-        """Keep for good the units where `mask` `(units of all groups,)` is 1.0 and no others; the ranks stay as now.
+    def remove(self, mask: Tensor, scores: Tensor, *, debias: bool) -> None:
+        """Keep for good the units where `mask` `(units of all groups,)` is 1.0 and no others; `scores` chose them.
 
         Units at 0 that are kept, for widths are on a grid, come back. With `debias` every latent gets back what
         proximal steps have taken: soft-thresholding shrinks also what it keeps.
         """
-        self.final.copy_(self.ranks())
+        self.final.copy_(scores)
         self.open.copy_(mask)
         if debias:
             self.vector.add_(self.taken)
@@ -212,10 +212,17 @@ class Latents(nn.Module):
     @torch.no_grad()
     def ranks(self) -> Tensor:
         """Larger = keep, over all groups: 1 + |z| for a live unit, 1 / (1 + deficit) for one at 0. All positive."""
-        if bool(self.final.any()):
-            return self.final
         size = self.vector.abs()
         return torch.where(size > 0, 1 + size, 1 / (1 + self.deficit))
+
+    @torch.no_grad()
+    def worth(self) -> Tensor:
+        """What a network loses with each unit, additive: a group's saliencies, the largest to the unit of highest rank.
+
+        So the proximal steps decide which units of a group stay, and the saliencies how many.
+        """
+        pairs = zip(self.split(self.ranks()), self.split(self.saliency), strict=True)
+        return torch.cat([torch.zeros_like(s).index_copy(0, r.argsort(stable=True), s.sort().values) for r, s in pairs])
 
     @torch.no_grad()
     def revived(self) -> Tensor:
@@ -243,9 +250,11 @@ class Latents(nn.Module):
     def learn(self, gradient: Tensor, batch_size: int, decay: float) -> None:
         """Average in `batch_size / 2 * g^2`, g a batch's gradient by what multiplies the consumers' columns.
 
-        That is half the Fisher information of a gate on the unit.
+        That is half the Fisher information of a gate on the unit. Units at 0 keep what they had: nothing comes out of
+        them that could tell.
         """
-        self.saliency.mul_(decay).add_(gradient.square(), alpha=(1 - decay) * batch_size / 2)
+        now = self.saliency * decay + gradient.square() * ((1 - decay) * batch_size / 2)
+        self.saliency.copy_(torch.where(self.values() != 0, now, self.saliency))
 
 
 def _spared(before: Tensor, after: Tensor, least: int) -> Tensor:

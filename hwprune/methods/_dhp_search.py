@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torch.optim import SGD, Optimizer
 
 from hwprune.core.events import Caution, Note, SearchStep
 from hwprune.core.widths import Widths
+from hwprune.methods._adjust import Fit
 from hwprune.methods._base import Problem, top_units
-from hwprune.methods._dhp_budget import needed_travel, threshold_fit, tile_prices
+from hwprune.methods._dhp_budget import exchange_fit, needed_travel, threshold_fit, tile_prices
 from hwprune.methods._dhp_hyper import Collapsed, Factored
 from hwprune.methods._dhp_latents import Latents, Wiring, kept_mask, soft_width, wire
 from hwprune.methods._efficiency import Efficiency
@@ -57,7 +58,6 @@ class DhpSearch(AbstractTrainee):
         self._batch_size = 1
         self._reader_gradient: Tensor | None = None
         self._optimizers = self._make_optimizers()
-        self._latent_group = self._optimizers[0].param_groups[-1]
         self.latent_lr = float(self._latent_group["lr"])
 
     def modules(self) -> Sequence[nn.Module]:
@@ -67,6 +67,11 @@ class DhpSearch(AbstractTrainee):
     def optimizers(self) -> Sequence[Optimizer]:
         """SGD for weights, for un-decayed vectors and for the latents, a parameter group each."""
         return self._optimizers
+
+    @property
+    def _latent_group(self) -> dict[str, Any]:
+        """The latents' parameter group; an optimiser that loads a state makes new ones."""
+        return self._optimizers[0].param_groups[-1]
 
     def start(self, saliency: Mapping[str, np.ndarray] | None) -> None:
         """Latents and hypernetworks as the options say; `saliency` of the dense network's units if it is known."""
@@ -152,27 +157,32 @@ class DhpSearch(AbstractTrainee):
         self.prices, self.cost = prices.weights, prices.cost
         if self.options.penalty > 0:
             return
-        weights = self._unit_weights()
-        sizes = self.latents.vector.detach().abs()
-        lifetimes = torch.where(weights > 0, sizes / weights.clamp_min(1e-30), torch.inf)
-        split = [part.double().cpu().numpy() for part in self.latents.split(lifetimes)]
+        split = [part.double().cpu().numpy() for part in self.latents.split(self._lifetimes())]
         travel = needed_travel(self.efficiency, self.problem.space, split, self.target)
         self.penalty = travel / max(self._rates_until_arrival(step), 1e-30)
 
     def freeze(self) -> None:
-        """Remove for good what the threshold that meets the budget leaves out, and end the proximal steps.
+        """Remove for good what the fit to the budget leaves out, and end the proximal steps.
 
         Says whether the proximal steps had met the budget by themselves; `refresh` comes first.
         """
-        problem, ranks = self.problem, self.ranks()
         live = torch.cat(self._masks()).cpu().numpy()
-        keep = top_units(ranks, threshold_fit(problem.space, problem.latency, ranks, problem.target_ms).widths)
-        masks = [np.isin(np.arange(len(ranks[name])), keep[name]) for name in problem.space.names]
+        scores = self.latents.worth() if self.options.exchange else self.latents.ranks()
+        keep = top_units(self._named(scores), self._fit().widths)
+        masks = [np.isin(np.arange(units), keep[n]) for n, units in zip(keep, self.latents.units, strict=True)]
         stays = np.concatenate(masks)
-        self.latents.remove(torch.from_numpy(stays), debias=self.options.debias)
+        self.latents.remove(torch.from_numpy(stays), scores, debias=self.options.debias)
         self.frozen, self.penalty = True, 0.0
         cost = float(self.efficiency(torch.tensor([float(mask.sum()) for mask in masks])))
         self._tell_arrival(float((live & ~stays).sum() / live.sum()), cost)
+
+    def _fit(self) -> Fit:
+        """The widths for the target by the latents as they are."""
+        problem, ranks = self.problem, self._named(self.latents.ranks())
+        if not self.options.exchange:
+            return threshold_fit(problem.space, problem.latency, ranks, problem.target_ms)
+        worth = self._named(self.latents.worth())
+        return exchange_fit(problem.space, problem.latency, ranks, worth, problem.target_ms)
 
     def _tell_arrival(self, cut_share: float, cost: float) -> None:
         """A note when the live units met the budget, a caution when the threshold had to cut some; `cost` is now."""
@@ -188,9 +198,12 @@ class DhpSearch(AbstractTrainee):
             )
         )
 
-    def ranks(self) -> dict[str, np.ndarray]:
-        """What a threshold goes by, group -> `(units,)`, larger = keep."""
-        parts = self.latents.split(self.latents.ranks())
+    def scores(self) -> dict[str, np.ndarray]:
+        """What the kept units were chosen by, group -> `(units,)`, larger = keep: additive with `exchange`."""
+        return self._named(self.latents.final)
+
+    def _named(self, values: Tensor) -> dict[str, np.ndarray]:
+        parts = self.latents.split(values)
         return {n: part.double().cpu().numpy() for n, part in zip(self.problem.space.names, parts, strict=True)}
 
     def widths(self) -> Widths:
@@ -231,6 +244,12 @@ class DhpSearch(AbstractTrainee):
             for part, least, price in zip(self.latents.split(self.latents.vector), self.least, self.prices, strict=True)
         ]
         return torch.cat([part * price for part, price in zip(self.latents.split(metric), prices, strict=True)])
+
+    def _lifetimes(self) -> Tensor:
+        """The travel at which each unit no longer counts as live: 0 for one that does not now, whatever its group."""
+        weights = self._unit_weights()
+        left = torch.relu(self.latents.vector.detach().abs() - self.options.threshold)
+        return torch.where((weights > 0) | (left == 0), left / weights.clamp_min(1e-30), torch.inf)
 
     def _rates_until_arrival(self, step: int) -> float:
         """The sum of the latents' learning rates over the steps from `step` to the arrival, at least one of them."""

@@ -3,8 +3,9 @@
 Source: Li, Gu, Zhang, Van Gool and Timofte 2020, "DHP: Differentiable Meta Pruning via HyperNetworks" (ECCV;
 arXiv 2003.13683) and its code. What is ours: the latency in the proximal step and in the stopping rule (the paper
 counts FLOPs), the penalty that follows from the budget instead of being tuned for it, the metric of the proximal
-step, gates on consumers without a hypernetwork, and the start from trained weights. Nothing is measured while the
-search runs; `wgates` says why.
+step, gates on consumers without a hypernetwork, the start from trained weights, and the trade between groups at the
+end: the paper keeps what one threshold on all latents leaves, but latents have fallen at prices of the way, not at
+those of the target. Nothing is measured while the search runs; `wgates` says why.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hwprune.core.errors import MethodGaveUp
-from hwprune.methods._adjust import check_feasible
+from hwprune.methods._adjust import check_feasible, fit_to_target
 from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, check_ranges, option
 from hwprune.methods._dhp_budget import threshold_fit
 from hwprune.methods._dhp_search import DhpSearch
@@ -38,9 +39,9 @@ class DHP(AbstractMethod):
     A search from trained weights is far shorter than the paper's, whose penalties take more than 10 000 proximal steps
     to bring a typical latent to 0. So the penalty follows from the budget and the steps there are, and the proximal
     step is taken in the metric of the loss's curvature by each latent, by which units differ from the first step on.
-    `penalty`, `metric=plain`, `normalise=false`, `debias=false`, `latent_lr`, `latent_momentum`, `latent_decay`,
-    `backend=factored` and `start=hyper_fan_in` give the paper's form. Its hypernetworks' biases are ungated, which
-    makes the cut inexact; that is not offered.
+    `penalty`, `metric=plain`, `normalise=false`, `debias=false`, `exchange=false`, `latent_lr`, `latent_momentum`,
+    `latent_decay`, `backend=factored` and `start=hyper_fan_in` give the paper's form. Its hypernetworks' biases are
+    ungated, which makes the cut inexact; that is not offered.
     """
 
     backend: Literal["collapsed", "factored"] = option(
@@ -66,6 +67,9 @@ class DHP(AbstractMethod):
     refresh_every: int = option(100, "steps between two updates of prices and penalty; fewer in a short search")
     normalise: bool = option(True, "divide the latents of a group by their scale where they multiply weights")
     debias: bool = option(True, "once the budget is met, give the latents back what proximal steps took off")
+    exchange: bool = option(
+        True, "once the budget is met, trade widths between groups by saliency; false: as one threshold leaves them"
+    )
     latent_lr: float = option(
         0.0,
         "learning rate of the latents; 0: follows from latent_travel; with random first weights, their learning rate",
@@ -109,13 +113,15 @@ class DHP(AbstractMethod):
                 self._check_arrived(search)
             search.freeze()
         passes += log.image_passes
-        answer = Answer(search.widths(), {}, 0.0, search.ranks(), search.plain_state(), passes, log)
+        answer = Answer(search.widths(), {}, 0.0, search.scores(), search.plain_state(), passes, log)
         yield self.refit(problem, answer, problem.target_ms)
 
     def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
-        """The threshold on the same latents that meets the other target; no training."""
-        fit = threshold_fit(problem.space, problem.latency, answer.scores, target_ms)
-        return answer.at(fit)
+        """Widths for the other target by what the latents have left; no training."""
+        space, latency = problem.space, problem.latency
+        if not self.exchange:
+            return answer.at(threshold_fit(space, latency, answer.scores, target_ms))
+        return answer.at(fit_to_target(space, latency, answer.scores, target_ms, start=answer.widths))
 
     def _start(self, problem: Problem, search: DhpSearch) -> int:
         if self.start != "dense":

@@ -103,7 +103,7 @@ def test_10_the_share_of_macs_is_that_of_the_cut_network(name: str) -> None:
     problem = tiny_problem(name, 0.6)
     search = started(problem)
     train(search, problem.data, plan=problem.plan)
-    answer = DHP().refit(problem, Answer(search.widths(), {}, 0.0, search.ranks()), problem.target_ms)
+    answer = DHP().refit(problem, Answer(search.widths(), {}, 0.0, search.scores()), problem.target_ms)
     images = problem.data.train.images[:1]
     small = cut(problem.model, problem.graph, answer.keep)
     share = counted(small, images) / counted(problem.model, images)
@@ -172,9 +172,9 @@ def test_11_what_the_proximal_steps_did_not_reach_is_cut_at_once_and_said(
     removed: list[tuple[Tensor, Tensor]] = []
     remove = search.latents.remove
 
-    def watched(mask: Tensor, *, debias: bool) -> None:
+    def watched(mask: Tensor, scores: Tensor, *, debias: bool) -> None:
         removed.append((search.latents.vector.detach().abs() >= 5e-3, mask))
-        remove(mask, debias=debias)
+        remove(mask, scores, debias=debias)
 
     monkeypatch.setattr(search.latents, "remove", watched)
     train(search, problem.data, plan=problem.plan)

@@ -201,9 +201,9 @@ def test_12_the_masked_hypernetworks_and_the_plain_network_agree(name: str, opti
     problem = tiny_problem(name, 0.6)
     search = started(problem, **options)
     train(search, problem.data, plan=problem.plan)
-    state, ranks = search.plain_state(), search.ranks()
+    state, scores = search.plain_state(), search.scores()
     assert list(state) == list(problem.model.state_dict())
-    answer = DHP().refit(problem, Answer(search.widths(), {}, 0.0, ranks, state), problem.target_ms)
+    answer = DHP().refit(problem, Answer(search.widths(), {}, 0.0, scores, state), problem.target_ms)
     assert answer.widths == search.widths()
     full = copy.deepcopy(problem.model)
     full.load_state_dict(state)
@@ -252,7 +252,7 @@ def test_15_every_prunable_latent_gets_a_gradient(name: str, backend: str) -> No
 @pytest.mark.parametrize("options", [{}, {"backend": "factored", "embedding": 2, "start": "hyper_fan_in"}])
 def test_16_a_resumed_search_repeats_an_uninterrupted_one_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
     problem = tiny_problem(budget=0.5)
-    problem = replace(problem, plan=replace(problem.plan, checkpoint_s=0.0))
+    problem = replace(problem, plan=replace(problem.plan, checkpoint_s=0.0, schedule="cosine"))
     method = DHP(saliency_images=16, **options)
     (whole,) = method.search(problem)
     for folder, at in (("early", 4), ("late", 10)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 
 from hwprune.core.errors import BudgetInfeasible
 from hwprune.latency.features import Array, IntArray
-from hwprune.methods import Problem
-from hwprune.methods._dhp_budget import needed_travel, threshold_fit, tile_prices
+from hwprune.methods import Answer, Problem
+from hwprune.methods._dhp_budget import exchange_fit, needed_travel, threshold_fit, tile_prices
 from hwprune.methods._dhp_latents import Latents, kept_mask, soft_threshold, soft_width
 from hwprune.methods._dhp_search import DhpSearch
 from hwprune.methods._efficiency import Efficiency
@@ -227,7 +228,7 @@ def test_revived_units_are_as_large_as_the_smallest_live_one() -> None:
     with torch.no_grad():
         latents.vector.copy_(torch.linspace(-1, 1, len(latents.vector)))
         latents.vector[0], mask[1] = 0.0, 0.0
-    latents.remove(mask, debias=False)
+    latents.remove(mask, latents.ranks(), debias=False)
     revived = latents.revived()
     first, live = latents.split(revived)[0], latents.split(latents.values().detach())[0]
     assert float(first[0]) == pytest.approx(float(live[live != 0].abs().min()))
@@ -247,9 +248,9 @@ def test_debiasing_gives_back_what_proximal_steps_took() -> None:
     ranks = latents.ranks()
     assert bool((latents.vector.detach() == 0).any())
     assert float(latents.vector.detach()[3]) == pytest.approx(1 - 5 * float(thresholds[3]))
-    latents.remove((latents.vector.detach() != 0).float(), debias=True)
+    latents.remove((latents.vector.detach() != 0).float(), ranks, debias=True)
     torch.testing.assert_close(latents.vector.detach(), before)
-    assert torch.equal(latents.ranks(), ranks)
+    assert torch.equal(latents.final, ranks)
 
 
 @pytest.mark.parametrize("debias", [True, False])
@@ -259,7 +260,7 @@ def test_a_negative_latent_that_died_comes_back_negative(debias: bool) -> None:
         latents.vector[:2] = torch.tensor([-0.3, 0.3])
     latents.shrink(torch.full_like(latents.vector, 0.5), [1] * len(latents.units))
     assert latents.vector.detach()[:2].tolist() == [0.0, 0.0]
-    latents.remove(torch.ones_like(latents.open), debias=debias)
+    latents.remove(torch.ones_like(latents.open), latents.ranks(), debias=debias)
     assert latents.vector.detach()[:2].tolist() == pytest.approx([-0.3, 0.3] if debias else [-0.5, 0.5])
 
 
@@ -269,6 +270,60 @@ def test_the_saliency_is_half_the_fisher_information_of_a_gate() -> None:
     for _ in range(200):
         latents.learn(gradient, 8, 0.9)
     torch.testing.assert_close(latents.saliency, 4 * gradient.square())
+
+
+def test_a_unit_at_0_keeps_the_saliency_that_it_had() -> None:
+    latents = latents_of(tiny_problem("chain"))
+    latents.learn(torch.ones_like(latents.open), 8, 0.5)
+    with torch.no_grad():
+        latents.vector[1] = 0.0
+    latents.open[2] = 0.0
+    latents.learn(torch.full_like(latents.open, 3.0), 8, 0.5)
+    assert latents.saliency[:4].tolist() == [19.0, 2.0, 2.0, 19.0]
+
+
+def test_worth_is_the_saliency_in_the_order_of_the_ranks() -> None:
+    latents = latents_of(tiny_problem("chain"))
+    generator = torch.Generator().manual_seed(0)
+    latents.saliency.copy_(torch.rand(latents.open.shape, generator=generator))
+    with torch.no_grad():
+        latents.vector.copy_(torch.randn(latents.open.shape, generator=generator))
+    parts = [latents.split(values) for values in (latents.worth(), latents.ranks(), latents.saliency)]
+    for worth, ranks, saliency in zip(*parts, strict=True):
+        assert torch.equal(worth.sort().values, saliency.sort().values)
+        assert torch.equal(worth.argsort(), ranks.argsort())
+
+
+@pytest.mark.parametrize("name", ["resnet_option_b", "mobilenetv2"])
+def test_trading_between_groups_keeps_more_within_the_same_latency(name: str) -> None:
+    problem = tiny_problem(name, 0.6, tile=1)
+    generator = np.random.default_rng(1)
+    ranks = {group.name: generator.random(group.units) for group in problem.space.groups}
+    worth = {name: values * generator.exponential() for name, values in ranks.items()}
+    threshold = threshold_fit(problem.space, problem.latency, ranks, problem.target_ms)
+    traded = exchange_fit(problem.space, problem.latency, ranks, worth, problem.target_ms)
+
+    def kept(widths: Mapping[str, int]) -> float:
+        return sum(float(np.sort(worth[name])[::-1][:width].sum()) for name, width in widths.items())
+
+    assert traded.predicted_ms <= problem.target_ms
+    assert kept(traded.widths) > 1.01 * kept(threshold.widths)
+    answer = Answer(threshold.widths, {}, 0.0, worth)
+    assert DHP().refit(problem, answer, problem.target_ms).widths == traded.widths
+    by_ranks = DHP(exchange=False).refit(problem, replace(answer, scores=ranks), problem.target_ms)
+    assert by_ranks.widths == threshold.widths
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_the_answer_is_what_the_search_has_trained(exchange: bool) -> None:
+    problem = tiny_problem("mobilenetv2", 0.6, tile=1)
+    search = DhpSearch(problem, DHP(exchange=exchange))
+    search.start({group.name: np.linspace(1e-4, 1e-3, group.units) for group in problem.space.groups})
+    train(search, problem.data, plan=problem.plan)
+    answer = Answer(search.widths(), {}, 0.0, search.scores())
+    found = DHP(exchange=exchange).refit(problem, answer, problem.target_ms)
+    trained = [torch.nonzero(part).flatten().tolist() for part in search.latents.split(search.latents.open)]
+    assert [list(units) for units in found.keep.values()] == trained
 
 
 def test_a_factor_common_to_a_group_does_not_show_in_the_weights() -> None:
