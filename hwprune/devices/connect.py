@@ -60,7 +60,8 @@ def _remote(info: DeviceInfo, target: Target, runtime: AbstractRuntime, referenc
     from hwprune.devices.remote.client import AgentClient
 
     client = AgentClient(_transport(info), bundle_for(target.runtime), label=info.name, python=info.connection.python)
-    return RemoteBoard(target, runtime, client, reference_ms=reference_ms, prepare=prepare)
+    build_s = info.connection.build_s
+    return RemoteBoard(target, runtime, client, reference_ms=reference_ms, prepare=prepare, build_s=build_s)
 
 
 def runtime_of(target: Target) -> AbstractRuntime:
