@@ -73,10 +73,11 @@ def fit(
     seed: int = 0,
     holdout: float = 0.25,
     rows: Collection[Kind] | None = None,
+    first: int | None = None,
     on_event: OnEvent = ignore,
 ) -> FitReport:
-    """Fit and compare latency models on a table, or on its `rows` of some kinds; `holdout` is the share of networks
-    that the comparison keeps back.
+    """Fit and compare latency models on a table, or on its `rows` of some kinds, or on those of the `first` rows it
+    had once; `holdout` is the share of networks that the comparison keeps back.
 
     A sweep stays on one side of the split. LPNet is chosen unless another kind is better by more than the standard
     error of the difference of their errors; the chosen kind is then fitted again on every network. Raises
@@ -86,7 +87,7 @@ def fit(
         raise UsageError(f"holdout must lie between 0 and 1, not {holdout}", hint="0.25 keeps a quarter back")
     if not kinds:
         raise UsageError("no kind of latency model was named", hint=f"known: {', '.join(KINDS)}")
-    samples = table.samples(kinds=rows)
+    samples = table.samples(kinds=rows, first=first)
     noise = label_noise((row.widths, row.latency_ms, row.session) for row in table.good_rows)
     train, test = split(table, samples.merged(), holdout, seed)
     comparison, errors = compare(train, test, kinds=kinds, seed=seed, noise=noise, on_event=on_event)

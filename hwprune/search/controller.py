@@ -169,7 +169,8 @@ class BudgetController:
             answer = self.refit(last.answer, max(target_ms, self.smallest_ms))
             before = seen.trials.get(answer.widths.values_tuple())
             if before is None or (before not in believed and seen.may_ask_again(before)):
-                return answer
+                # The prediction from before it was measured; now the model knows this network.
+                return answer if before is None else before.answer
         return None
 
     def _targets(self, wanted: float, missed: float, *, any_passed: bool) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +44,8 @@ class Verified:
         """Whether even the upper end of the measured interval meets the budget."""
         return self.pruned.statistic(self.statistic)[2] <= self.budget_ms
 
-    def fields(self) -> dict[str, Any]:
-        """The fields of a result that this session decides."""
+    def fields(self, cautions: Iterable[str] = ()) -> dict[str, Any]:
+        """The fields of a result that this session decides; its warnings are those of the run and of the session."""
         value, low, high = self.pruned.statistic(self.statistic)
         return {
             "verdict": "pass" if self.within else "miss",
@@ -54,8 +54,8 @@ class Verified:
             "measured_ms": value,
             "measured_ci_ms": (low, high),
             "simulated": self.pruned.simulated,
+            "warnings": tuple(dict.fromkeys((*self.dense.warnings, *self.pruned.warnings, *cautions))),
             "utilisation": value / self.budget_ms,
-            "warnings": tuple(dict.fromkeys((*self.dense.warnings, *self.pruned.warnings))),
             "measurements": {"dense": self.dense, "pruned": self.pruned},
             "comparison": self.comparison,
         }

@@ -115,7 +115,7 @@ def _refined(shop: Workbench, before: Result, data_name: str, epochs: float, see
     scores.update(shipped_score(shop, shipment))
     result = dataclasses.replace(
         before,
-        **measured.fields(),
+        **measured.fields(folder.cautions),
         score=scores.get(SHIPPED, scores["finetuned"]),
         dense_score=dense_score,
         scores={**_former_scores(before, data_name, dense_score), **scores},

@@ -14,6 +14,7 @@ from hwprune.core.events import Caution, Note, OnEvent, Stop, ignore, never
 from hwprune.core.files import read_json, write_json
 from hwprune.methods._base import AbstractMethod, Answer
 from hwprune.models import load_model, load_weights
+from hwprune.report.html import FILE as REPORT
 from hwprune.report.html import write_report
 from hwprune.report.run_data import Candidate, Result
 from hwprune.search.answers import load_settlement, save_settlement
@@ -34,6 +35,7 @@ from hwprune.search.workshop import Workshop, open_workshop
 from hwprune.training import Data, Task, load_data, task_for
 
 ATTEMPTS = 3
+IN_VAIN = "in_vain.json"
 STEP_BACK = 0.01  # how much lower to aim after the finetuned network missed a budget its candidate had met
 
 
@@ -61,6 +63,8 @@ def run_search(
         finished = folder.path / "result.json"
         if finished.exists():
             folder.emit(Note(f"{run_dir} is finished; this is its result (another --run-dir starts anew)"))
+            if not (folder.path / REPORT).exists():
+                write_report(folder.path)
             return Result.from_json(read_json(finished))
         data = data or load_data(settings.data, seed=settings.seed)
         model = model or named_model(settings, data)
@@ -94,18 +98,43 @@ def _search(shop: Workshop, baseline: Baseline, method: AbstractMethod) -> Resul
     answer = search_answer(shop, method, baseline.budget_ms)
     if any(row.session == shop.session for row in shop.table.rows):
         shop.refit()
-    settled = [_settle(shop, method, answer, 0)]
-    done = _finish(shop, settled)
-    passes = answer.image_passes + done.image_passes
-    while not done.verified.within and settled[-1].chosen.within and len(settled) < ATTEMPTS:
-        shop.folder.emit(Note("the finetuned network measures over the budget its candidate had met: stepping back"))
-        settled.append(_settle(shop, method, answer, len(settled)))
-        done = _finish(shop, settled)
-        passes += done.image_passes
+    settled: list[Settlement] = []
+    passes = answer.image_passes
+    done: Finished | None = None
+    while done is None:
+        attempt = len(settled)
+        settled.append(_settle(shop, method, answer, attempt))
+        in_vain = _in_vain(shop, attempt)
+        if in_vain is None:
+            done = _finish(shop, settled)
+            in_vain = done.image_passes
+            if _stepping_back(shop, done, settled):
+                write_json(_attempt(shop, attempt) / IN_VAIN, {"image_passes": in_vain})
+                done = None
+        passes += in_vain
     profile = layer_profile(shop, (shop.folder.path / ONNX).read_bytes(), done.answer)
     if profile is not None:
         write_json(shop.folder.path / "layers.json", profile.to_json())
     return _result(shop, done, settled, passes)
+
+
+def _attempt(shop: Workshop, attempt: int) -> Path:
+    """What an attempt left: the candidates it measured, and what it trained when that was in vain."""
+    return shop.folder.path / "settled" / str(attempt)
+
+
+def _in_vain(shop: Workshop, attempt: int) -> int | None:
+    """The image passes of an attempt that ended over the budget before this run was interrupted, else None."""
+    path = _attempt(shop, attempt) / IN_VAIN
+    return int(read_json(path)["image_passes"]) if path.exists() else None
+
+
+def _stepping_back(shop: Workshop, done: Finished, settled: Sequence[Settlement]) -> bool:
+    """Whether to try a smaller network: this one measures over the budget that its candidate had met."""
+    if done.verified.within or not settled[-1].chosen.within or len(settled) == ATTEMPTS:
+        return False
+    shop.folder.emit(Note("the finetuned network measures over the budget its candidate had met: stepping back"))
+    return True
 
 
 def _finish(shop: Workshop, settled: Sequence[Settlement]) -> Finished:
@@ -116,7 +145,7 @@ def _finish(shop: Workshop, settled: Sequence[Settlement]) -> Finished:
 def _settle(shop: Workshop, method: AbstractMethod, answer: Answer, attempt: int) -> Settlement:
     """Kept once decided: measured anew after a kill, another candidate could win than the one half finetuned."""
     stage = f"settle-{attempt}" if attempt else "settle"
-    folder = shop.folder.path / "settled" / str(attempt)
+    folder = _attempt(shop, attempt)
 
     def work() -> Settlement:
         settled = settle(shop, method, answer, aim=AIM - attempt * STEP_BACK)
@@ -162,8 +191,9 @@ def _result(shop: Workshop, done: Finished, settled: list[Settlement], image_pas
     ]
     return Result(
         **_common(shop),
-        **done.verified.fields(),
-        predicted_ms=shop.latency.predict(widths).latency_ms,
+        **done.verified.fields(shop.folder.cautions),
+        # The model has learned from this network since: asked now, it would only repeat the measurement.
+        predicted_ms=done.answer.predicted_ms,
         score=next(done.scores[name] for name in (SHIPPED, "finetuned", "recalibrated") if name in done.scores),
         dense_score=done.scores["dense"],
         widths=dict(widths),
@@ -196,5 +226,6 @@ def _infeasible(shop: Workshop, baseline: Baseline, smallest_ms: float) -> Resul
         smallest_ms=smallest_ms,
         stages=shop.folder.seconds,
         measurements={"dense": baseline.dense, "smallest": baseline.smallest},
+        warnings=tuple(shop.folder.cautions),
         **_common(shop),
     )

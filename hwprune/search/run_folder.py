@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hwprune.core.errors import UsageError
-from hwprune.core.events import Event, Note, OnEvent, Progress, StageDone, StageStarted
-from hwprune.core.files import Journal, lock
+from hwprune.core.events import Caution, Event, Note, OnEvent, Progress, StageDone, StageStarted
+from hwprune.core.files import Journal, atomic_write_text, lock
 from hwprune.search.settings import SearchSettings
 
 T = TypeVar("T")
@@ -20,7 +21,10 @@ ONNX, ONNX_FP32 = "model.onnx", "model_fp32.onnx"  # what ships; what it was mad
 
 
 class RunFolder:
-    """A run on the disk. Every event goes into `journal.jsonl`; a stage is done when its `StageDone` is there."""
+    """A run on the disk. Every event goes into `journal.jsonl`; a stage is done when its `StageDone` is there.
+
+    `run_id` tells it from other runs in folders of that name; `cautions` are the texts of all it cautioned against.
+    """
 
     def __init__(self, path: Path, settings: SearchSettings, on_event: OnEvent) -> None:
         self.path = path
@@ -28,7 +32,9 @@ class RunFolder:
         self.journal = Journal(path / "journal.jsonl")
         self._listener = on_event
         self._started = time.monotonic()
+        self.run_id = _run_id(path)
         records, damaged = self.journal.read()
+        self.cautions = {record["text"]: None for record in records if record.get("event") == "Caution"}
         self._done = {record["stage"]: record for record in records if record.get("event") == "StageDone"}
         self._elapsed_before = max((float(record.get("time_s") or 0.0) for record in records), default=0.0)
         if damaged:
@@ -67,11 +73,13 @@ class RunFolder:
 
     def emit(self, event: Event) -> None:
         """Record an event and pass it on. Progress is passed on but not kept: it says nothing afterwards."""
+        if isinstance(event, Caution):
+            self.cautions[event.text] = None
         if not isinstance(event, Progress):
             record: dict[str, Any] = {"event": type(event).__name__, "time_s": round(self.elapsed_s, 3)}
             record.update(dataclasses.asdict(event))
             self.journal.append(record)
-            with open(self.path / "log.txt", "a") as log:
+            with open(self.path / "log.txt", "a", encoding="utf-8") as log:
                 log.write(f"{self.elapsed_s:9.1f} s  {_sentence(record)}\n")
         self._listener(event)
 
@@ -103,7 +111,8 @@ def fp32_onnx(folder: Path) -> Path:
 def find_run(run: str | Path, root: Path = RUNS) -> Path:
     """The folder of a run named by its path, its name under `root`, or `last` (the one begun or continued last)."""
     if str(run) == "last":
-        begun = sorted(root.glob("*/run.toml"), key=lambda path: (path.parent / "journal.jsonl").stat().st_mtime)
+        # A search that was refused has no journal.
+        begun = sorted(root.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
         if not begun:
             raise UsageError(f"there is no run in {root} yet", hint="hwprune search --latency 60%")
         return begun[-1].parent
@@ -112,6 +121,14 @@ def find_run(run: str | Path, root: Path = RUNS) -> Path:
             return folder
     known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.toml"))) or "none"
     raise UsageError(f"'{run}' is not a run folder", hint=f"runs in {root}: {known}")
+
+
+def _run_id(folder: Path) -> str:
+    """What was drawn for this run when it began."""
+    path = folder / "run_id"
+    if not path.exists():
+        atomic_write_text(path, f"{uuid.uuid4().hex[:12]}\n")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _sentence(record: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hwprune.core.events import Caution, Note, OnEvent, Stop
-from hwprune.core.files import write_json
+from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement, Protocol
 from hwprune.core.widths import Widths
 from hwprune.devices import AbstractBoard, check, connect
@@ -99,9 +99,13 @@ class Workbench:
 
 @dataclass(kw_only=True)
 class Workshop(Workbench):
-    """Everything the stages of a search share. `latency` is replaced whenever a measurement teaches it something."""
+    """Everything the stages of a search share. `latency` is replaced whenever a measurement teaches it something.
+
+    `profiled_rows` is how many rows the table had when this run began to learn from it.
+    """
 
     table: LatencyTable
+    profiled_rows: int
     latency: AbstractLatencyModel
     report: FitReport
 
@@ -119,15 +123,15 @@ class Workshop(Workbench):
     def refit(self) -> None:
         """Fit the latency model on the profile and on what this run has measured.
 
-        Not on what other runs have left in the table: a run must not depend on which ones came before it.
+        Not on what other runs leave in the table: a run must not depend on which ones come before or beside it.
         """
-        samples = self.table.samples(kinds=PROFILED, session=self.session)
+        samples = self.table.samples(kinds=PROFILED, session=self.session, first=self.profiled_rows)
         self.latency = type(self.latency)(**self.latency.options()).fit(samples, seed=self.settings.seed)
 
     @property
     def session(self) -> str:
         """The name of this run's own rows in the latency table."""
-        return f"search-{self.folder.path.name}"
+        return f"search-{self.folder.path.name}-{self.folder.run_id}"
 
 
 def training_plan(settings: SearchSettings, epochs: float) -> TrainPlan:
@@ -174,10 +178,8 @@ def open_workshop(
     """
     with survey_of(folder.settings, model, data, tables, folder.emit) as found:
         table = folder.stage("profile", lambda: _profiled(found, folder, stop))
-        report = folder.stage(
-            "fit",
-            lambda: fit(table, kinds=("lpnet",), seed=folder.settings.seed, rows=PROFILED, on_event=folder.emit),
-        )
+        rows = _profiled_rows(folder, table)
+        report = folder.stage("fit", lambda: _fitted(folder, table, rows))
         judge_fit(report, folder.emit)
         keep_model(table, report.model)
         write_environment(folder, found.board, data)
@@ -191,6 +193,7 @@ def open_workshop(
             board=found.board,
             stop=stop,
             table=table,
+            profiled_rows=rows,
             latency=report.model,
             report=report,
         )
@@ -226,6 +229,19 @@ def _profiled(found: Survey, folder: RunFolder, stop: Stop) -> LatencyTable:
         on_event=folder.emit,
         stop=stop,
     )
+
+
+def _profiled_rows(folder: RunFolder, table: LatencyTable) -> int:
+    """How many rows the table has; in a resumed run, had: another run may have profiled more since."""
+    path = folder.path / "profiled.json"
+    if not path.exists():
+        write_json(path, {"rows": len(table.rows)})
+    return int(read_json(path)["rows"])
+
+
+def _fitted(folder: RunFolder, table: LatencyTable, rows: int) -> FitReport:
+    seed = folder.settings.seed
+    return fit(table, kinds=("lpnet",), seed=seed, rows=PROFILED, first=rows, on_event=folder.emit)
 
 
 def judge_fit(report: FitReport, on_event: OnEvent) -> None:

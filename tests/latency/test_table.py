@@ -60,6 +60,17 @@ def test_opens_as_it_was_written(tmp_path: Path) -> None:
     assert again.damaged_lines == 0
 
 
+def test_samples_of_the_first_rows_and_of_a_session(tmp_path: Path) -> None:
+    """What others measure later is left out, what the session measures is not."""
+    table = _table(tmp_path)
+    for place, (kind, session) in enumerate([("uniform", "a"), ("search", "b"), ("uniform", "c"), ("search", "own")]):
+        table.append(replace(_row(latency_ms=place + 1.0, session=session), kind=kind), fingerprint=FINGERPRINT)
+    assert list(table.samples(kinds=("uniform",)).latency_ms) == [1.0, 3.0]
+    assert list(table.samples(kinds=("uniform",), first=2).latency_ms) == [1.0]
+    assert list(table.samples(kinds=("uniform",), session="own", first=2).latency_ms) == [1.0, 4.0]
+    assert list(table.samples(first=2).latency_ms) == [1.0, 2.0]
+
+
 def test_a_foreign_fingerprint_is_refused_with_the_fields(tmp_path: Path) -> None:
     table = _table(tmp_path)
     foreign = replace(FINGERPRINT, runtime_version="1", threads=2, cpu_model="other", flags=(("spinning", "on"),))

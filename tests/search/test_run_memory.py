@@ -1,0 +1,102 @@
+"""What a run remembers, and what it must not know: earlier attempts, its own rows, its cautions, predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hwprune.core.errors import UsageError
+from hwprune.core.events import Event, Note, ignore
+from hwprune.core.files import Journal, read_json
+from hwprune.search import finish, workshop
+from hwprune.search.finish import Verified
+from hwprune.search.outcomes import Run
+from hwprune.search.run_folder import RunFolder, find_run
+from hwprune.search.settings import SearchSettings
+
+Search = Callable[..., Run]
+
+
+def missed(verified: Verified) -> Verified:
+    """The same measurement against a budget just below it."""
+    return dataclasses.replace(verified, budget_ms=0.999 * verified.pruned.latency_ms)
+
+
+def test_an_attempt_in_vain_is_not_tried_again(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that stepped back and was killed goes on below: measured often enough, anything passes once."""
+    honest, asked = finish.verify, []
+
+    def verify(*given: Any, **options: Any) -> Verified:
+        asked.append(options["seed"])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return missed(honest(*given, **options)) if len(asked) == 1 else honest(*given, **options)
+
+    monkeypatch.setattr(finish, "verify", verify)
+    with pytest.raises(KeyboardInterrupt):
+        search()
+    heard: list[Event] = []
+    resumed = search(on_event=heard.append).result
+    assert asked == [1000, 1001, 1001]
+    assert not any(isinstance(event, Note) and "stepping back" in event.text for event in heard)
+    assert resumed.verdict == "pass"
+    folder = Path(resumed.run_dir)
+    searched, trained = (
+        read_json(folder / name)["image_passes"] for name in ("answer/answer.json", "settled/0/in_vain.json")
+    )
+    assert trained > 0
+    assert resumed.image_passes == searched + 2 * trained, "both finetunings count"
+
+
+def test_a_prediction_is_from_before_the_measurement(search: Search) -> None:
+    result = search().result
+    (chosen,) = {item.predicted_ms for item in result.predictions if item.widths == result.widths}
+    assert result.predicted_ms == chosen
+
+
+def test_the_result_holds_what_the_run_cautioned_against(search: Search) -> None:
+    run = search(latency="2%")
+    records = Journal(run.folder / "journal.jsonl").read()[0]
+    told = [record["text"] for record in records if record["event"] == "Caution"]
+    assert told
+    assert run.result.warnings == tuple(dict.fromkeys(told))
+
+
+def test_a_run_has_an_id_of_its_own_that_lasts(tmp_path: Path) -> None:
+    """Rows in a latency table belong to a run, not to a folder of its name."""
+    settings = SearchSettings.make(latency="60%")
+    ids = []
+    for parent in ("one", "one", "two"):
+        with RunFolder.open(tmp_path / parent / "run", settings, ignore) as folder:
+            ids.append(folder.run_id)
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_run_knows_the_table_as_it_was(tmp_path: Path) -> None:
+    with RunFolder.open(tmp_path, SearchSettings.make(latency="60%"), ignore) as folder:
+        found = [workshop._profiled_rows(folder, SimpleNamespace(rows=range(count))) for count in (40, 60)]
+    assert found == [40, 40]
+
+
+def test_a_lost_report_is_written_again(search: Search) -> None:
+    report = search().folder / "report.html"
+    report.unlink()
+    search()
+    assert report.exists()
+
+
+def test_the_last_run_is_none_that_was_refused(search: Search, tmp_path: Path) -> None:
+    run = search(run_dir=tmp_path / "runs" / "good")
+    refused = tmp_path / "runs" / "refused"
+    refused.mkdir()
+    shutil.copy(run.folder / "run.toml", refused)
+    assert find_run("last", tmp_path / "runs") == run.folder
+    shutil.rmtree(run.folder)
+    with pytest.raises(UsageError, match="there is no run in"):
+        find_run("last", tmp_path / "runs")
