@@ -13,6 +13,7 @@ from hwprune.core.errors import MethodGaveUp
 from hwprune.core.events import Caution, Event, Note, SearchStep
 from hwprune.graph import cut, trace
 from hwprune.methods import Answer, Problem, _dhp_search
+from hwprune.methods._dhp_budget import needed_travel
 from hwprune.methods._dhp_search import DhpSearch
 from hwprune.methods.dhp import DHP
 from hwprune.models import load_model
@@ -157,6 +158,23 @@ def test_11_without_a_fixed_penalty_the_budget_is_met_at_the_arrival() -> None:
         penalties = [event.metrics["penalty"] for event in events if isinstance(event, SearchStep)]
         assert max(penalties) > 0
         assert all(penalty == 0 for penalty in penalties[5:])
+
+
+def test_11_the_penalty_is_for_the_units_that_live() -> None:
+    """Also in groups at their least width, which cost nothing more and do not shrink."""
+    problem = tiny_problem("mobilenetv2", 0.6)
+    search = started(problem)
+    size = torch.rand(search.latents.vector.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        search.latents.vector.copy_(size)
+        for part, least in zip(search.latents.split(search.latents.vector)[::2], search.least[::2], strict=True):
+            part[least:] = 0.0
+    search.refresh(1)
+    assert 0 < sum(price == 0 for price in search.prices) < len(search.prices)
+    lifetimes = search.latents.split(search._lifetimes())
+    assert problem.space.snap([float((part > 0).sum()) for part in lifetimes]) == search.widths()
+    assert any(bool(torch.isinf(part).any()) for part in lifetimes)
+    assert needed_travel(search.efficiency, problem.space, [p.numpy() for p in lifetimes], search.cost) == 0.0
 
 
 @pytest.mark.parametrize("moving", [True, False])
