@@ -124,9 +124,10 @@ def search_plots(run: RunData) -> tuple[tuple[str, str], ...]:
     found = [("Predicted latency", plot.svg())]
     for name in _metric_names(steps):
         points = [(float(step.step), step.metrics[name]) for step in steps if name in step.metrics]
-        panel = Plot(x, Axis.around([p[1] for p in points], name), height=220, label=f"{name} over the search")
+        words = name.replace("_", " ")
+        panel = Plot(x, Axis.around([p[1] for p in points], words), height=220, label=f"{words} over the search")
         panel.line(points, "trace")
-        found.append((name.replace("_", " ").capitalize(), panel.svg()))
+        found.append((words.capitalize(), panel.svg()))
     return tuple(found)
 
 

@@ -135,7 +135,7 @@ def _environment(run: RunData) -> list[tuple[str, str]]:
         break
     unique: dict[str, str] = {}
     for name, value in (*facts, *_flat(run.environment)):
-        unique.setdefault(name, value)
+        unique.setdefault(name.replace("_", " "), value)
     return list(unique.items()) or [("target", run.result.target.label())]
 
 
@@ -161,10 +161,9 @@ def _samples(run: RunData) -> list[tuple[str, str, str]]:
         budget = run.result.budget_ms if name == "pruned" else None
         p99 = f", p99 {format_ms(measurement.p99_ms)}" if measurement.p99_ms is not None else ""
         void = sum(measurement.void_rounds.values())
-        caption = (
-            f"{text.interval(measurement.latency_ms, measurement.ci_ms)}, p90 {format_ms(measurement.p90_ms)}{p99}, "
-            f"{void} void {'round' if void == 1 else 'rounds'}"
-        )
+        voided = f", {void} void {'round' if void == 1 else 'rounds'}" if void else ""
+        latency = text.interval(measurement.latency_ms, measurement.ci_ms)
+        caption = f"{latency}, p90 {format_ms(measurement.p90_ms)}{p99}{voided}"
         found.append((name, caption, charts.sample_plot(measurement, budget_ms=budget, kind=name)))
     return found
 

@@ -51,7 +51,7 @@ def why_text(row: LayerRow) -> str:
     if row.why:
         return row.why
     if row.faster:
-        return "faster than the MACs promise"
+        return "faster than promised"
     return "as the MACs promise" if row.promised_ms is not None and row.shrunk else ""
 
 

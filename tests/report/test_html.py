@@ -183,8 +183,17 @@ def test_simulated_is_stamped_unmistakably(tmp_path: Path, html: str) -> None:
 def test_an_infeasible_run_has_a_page_too(tmp_path: Path) -> None:
     html = write_report(write_run(tmp_path / "run", verdict="infeasible")).read_text()
     assert "infeasible: 0.0500 ms asked, smallest reachable 0.334 ms measured" in html
+    assert "<b>0.334 ms</b><span>smallest reachable, measured (simulated)</span>" in html
+    assert '<div class="fill smallest" style="width: 11.00%">' in html
     assert "Latency by layer" not in html
     assert Page(html).open == []
+
+
+def test_every_kind_of_mark_has_a_colour(html: str) -> None:
+    """A circle of no known class would be black, which nobody sees on a dark page."""
+    assert re.search(r"^circle \{ fill: var\(--pruned\); \}", html, re.MULTILINE)
+    for names in set(re.findall(r'<(?:polyline|polygon|rect) class="([^"]+)"', html)):
+        assert any(f".{name}" in html for name in names.split())
 
 
 def test_a_missed_budget(tmp_path: Path) -> None:
