@@ -65,6 +65,7 @@ class Result:
     `kendall`, `wrong_sign`, `label_noise`), shares and errors as fractions of one; `latency_model` is the one used.
     `scores` follows the network through the stages: `dense`, `cut`, `recalibrated`, `finetuned`; and `shipped`, the
     file itself, where it computes in another precision than the network was trained in. `score` is the last of them.
+    `warnings` are names that `core.measurement.explain` knows, of the measurements, and sentences, of the run.
     """
 
     verdict: Verdict
