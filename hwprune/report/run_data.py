@@ -31,17 +31,13 @@ EVENTS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Event)}
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network of the search that was timed on the device: predicted beside measured.
-
-    `score` is None where the candidate was measured and not evaluated.
-    """
+    """A network of the search that was timed on the device: predicted beside measured."""
 
     widths: Mapping[str, int]
     predicted_ms: float
     measured_ms: float
     measured_ci_ms: tuple[float, float]
     within_budget: bool
-    score: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document from which `from_json` makes an equal candidate."""
