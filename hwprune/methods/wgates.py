@@ -6,8 +6,8 @@ the jointly trained weights are kept. Source: Li et al. 2022, "Weight-dependent 
 (doi 10.1109/TCSVT.2022.3175762). The paper's text was not available: what its abstract leaves open (score scale,
 initialisation, where the gate multiplies, multiplier, snapping) is our design, and each choice is an option. Knowing
 deviations: `project` lets the latency's gradient reach the gates below the budget as well (see `GateSearch`); the
-scores' constant term is a saliency that `follow` keeps up to date; after the choice of units the small network trains
-(`settle`).
+scores' constant term is a saliency that `follow` keeps up to date; with `settle` the small network trains once the
+units are chosen.
 
 Left out: measuring the current architecture on the device every few steps and fitting the latency model again where it
 errs. The search takes minutes and each measurement a quiet machine for seconds, in which the training would wait. The
@@ -87,7 +87,9 @@ class WGates(AbstractMethod):
     multiplier_period: int = option(1, "dual ascent: optimiser steps between updates")
     warmup: float = option(0.1, "share of the choice of units without a latency term")
     ramp: float = option(0.6, "share of the choice of units in which the budget tightens to the target")
-    settle: float = option(0.5, "share of the search, at its end, in which the units stay and the small network trains")
+    settle: float = option(
+        0.0, "share of the search, at its end, in which the units stay and only the small network trains"
+    )
     train_weights: bool = option(True, "train the weights jointly and keep them")
     distill_alpha: float = option(0.7, "weight of the dense network's outputs in the search's loss")
     channels: Literal["gates", "taylor"] = option("gates", "which units stay: by gate score or by running saliency")

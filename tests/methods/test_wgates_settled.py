@@ -36,6 +36,7 @@ def test_a_gate_is_worth_its_benefit_whether_open_just_closed_or_long_closed() -
 
     def seen(gate: float, steps: int) -> torch.Tensor:
         """The mean estimate of so many steps."""
+        step.masks[0] = torch.full_like(worths, gate)
         estimates = []
         for _ in range(steps):
             noise = torch.randn(worths.shape, generator=generator) * (2 * worths / step.batch_size).sqrt()
