@@ -45,7 +45,7 @@ def _checks(board: Board, probe: bytes) -> Iterator[Check]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError:
         return ""
 

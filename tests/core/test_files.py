@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import random
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import hwprune
 from hwprune.core import files
 from hwprune.core.errors import DeviceError, RunError, UsageError
 
@@ -48,6 +50,53 @@ def test_read_json_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UsageError, match=r"bad\.json is not a JSON document"):
         files.read_json(tmp_path / "bad.json")
+
+
+def _follows_the_locale(call: ast.Call) -> bool:
+    """Whether a call opens a text file, or a process that talks text, and leaves the encoding to the machine."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in given:
+        return False
+    if name in ("read_text", "write_text"):
+        return len(call.args) < (1 if name == "read_text" else 2)
+    if name in ("open", "fdopen", "NamedTemporaryFile", "TemporaryFile"):
+        values = [item.value for item in [*call.args[:2], given.get("mode")] if isinstance(item, ast.Constant)]
+        modes = [value for value in values if isinstance(value, str) and set(value) <= set("rwaxbt+") and value]
+        of_a_file = isinstance(call.func, ast.Name) and name == "open"
+        return (of_a_file or bool(modes)) and not any("b" in mode for mode in modes)
+    return any(isinstance(given.get(key), ast.Constant) for key in ("text", "universal_newlines"))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("open(path)", True),
+        ("open(path, 'a')", True),
+        ("path.open('w')", True),
+        ("path.read_text()", True),
+        ("path.write_text(text)", True),
+        ("run(words, text=True)", True),
+        ("open(path, 'rb')", False),
+        ("os.fdopen(number, mode='wb')", False),
+        ("open(path, 'a', encoding='utf-8')", False),
+        ("path.read_text('utf-8')", False),
+        ("runtime.open(model, target)", False),
+    ],
+)
+def test_calls_that_follow_the_locale_are_found(line: str, expected: bool) -> None:
+    assert _follows_the_locale(ast.parse(line, mode="eval").body) is expected  # type: ignore[arg-type]
+
+
+def test_no_text_of_ours_depends_on_the_locale() -> None:
+    package = Path(hwprune.__file__).parent
+    found = [
+        f"{path.relative_to(package)}:{node.lineno}"
+        for path in sorted(package.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and _follows_the_locale(node)
+    ]
+    assert found == []
 
 
 def test_journal_reads_back_what_was_appended(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def boot_id() -> str:
     """What changes when the machine is started again; "" where the system does not tell."""
     try:
-        return BOOT_ID.read_text().strip()
+        return BOOT_ID.read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 

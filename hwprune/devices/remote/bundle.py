@@ -53,7 +53,7 @@ def bundle_for(runtime: str) -> Bundle:
 
 def make_bundle(roots: tuple[str, ...], extra: Mapping[str, str] | None = None) -> Bundle:
     """The archive of these modules and of all that they import from here. `extra`: more files, path -> text."""
-    sources = {_entry(file): file.read_text() for file in _closure(roots)}
+    sources = {_entry(file): file.read_text(encoding="utf-8") for file in _closure(roots)}
     sources.update(dict.fromkeys(_packages({**sources, **(extra or {})}), '"""Part of the agent."""\n'))
     sources.update(extra or {})
     buffer = io.BytesIO()
@@ -91,7 +91,7 @@ def _is_public_package(file: Path) -> bool:
 
 def _imported(file: Path) -> Iterator[str]:
     """What of this package a module imports anywhere; `from package import name` may mean a module, too."""
-    for node in _running(ast.parse(file.read_text())):
+    for node in _running(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith("hwprune."))
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("hwprune."):
