@@ -128,14 +128,13 @@ def finetune(
     build: Callable[[], nn.Module] | None = None,
     task: Task | None = None,
     seed: int = 0,
-    tables: str | Path = "latency_tables",
     on_event: OnEvent = ignore,
     stop: Stop = never,
 ) -> Run:
     """Train a run's pruned network further, taught by the dense one; export and measure it again.
 
     By default for as many `epochs` as the run's own finetuning, with its own `data`. On other data of the same classes
-    the dense network is scored again too. No latency table is needed: `tables` is not read.
+    the dense network is scored again too. No latency table is needed.
     """
     folder = find_run(run, RUNS)
     settings = SearchSettings.read(folder / "run.toml")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,18 +17,17 @@ EXAMPLE = "hwprune finetune last --epochs 10"
 def finetune(
     call: Call,
     run: flags.Run = "last",
-    epochs: Annotated[float | None, flags.epochs_flag("finetuning; the run's own number by default")] = None,
+    epochs: Annotated[float | None, flags.epochs_flag("finetuning; the run's own number, if it had one")] = None,
     data: Annotated[
         str | None, typer.Option(metavar="DATA", help="Images to train on; the run's own by default.")
     ] = None,
-    tables: flags.Tables = Path("latency_tables"),
 ) -> Outcome:
     """Finetune a run's pruned network, taught by the dense one, and measure it again."""
     from hwprune import api
 
     with call.job() as (on_event, stop):
         done = api.finetune(
-            call.run(run), epochs=epochs, data=data, seed=call.common.seed, tables=tables, on_event=on_event, stop=stop
+            call.run(run), epochs=epochs, data=data, seed=call.common.seed, on_event=on_event, stop=stop
         )
     return outcome_of(done.folder, done.result)
 

@@ -276,7 +276,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on(search: Search, monkeypatch: py
 
 
 def test_a_finetuning_that_dies_leaves_the_run_as_it_was(
-    search: Search, dense: nn.Module, few_digits: Data, tables: Path, monkeypatch: pytest.MonkeyPatch
+    search: Search, dense: nn.Module, few_digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = search()
     files = {name: (run.folder / name).read_bytes() for name in ("model.onnx", "best.safetensors", "result.json")}
@@ -286,7 +286,7 @@ def test_a_finetuning_that_dies_leaves_the_run_as_it_was(
 
     monkeypatch.setattr(refine, "verify", killed)
     with pytest.raises(KeyboardInterrupt):
-        api.finetune(run.folder, epochs=0.5, data=few_digits, build=lambda: copy.deepcopy(dense), tables=tables)
+        api.finetune(run.folder, epochs=0.5, data=few_digits, build=lambda: copy.deepcopy(dense))
     assert {name: (run.folder / name).read_bytes() for name in files} == files
 
 
