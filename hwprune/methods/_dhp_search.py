@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # However short the search, prices and penalty are looked at so many times before the latents must have arrived.
 _LEAST_REFRESHES = 10
+# The last proximal steps aim at the budget itself; what they miss by less than this says nothing about the search.
+_NEARLY = 1.01
 
 
 class DhpSearch(AbstractTrainee):
@@ -187,7 +189,7 @@ class DhpSearch(AbstractTrainee):
     def _tell_arrival(self, cut_share: float, cost: float) -> None:
         """A note when the live units met the budget, a caution when the threshold had to cut some; `cost` is now."""
         steps = f"{self.seen} of {self.steps} steps"
-        if self.cost <= self.target:
+        if self.cost <= _NEARLY * self.target:
             self.problem.on_event(Note(f"search: the latents met the budget after {steps}: cost {cost:.1%} of dense"))
             return
         self.problem.on_event(

@@ -240,3 +240,12 @@ def test_only_a_group_that_may_vanish_can_lose_its_last_latent() -> None:
     assert [width == 0 for width in search.widths().values_tuple()] == vanishing
     search.refresh(1)
     assert bool(torch.isfinite(search.latency_loss()))
+
+
+@pytest.mark.parametrize(("missed", "kind"), [(1.005, Note), (1.02, Caution)])
+def test_11_missing_the_budget_by_less_than_a_percent_is_meeting_it(missed: float, kind: type[Event]) -> None:
+    events: list[Event] = []
+    search = started(replace(tiny_problem(budget=0.6), on_event=events.append))
+    search.cost = missed * search.target
+    search._tell_arrival(0.1, 0.59)
+    assert [type(event) for event in events] == [kind]
