@@ -11,14 +11,18 @@ from hwprune.methods._adjust import check_feasible, fit_to_target
 from hwprune.methods._base import AbstractMethod, Answer, Problem, check_ranges
 from hwprune.methods._saliency import dense_answer, taylor
 
+_SMALL = 1e-30  # far below any saliency, and no denormal in either precision
+
 
 def _updated(answer: Answer, again: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """New scores for units that stayed; removed ones keep their old score, but below every unit that stayed."""
     scores: dict[str, np.ndarray] = {}
     for group, kept in answer.keep.items():
         stayed = np.isin(np.arange(len(again[group])), kept)
-        # Below, not at most: of two equal scores the lower index wins, and a removed unit would come back.
-        removed = np.minimum(answer.scores[group], np.nextafter(again[group][stayed].min(), -np.inf))
+        # Below, not at most: of two equal scores the lower index wins, and a removed unit would come back. The next
+        # number below 0 would not do: it is a denormal, and runtimes switch those off for the whole thread.
+        least = again[group][stayed].min()
+        removed = np.minimum(answer.scores[group], least - max(1e-6 * abs(least), _SMALL))
         scores[group] = np.where(stayed, again[group], removed)
     return scores
 

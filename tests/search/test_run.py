@@ -310,6 +310,7 @@ def test_a_run_does_not_depend_on_the_runs_before_it(search: Search, tmp_path: P
     assert other.result.widths != first.result.widths
 
 
+@pytest.mark.slow  # the README's example and its main command do the same in every run
 @pytest.mark.timed
 @pytest.mark.timeout(900)  # it waits for quiet moments of the machine
 def test_on_this_machine(search: Search) -> None:
