@@ -6,7 +6,6 @@ import io
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from remote_devices import (
     eventually,
     local_transport,
     scripted_bundle,
+    within_a_minute,
 )
 
 from hwprune.core.errors import DeviceError
@@ -45,15 +45,6 @@ def kill_supervisor(board: RemoteBoard) -> None:
     assert board.client.hello is not None
     os.kill(board.client.hello.process, signal.SIGKILL)
     assert eventually([board.client.hello.process])
-
-
-def taken(lease: Lease, session: str) -> bool:
-    """Whether the lease is ours within a minute."""
-    for _ in range(600):
-        if lease.take(session):
-            return True
-        time.sleep(0.1)
-    return False
 
 
 class TestHostThatIsGone:
@@ -207,7 +198,7 @@ class TestHost:
 
         with device.board() as board:
             kill_supervisor(board)
-            assert taken(lease, board.client._session)
+            assert within_a_minute(lambda: lease.take(board.client._session))
             assert board.measure(MODELS, protocol=SAMPLE, on_event=listen)["a"].latency_ms > 0
         (told,) = [event.text for event in events if isinstance(event, Note)]
         assert told == "board still serves a connection of ours that was cut: waiting until it has done with it"
@@ -228,7 +219,7 @@ class TestHost:
             board.measure(MODELS, protocol=SAMPLE)
             lease = Lease(device.cache)
             kill_supervisor(board)
-            assert taken(lease, "f" * 32)
+            assert within_a_minute(lambda: lease.take("f" * 32))
             with pytest.raises(DeviceError, match=rf"in use by another hwprune session \(process {os.getpid()} there"):
                 board.measure({"c": MODELS["a"]}, protocol=SAMPLE)
         os.close(lease._descriptor)

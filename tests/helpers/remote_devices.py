@@ -71,8 +71,13 @@ def children(process: int) -> list[int]:
 
 def eventually(gone: list[int]) -> bool:
     """Whether all these processes end within a minute."""
+    return within_a_minute(lambda: not any(map(alive, gone)))
+
+
+def within_a_minute(holds: Callable[[], bool]) -> bool:
+    """Whether it comes to hold within a minute."""
     for _ in range(600):
-        if not any(map(alive, gone)):
+        if holds():
             return True
         time.sleep(0.1)
     return False
