@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from hwprune.core.errors import DeviceError
-from hwprune.core.events import Note
+from hwprune.core.events import Caution, Note
 from hwprune.core.measurement import Comparison, Measurement, Protocol, compare
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Statistic
@@ -99,18 +99,26 @@ def verify(
 ) -> Verified:
     """Time what ships, alone as its candidate was; then in turns with the dense network, for the ratio.
 
-    A session over the budget that scatters, or contradicts `candidate_ms` (the former measurement of these widths),
-    was disturbed for its whole length. Stepping back would cost a second finetuning, so the session is repeated: once,
-    and for as long as `patience_s`.
+    `candidate_ms` is the former measurement of these widths. Where it met the budget and this session does not, one
+    session stands against one and a third decides, for stepping back would cost a second finetuning. Sessions that
+    scatter, or contradict `candidate_ms`, were disturbed for their whole length: they are repeated for as long as
+    `patience_s`.
     """
     began_s = shop.folder.elapsed_s
+    over: list[Measurement] = []
     alone = _alone(shop, shipped, seed)
-    sessions = 1
-    while _disturbed(shop, alone, candidate_ms) and (sessions == 1 or shop.folder.elapsed_s - began_s < patience_s):
+    while _over(shop, alone):
+        disturbed = _disturbed(shop, alone, candidate_ms)
+        waiting = disturbed and shop.folder.elapsed_s - began_s < patience_s
+        contested = not over and (disturbed or candidate_ms <= shop.budget_ms)
+        if not waiting and not contested:
+            break
+        over.append(alone)
         before = f"{format_ms(_ms(shop, alone)[0])} where its candidate took {format_ms(candidate_ms)}"
         shop.folder.emit(Note(f"over the budget, with {before}: measuring again"))
-        alone = _alone(shop, shipped, seed + 500 * sessions)
-        sessions += 1
+        alone = _alone(shop, shipped, seed + 500 * len(over))
+    if not _over(shop, alone):
+        _tell_divided(shop, over, candidate_ms)
     both = {"dense": shop.template.dense, "pruned": shipped}
     turns = shop.board.measure(both, protocol=Protocol.default(), seed=seed, on_event=shop.folder.emit)
     ratio = compare(turns["dense"], turns["pruned"])
@@ -125,10 +133,22 @@ def _ms(shop: Workbench, timed: Measurement) -> tuple[float, float, float]:
     return timed.statistic(shop.settings.statistic)
 
 
+def _over(shop: Workbench, timed: Measurement) -> bool:
+    return _ms(shop, timed)[2] > shop.budget_ms
+
+
 def _disturbed(shop: Workbench, timed: Measurement, candidate_ms: float) -> bool:
-    value, _, high = _ms(shop, timed)
-    contradicts = value > (1 + CONTRADICTION) * candidate_ms
-    return high > shop.budget_ms and math.isfinite(candidate_ms) and (contradicts or timed.scatter > STEADY)
+    contradicts = _ms(shop, timed)[0] > (1 + CONTRADICTION) * candidate_ms
+    return math.isfinite(candidate_ms) and (contradicts or timed.scatter > STEADY)
+
+
+def _tell_divided(shop: Workbench, over: Sequence[Measurement], candidate_ms: float) -> None:
+    """Say that an undisturbed session spoke against the verdict: the budget lies within what sessions differ by."""
+    against = [_ms(shop, timed) for timed in over if not _disturbed(shop, timed, candidate_ms)]
+    if against:
+        value, _, high = max(against, key=lambda item: item[2])
+        text = f"a session before the last read {format_ms(value)} (up to {format_ms(high)}), over the budget"
+        shop.folder.emit(Caution(text, hint="it is met narrowly; a slightly lower budget is met with certainty"))
 
 
 def _finetuned(shop: Workshop, answer: Answer, stage: str, scores: dict[str, float]) -> tuple[nn.Module, int]:

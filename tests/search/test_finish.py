@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from hwprune.core.errors import DeviceError
-from hwprune.core.events import Event, Note
+from hwprune.core.events import Caution, Event, Note
 from hwprune.core.measurement import LayerTime, Target
 from hwprune.methods._base import Answer
 from hwprune.search import finish
@@ -52,7 +52,8 @@ def test_a_device_that_fails_at_it_is_quoted() -> None:
     ("sessions_ms", "patience_s", "taken_ms", "told"),
     [
         ((0.98,), 0.0, 0.98, 0),  # within the budget of 1 ms
-        ((1.01,), 0.0, 1.01, 0),  # over it, as the candidate let one fear
+        ((1.01, 0.99), 0.0, 0.99, 1),  # undisturbed and over it, the candidate within it: the third session decides
+        ((1.01, 1.005), 99.0, 1.005, 1),  # over it twice, undisturbed: no patience changes that
         ((1.4, 0.985), 0.0, 0.985, 1),  # a disturbed session
         ((1.4, 1.3), 0.0, 1.3, 1),  # slow twice: so it is
         ((1.4, 1.3, 1.4, 0.98), 35.0, 0.98, 3),  # a session takes 10 s: there was patience for three more
@@ -97,4 +98,5 @@ def test_a_verdict_that_contradicts_the_candidate_is_measured_again(
     assert found.dense.statistic("median")[0] == 2.0
     assert not left
     assert len(set(seeds)) == len(sessions_ms)
-    assert [type(event) for event in heard] == [Note] * told
+    divided = sessions_ms == (1.01, 0.99)
+    assert [type(event) for event in heard] == [Note] * told + [Caution] * divided
