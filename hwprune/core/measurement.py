@@ -72,7 +72,7 @@ WARNINGS: dict[str, tuple[str, str]] = {
     ),
     "outliers": (
         "more than 5 % of the laps are outliers (counted, not dropped)",
-        "judge by p90 if your application waits for the slowest run",
+        "look at p90, and time the application itself if it waits for the slowest run",
     ),
 }
 
@@ -182,7 +182,7 @@ class Measurement:
 
     @property
     def p90_ms(self) -> float:
-        """The 90th percentile of the laps."""
+        """The 90th percentile of the laps that count: of the network's own scatter, not of what other work adds."""
         return statistics.quantile(self.samples_ms, 0.90)
 
     @property
@@ -259,7 +259,8 @@ class Measurement:
         if name != "p90":
             raise UsageError(f"unknown statistic '{name}'", hint="known: median, p90")
         tails = [statistics.quantile(item.ratios, 0.90) * self.reference_ms for item in self.valid_rounds]
-        half = statistics.t_interval(tails).half_width if len(tails) > 1 else max(self.samples_ms) - self.p90_ms
+        spread = statistics.t_interval(tails) if len(tails) > 1 else statistics.upper_decile_interval(self.samples_ms)
+        half = spread.half_width
         return self.p90_ms, self.p90_ms - half, self.p90_ms + half
 
     def to_json(self) -> dict[str, Any]:
@@ -323,8 +324,8 @@ def compare(baseline: Measurement, subject: Measurement) -> Comparison:
     """The ratio of two latencies with its 95 % interval: t on the logarithms of the ratios of paired rounds.
 
     Rounds are paired by index, so both must come from one session: same fingerprint, except for what an engine says
-    of itself in its `facts`, and at least two rounds in common; raises `UsageError` otherwise. Void rounds are used
-    only when fewer than three pairs are undisturbed, those with quiet laps first.
+    of itself in its `facts`, and at least two rounds in common; raises `UsageError` otherwise. Disturbed rounds are
+    used only when fewer than three pairs are undisturbed, those with quiet laps first; throttled ones never are.
     """
     own = tuple(f"flag {name}:" for name, _ in (*baseline.facts, *subject.facts))
     differences = baseline.fingerprint.differences(subject.fingerprint)
@@ -334,19 +335,20 @@ def compare(baseline: Measurement, subject: Measurement) -> Comparison:
             f"'{baseline.subject}' and '{subject.subject}' were measured on different targets ({'; '.join(differing)})",
             hint="measure both in one session",
         )
+    both = (baseline, subject)
     tiers = (
-        [[item for item in measured.rounds if not item.void] for measured in (baseline, subject)],
-        [measured.valid_rounds for measured in (baseline, subject)],
-        [measured.rounds for measured in (baseline, subject)],
+        [{item.index: item.ratio for item in measured.rounds if not item.void} for measured in both],
+        [{item.index: item.ratio for item in measured.valid_rounds if not item.unfit} for measured in both],
+        [{item.index: item.ratio for item in measured.rounds if not item.unfit} for measured in both],
     )
+    logs: list[float] = []
     disturbed = False
-    for tier in tiers:
-        rounds = [{item.index: item for item in chosen} for chosen in tier]
-        indices = sorted(set(rounds[0]) & set(rounds[1]))
-        if len(indices) >= FEWEST_PAIRS:
+    for place, (ours, theirs) in enumerate(tiers):
+        found = [math.log(theirs[index] / ours[index]) for index in sorted(set(ours) & set(theirs))]
+        if len(found) > len(logs):
+            logs, disturbed = found, place > 0
+        if len(logs) >= FEWEST_PAIRS:
             break
-        disturbed = True
-    logs = [math.log(rounds[1][index].ratio / rounds[0][index].ratio) for index in indices]
     if len(logs) < 2:
         raise UsageError(
             f"'{baseline.subject}' and '{subject.subject}' share {len(logs)} rounds; a comparison takes at least two",

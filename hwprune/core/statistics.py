@@ -14,8 +14,10 @@ MAD_TO_SIGMA = 1.4826  # of a normal distribution
 MEDIAN_TO_MEAN_ERROR = 1.2533  # standard error of the median over that of the mean, normal distribution
 NORMAL_QUARTILE, NORMAL_DECILE = 0.6745, 1.2816  # distances from the median in standard deviations
 QUARTILE_TO_MEDIAN = NORMAL_QUARTILE / (NORMAL_DECILE - NORMAL_QUARTILE)
-EXTRAPOLATION_MAX = 0.007
-UNDISTURBED_ERROR = 2.8  # standard error of `undisturbed_median`, with that of its sigma, over that of the mean
+SKEWED = 1.3  # the upper decile this many times as far from the median as the lower one: something lengthened values
+ENOUGH_FOR_SKEW = 20  # values; fewer tell nothing about skewness
+UNDISTURBED_ERROR = 3.7  # standard error of `undisturbed_median`, with that of its sigma, over that of the mean
+DECILE_ERROR = 1.71  # standard error of a normal sample's outer decile over that of its mean
 OUTLIER_MADS = 14.8  # hyperfine's modified z-score of 10: 10 * 1.4826
 
 
@@ -134,22 +136,37 @@ def binomial_at_most(successes: int, trials: int, probability: float) -> float:
 def undisturbed_median(values: Sequence[float]) -> float:
     """The median that the values would have without the disturbances that lengthen up to half of them.
 
-    Disturbances only lengthen, so the lower quartile and decile are near to undisturbed; from them the median is
-    extrapolated as for a normal distribution, by at most 0.7 %. For undisturbed values with a standard deviation up
-    to 1 % it is within 0.1 % of the median; with half of them lengthened by up to 15 % it is 0.5 % too high, the
-    plain median 1.5 %.
+    Disturbances only lengthen, so they skew. Values that are not skewed have their plain median. For others, and for
+    fewer than 20, it is extrapolated from the lower quartile and decile as for a normal distribution, where that is
+    lower. 30 symmetric values with a standard deviation of 1, 2 and 5 %: biased by less than 0.2 %. With 40 % of them
+    lengthened by up to 15 %: 0.3 % too high, the plain median 0.6 %. 8 values: 0.2, 0.4 and 0.9 % too low.
     """
-    quartile, decile = quantile(values, 0.25), quantile(values, 0.10)
-    return quartile + min(QUARTILE_TO_MEDIAN * (quartile - decile), EXTRAPOLATION_MAX * quartile)
+    middle, decile = median(values), quantile(values, 0.10)
+    if len(values) >= ENOUGH_FOR_SKEW and quantile(values, 0.90) - middle <= SKEWED * (middle - decile):
+        return middle
+    quartile = quantile(values, 0.25)
+    return min(middle, quartile + QUARTILE_TO_MEDIAN * (quartile - decile))
 
 
 def undisturbed_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """`undisturbed_median` with an interval from the spread of the lower half; the values count as independent."""
+    """`undisturbed_median` with an interval from the spread of the lower half; the values count as independent.
+
+    Of 8 normal values a 95 % interval covers in 92 % of the cases, of 5 in 86, of 20 and more in 95 and more.
+    """
     centre = undisturbed_median(values)
     if len(values) < 2:
         raise ValueError("an interval needs at least two values")
     sigma = (centre - quantile(values, 0.10)) / NORMAL_DECILE
     half = t_quantile(len(values) - 1, confidence) * UNDISTURBED_ERROR * sigma / math.sqrt(len(values))
+    return Estimate(centre, centre - half, centre + half)
+
+
+def upper_decile_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """The 90th percentile with the interval that normal values have. Raises `ValueError` for fewer than two."""
+    if len(values) < 2:
+        raise ValueError("an interval needs at least two values")
+    centre, count = quantile(values, 0.90), len(values)
+    half = t_quantile(count - 1, confidence) * DECILE_ERROR * standard_deviation(values) / math.sqrt(count)
     return Estimate(centre, centre - half, centre + half)
 
 

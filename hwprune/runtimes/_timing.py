@@ -331,7 +331,8 @@ def calibrate(session: AbstractSession, clock: AbstractClock, *, limit_s: float 
     """Find the reference kernel's undisturbed time, in windows of 10 ms, cores taking turns.
 
     It is done when several windows, a quarter of a second apart, have come down to the floor. At `limit_s` the least
-    so far has to do. The window with the least median tells the kernel's own jitter.
+    so far has to do. The window with the least median tells the kernel's own jitter. Raises `DeviceError` for a clock
+    that stands still.
     """
     begin = clock.now_s()
     windows: list[list[float]] = []
@@ -352,6 +353,11 @@ def calibrate(session: AbstractSession, clock: AbstractClock, *, limit_s: float 
         if (agreeing >= AGREEING_WINDOWS and elapsed >= CALIBRATION_S) or elapsed > limit_s:
             break
         clock.elsewhere()
+    if not floor > 0:
+        raise DeviceError(
+            f"the clock of this device stands still: the reference kernel reads {floor:g} ms",
+            hint="a clock of finer steps is needed, or another device",
+        )
     best = min(statistics.median(done) for done in windows)
     spread = min(JITTER_REACH * (best / floor - 1), SPREAD_MAX)
     limit = (1 + max(spread, QUIET_TOLERANCE)) * floor

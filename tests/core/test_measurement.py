@@ -204,6 +204,13 @@ class TestCompare:
         found = compare(before, replace(after, rounds=(after.rounds[0], voided, after.rounds[2])))
         assert (found.pairs, found.disturbed) == (3, True)
 
+    @pytest.mark.parametrize(("void", "ratio"), [("over-current oc3 changed", 4.0), ("clock stood still", 0.0)])
+    def test_throttled_and_dead_rounds_never_count(self, void: str, ratio: float) -> None:
+        before, after = make([2.0] * 4), make([1.0, 1.0, ratio, ratio])
+        unfit = tuple(replace(item, void=void) for item in after.rounds[2:])
+        found = compare(before, replace(after, rounds=(*after.rounds[:2], *unfit)))
+        assert (found.ratio, found.pairs, found.disturbed) == (pytest.approx(0.5), 2, False)
+
     def test_refuses_different_targets_and_too_few_rounds(self) -> None:
         foreign = replace(make([2.0, 2.0]), fingerprint=replace(FINGERPRINT, threads=2))
         with pytest.raises(UsageError, match="threads: 1 != 2"):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
+from random import Random
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,16 +25,20 @@ QUICK = Protocol("test", rounds_min=5, rounds_max=20, laps=12, warmup_laps=1, wa
 
 
 class FakeSession(AbstractSession):
-    """A network that takes `ms` on the undisturbed machine and `sensitivity` of its contention."""
+    """A network that takes `ms` (give or take `scatter`) undisturbed, and `sensitivity` of the machine's contention."""
 
     alive = 0
 
-    def __init__(self, machine: Machine, ms: float, sensitivity: float = 1.0, *, flips: bool = True) -> None:
+    def __init__(
+        self, machine: Machine, ms: float, sensitivity: float = 1.0, *, flips: bool = True, scatter: float = 0.0
+    ) -> None:
         self._machine, self._ms, self._sensitivity, self._flips = machine, ms, sensitivity, flips
+        self._scatter, self._rng = scatter, Random(round(1e6 * ms))
         FakeSession.alive += 1
 
     def run(self) -> None:
-        self._machine.run(self._ms, sensitivity=self._sensitivity, flips=self._flips)
+        ms = self._ms * (1 + self._scatter * self._rng.gauss(0, 1))
+        self._machine.run(ms, sensitivity=self._sensitivity, flips=self._flips)
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return []
@@ -41,15 +48,24 @@ class FakeSession(AbstractSession):
 
 
 def measure(
-    subjects: Mapping[str, float], *, protocol: Protocol = QUICK, seed: int = 0, sensitivity: float = 1.0, **what: Any
+    subjects: Mapping[str, float],
+    *,
+    protocol: Protocol = QUICK,
+    seed: int = 0,
+    sensitivity: float = 1.0,
+    scatter: Mapping[str, float] = MappingProxyType({}),
+    **what: Any,
 ) -> dict[str, Measurement]:
-    """Measure networks of these true latencies on a machine disturbed in this way."""
+    """Measure networks of these true latencies, which `scatter` of themselves, on a machine disturbed in this way."""
     machine = Machine(Disturbances(seed=seed, **what))
     clock = VirtualClock(machine)
     kernel = FakeSession(machine, REFERENCE_MS, flips=False)
     gauge = Reference(kernel, clock, Calibration(0.99 * REFERENCE_MS, REFERENCE_MS, 0.02))
     loop = TimingLoop(gauge, clock, reference_ms=REFERENCE_MS, fingerprint=FINGERPRINT)
-    openers = {name: (lambda ms=ms: FakeSession(machine, ms, sensitivity)) for name, ms in subjects.items()}
+    openers = {
+        name: partial(FakeSession, machine, ms, sensitivity, scatter=scatter.get(name, 0.0))
+        for name, ms in subjects.items()
+    }
     return loop.measure(openers, protocol, seed=seed)
 
 
@@ -69,6 +85,29 @@ def test_unbiased_under(kind: str) -> None:
     ]
     assert abs(statistics.mean(errors)) < 0.003
     assert statistics.standard_deviation(errors) < 0.005
+
+
+@pytest.mark.parametrize("scatter", [0.02, 0.05])
+def test_a_network_that_scatters_of_itself_reads_its_median(scatter: float) -> None:
+    """Its laps are long as often as short, which is no disturbance: nothing may be taken off."""
+    found = [
+        measure({"net": 1 + seed / 1e5}, protocol=Protocol(), seed=seed, scatter={"net": scatter}, jitter=0.002)["net"]
+        for seed in range(60)
+    ]
+    errors = [item.latency_ms / (1 + seed / 1e5) - 1 for seed, item in enumerate(found)]
+    assert abs(statistics.mean(errors)) < 0.003
+    covered = sum(item.ci_ms[0] <= 1 + seed / 1e5 <= item.ci_ms[1] for seed, item in enumerate(found))
+    assert covered >= 0.85 * len(found)
+
+
+def test_the_steadier_of_two_equal_networks_is_not_called_slower() -> None:
+    protocol = Protocol(rounds_min=10, rounds_max=10)
+    pairs = (
+        measure({"a": 0.8, "b": 0.8 + seed / 1e6}, protocol=protocol, seed=seed, scatter={"b": 0.03}, jitter=0.003)
+        for seed in range(60)
+    )
+    verdicts = [compare(item["a"], item["b"]).verdict for item in pairs]
+    assert verdicts.count("no difference shown") >= 0.85 * len(verdicts)
 
 
 def test_intervals_cover_the_truth() -> None:
@@ -119,6 +158,12 @@ def test_a_dead_round_is_void_and_repeated() -> None:
     assert measured.void_rounds == {"clock stood still": 1}
     assert measured.round_count >= 5
     assert measured.latency_ms == pytest.approx(1.0, abs=0.003)
+
+
+def test_a_clock_that_stands_still_is_an_error() -> None:
+    machine = Machine(Disturbances(dead_to_s=100.0))
+    with pytest.raises(DeviceError, match="clock of this device stands still: the reference kernel reads 0 ms"):
+        calibrate(FakeSession(machine, REFERENCE_MS), VirtualClock(machine))
 
 
 def test_clock_flips_are_called_bimodal() -> None:
