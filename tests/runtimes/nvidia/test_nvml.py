@@ -13,11 +13,24 @@ from typing import Any
 import pytest
 
 from hwprune.runtimes import _nvidia
+from hwprune.runtimes._nvidia import nvml
 from hwprune.runtimes._nvidia.nvml import MEMORY, REASONS, SM, Nvml
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 FIRST, SECOND = "00000000:01:00.0", "00000000:42:00.0"
 SOURCE = Path(__file__).parents[2] / "helpers" / "fake_nvml.c"
+# Copied from nvml.h (nvmlClocksEventReason...), not read from the code: the bit, and our name if it means a slowdown
+EVENT_REASONS = {
+    "GpuIdle": (0x1, ""),
+    "ApplicationsClocksSetting": (0x2, ""),
+    "SwPowerCap": (0x4, "sw_power_cap"),
+    "HwSlowdown": (0x8, "hw_slowdown"),
+    "SyncBoost": (0x10, ""),
+    "SwThermalSlowdown": (0x20, "sw_thermal_slowdown"),
+    "HwThermalSlowdown": (0x40, "hw_thermal_slowdown"),
+    "HwPowerBrakeSlowdown": (0x80, "hw_power_brake_slowdown"),
+    "DisplayClockSetting": (0x100, ""),
+}
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +82,25 @@ def test_what_the_gpu_says(fake: Fake) -> None:
         assert (supported[0], supported[1][:2], len(supported[1])) == (7000, (2000, 1985), 121)
 
 
-@pytest.mark.parametrize(("name", "bit"), sorted(REASONS.items()))
-def test_each_reason_has_its_bit(fake: Fake, name: str, bit: int) -> None:
-    fake.set("reasons", bit | 0x1 | 0x2)  # idle and application clocks mean no slowdown
+@pytest.mark.parametrize("reason", EVENT_REASONS)
+def test_each_reason_has_its_bit(fake: Fake, reason: str) -> None:
+    bit, name = EVENT_REASONS[reason]
+    fake.set("reasons", bit)
     with Nvml.opened(FIRST, fake.path) as card:
         assert card is not None
-        assert [key for key, active in (card.reasons() or {}).items() if active] == [name]
+        assert [key for key, active in (card.reasons() or {}).items() if active] == ([name] if name else [])
+
+
+def test_every_slowdown_of_the_header_is_looked_for() -> None:
+    assert {name: bit for bit, name in EVENT_REASONS.values() if name} == REASONS
+
+
+def test_the_other_numbers_are_those_of_the_header() -> None:
+    """nvmlClockType_t, nvmlTemperatureSensors_t, nvmlTemperatureThresholds_t, nvmlPerfPolicyType_t, nvmlReturn_t."""
+    assert (nvml.GRAPHICS, nvml.SM, nvml.MEMORY) == (0, 1, 2)
+    assert (nvml.CELSIUS_OF_GPU, nvml.SLOWDOWN_LIMIT) == (0, 1)
+    assert nvml.VIOLATIONS == {"power": 0, "thermal": 1, "board_limit": 3}
+    assert (nvml.SUCCESS, nvml.INSUFFICIENT_SIZE) == (0, 7)
 
 
 def test_reasons_of_an_older_driver(fake: Fake) -> None:
