@@ -10,6 +10,7 @@ import pytest
 
 from hwprune.core.errors import TableError
 from hwprune.latency.features import widths_array
+from hwprune.latency.models._base import make_model
 from hwprune.latency.models.lpnet import LPNet
 from hwprune.latency.models.macs import Macs
 from hwprune.testing.latency_models import LatencyModelConformance
@@ -52,6 +53,20 @@ def test_measurements_that_give_no_positive_latency_are_refused(monkeypatch: pyt
     ) as refused:
         Macs().fit(staircase_samples(40))
     assert "quiet" in refused.value.hint
+
+
+@pytest.mark.parametrize("kind", ["lpnet", "linear", "table_sum", "macs"])
+@pytest.mark.parametrize("factors", [(0.1,), (1 / 30,), (0.5,) * 6, (20.0,), (5.0,) * 6])
+def test_wrong_labels_hardly_matter(kind: str, factors: tuple[float, ...]) -> None:
+    """Up to a tenth of the labels far too low or too high: the others say what the network takes."""
+    samples, test = staircase_samples(60, seed=3, noise=0.02), staircase_samples(100, seed=9, noise=0.0)
+    wrong = np.ones(len(samples))
+    wrong[5 : 5 + 4 * len(factors) : 4] = factors
+    clean, disturbed = (
+        float(np.mean(np.abs(make_model(kind).fit(data).predict_batch(test.values) / test.latency_ms - 1)))
+        for data in (samples, replace(samples, latency_ms=samples.latency_ms * wrong))
+    )
+    assert disturbed < clean + 0.003
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,6 +1,8 @@
 """Least squares with relative errors: every residual is divided by the latency it belongs to.
 
-Both fits are robust (Huber weights, a few reweighting steps): on a busy machine some labels are far too high.
+Both fits are robust (Huber weights, a few reweighting steps): on a busy machine some labels are far too high. One that
+is far too low would count more than all others, for its row is divided by it: beyond the reach of the scatter a row is
+divided by the prediction, where that is larger.
 """
 
 from __future__ import annotations
@@ -54,10 +56,20 @@ def _scaled(columns: Array, latency_ms: Array) -> tuple[Array, Array]:
 
 
 def _reweighted(relative: Array, solve: Callable[[Array], Array]) -> Array:
-    """Solve, weigh residuals by Huber, solve again; `solve` takes square roots of weights `[N]`."""
-    coefficients = solve(np.ones(len(relative)))
+    """Solve, weigh residuals by Huber, solve again; `solve` takes square roots of weights `[N]`.
+
+    Begins with the sum of the columns, for which the median network is taken to be right.
+    """
+    sums = np.abs(relative).sum(axis=1)
+    coefficients = solve(_weights(sums / max(float(np.median(sums)), 1e-12)))
     for _ in range(_STEPS):
-        residuals = np.abs(relative @ coefficients - 1)
-        reach = _HUBER * MAD_TO_SIGMA * max(float(np.median(residuals)), 1e-9)
-        coefficients = solve(np.sqrt(np.minimum(1.0, reach / np.maximum(residuals, 1e-12))))
+        coefficients = solve(_weights(relative @ coefficients))
     return coefficients
+
+
+def _weights(predicted: Array) -> Array:
+    """Square roots of weights `[N]` for predictions as shares of the labels."""
+    residuals = np.abs(predicted - 1)
+    reach = _HUBER * MAD_TO_SIGMA * max(float(np.median(residuals)), 1e-9)
+    beyond = np.sqrt(reach / np.maximum(residuals, 1e-12)) / np.maximum(predicted, 1.0)
+    return np.where(residuals <= reach, 1.0, beyond)

@@ -61,5 +61,9 @@ def _best_strength(columns: Array, latency_ms: Array, seed: int) -> float:
     for train, test in folds(len(latency_ms), seed):
         for place, strength in enumerate(_STRENGTHS):
             coefficients = relative_ridge(columns[train], latency_ms[train], strength)
-            errors[place] += float(np.abs(columns[test] @ coefficients / latency_ms[test] - 1).sum())
+            predicted = columns[test] @ coefficients
+            # Of the larger of the two: a label that is far too low would decide alone.
+            errors[place] += float(
+                (np.abs(predicted - latency_ms[test]) / np.maximum(predicted, latency_ms[test])).sum()
+            )
     return _STRENGTHS[int(np.argmin(errors))]
