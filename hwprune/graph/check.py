@@ -23,6 +23,8 @@ from hwprune.graph.tape import copied, first_line, plain_attention, watch_module
 # Relative to the largest output; wrong wiring is off by a tenth or more, rounding by a millionth.
 _TOLERANCE = 1e-4
 _COARSE = (torch.float16, torch.bfloat16)
+# A number below the first multiplies a branch until nothing of it shows; it then counts as the second.
+_CLOSED, _OPEN = 0.01, 0.75
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _random_keep(graph: ChannelGraph, names: Sequence[str], seed: int) -> dict[s
 def lively(model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     """A copy in eval mode whose output depends on every layer.
 
-    A zero-initialised layer would hide every mistake before it, and so would a signal that dies out because the
+    A zero-initialised layer or gate would hide every mistake before it, and so would a signal that dies out because the
     running statistics of a network without training do not fit its activations.
     """
     copy = copied(model).eval()
@@ -127,6 +129,9 @@ def lively(model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
         copy = copy.float()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
+        for name, parameter in copy.named_parameters():
+            if _is_closed_gate(name, parameter):
+                parameter.fill_(_OPEN)
         for name, tensor in [*copy.named_parameters(), *copy.named_buffers()]:
             if _is_constant(tensor):
                 noise = torch.rand(tensor.shape, generator=generator)
@@ -152,6 +157,13 @@ def _calibrate(module: nn.Module, args: tuple[Tensor, ...]) -> None:
 
 def _is_constant(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+
+
+def _is_closed_gate(name: str, parameter: Tensor) -> bool:
+    """A single number that holds a branch at nothing until it is trained (ReZero, SkipInit, attention's gamma)."""
+    if name.endswith("bias") or parameter.numel() != 1 or not parameter.is_floating_point():
+        return False
+    return abs(float(parameter)) < _CLOSED
 
 
 def _lively_input(tensor: Tensor) -> Tensor:
