@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -48,6 +49,13 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.latency_ms)
+
+    def digest(self) -> str:
+        """A name for this data: widths, latencies, how many networks have layer times, and the tile."""
+        found = hashlib.sha256(f"{self.values.shape} {len(self.layers)} {self.tile}".encode())
+        found.update(np.ascontiguousarray(self.values, dtype="<i8").tobytes())
+        found.update(np.ascontiguousarray(self.latency_ms, dtype="<f8").tobytes())
+        return found.hexdigest()[:16]
 
     def take(self, rows: Sequence[int] | IntArray) -> Samples:
         """The same data with these rows only, in this order; layer times stay whole."""

@@ -38,7 +38,8 @@ class Fitted:
     """What every fitted model knows of its training data.
 
     `error`: one sigma of the held-out relative error, as a multiple of the scale `sqrt(floor**2 + spread**2)`.
-    `measured`: for each group the widths that occurred, ascending.
+    `measured`: for each group the widths that occurred, ascending. `data`: the digest of the samples; empty in the
+    first models that were stored.
     """
 
     space: SearchSpace
@@ -49,6 +50,7 @@ class Fitted:
     measured: tuple[tuple[int, ...], ...]
     error: float
     floor: float
+    data: str = ""
 
     @cached_property
     def work(self) -> Work:
@@ -56,11 +58,11 @@ class Fitted:
         return Work(self.op_templates, self.space, self.tile)
 
     @classmethod
-    def of(cls, samples: Samples, error: float, floor: float) -> Fitted:
-        """The facts of these samples."""
+    def of(cls, samples: Samples, error: float, floor: float, data: str) -> Fitted:
+        """The facts of these merged samples."""
         measured = tuple(tuple(int(w) for w in np.unique(column)) for column in samples.values.T)
         facts = samples.space, samples.op_templates, samples.tile, samples.fingerprint
-        return cls(*facts, len(samples), measured, error, floor)
+        return cls(*facts, len(samples), measured, error, floor, data)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class AbstractLatencyModel(abc.ABC):
         held_out = self.train(merged, seed) or self._cross_validate(merged, seed)
         floor = max(float(np.sqrt(np.mean(held_out.residuals**2))), 1e-6)
         scaled = np.abs(held_out.residuals) / np.hypot(floor, held_out.spreads)
-        self._fitted = Fitted.of(merged, float(np.quantile(scaled, _ONE_SIGMA)), floor)
+        self._fitted = Fitted.of(merged, float(np.quantile(scaled, _ONE_SIGMA)), floor, samples.digest())
         self._check_positive(merged)
         return self
 
@@ -186,6 +188,7 @@ class AbstractLatencyModel(abc.ABC):
             "options": self.options(),
             "fingerprint": fitted.fingerprint.to_json() if fitted.fingerprint else None,
             "sample_count": fitted.sample_count,
+            "data": fitted.data,
             "error": fitted.error,
             "floor": fitted.floor,
             "tile": fitted.tile,
@@ -236,6 +239,7 @@ def _restored(document: Mapping[str, Any]) -> AbstractLatencyModel:
         tuple(tuple(widths) for widths in document["measured"]),
         float(document["error"]),
         float(document["floor"]),
+        str(document.get("data", "")),
     )
     model.restore(document["state"], fitted)
     model._fitted = fitted
