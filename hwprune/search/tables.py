@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from hwprune.core.errors import TableError
+from hwprune.core.errors import TableError, UsageError
+from hwprune.core.events import Caution, OnEvent, ignore
 from hwprune.core.measurement import Target
 from hwprune.graph import ChannelGraph
 from hwprune.latency.features import restrict
@@ -15,10 +15,10 @@ from hwprune.latency.table import LatencyTable
 MODEL_FILE = "latency_model.json"
 
 
-def all_tables(root: Path) -> Iterator[LatencyTable]:
-    """Every table under `root`, the newest first."""
+def table_folders(root: Path) -> list[Path]:
+    """The folder of every table under `root`, the newest first."""
     files = sorted(root.rglob("table.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    yield from (LatencyTable.open(path.parent) for path in files)
+    return [path.parent for path in files]
 
 
 def table_name(spec: str) -> str:
@@ -27,17 +27,29 @@ def table_name(spec: str) -> str:
 
 
 def find_table(
-    name: str | None, root: Path, *, target: Target | None = None, graph: ChannelGraph | None = None
+    name: str | None,
+    root: Path,
+    *,
+    target: Target | None = None,
+    graph: ChannelGraph | None = None,
+    on_event: OnEvent = ignore,
 ) -> LatencyTable:
     """The table in the folder `name`; else the newest under `root` of the model `name` (None: of any model).
 
     `target` narrows it down, and so does the `graph` of the network, to tables of the same operators at the same image
-    size. Raises `TableError` saying which tables there are when none fits.
+    size. One that cannot be read, which may be another network's, is left out with a `Caution`. Raises `TableError`
+    saying which tables there are when none fits.
     """
     if name is not None and (Path(name) / "table.json").exists():
         return LatencyTable.open(name)
     known = []
-    for table in all_tables(root):
+    for folder in table_folders(root):
+        try:
+            table = LatencyTable.open(folder)
+        except UsageError as error:
+            on_event(Caution(f"a latency table is left out: {error.message}", error.hint))
+            known.append(f"{folder}, which cannot be read")
+            continue
         of_target = target is None or _measured_as(table) == target
         of_network = graph is None or _is_of(table, graph)
         if (name is None or table.model_name == table_name(name)) and of_target and of_network:

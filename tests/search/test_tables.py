@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hwprune.latency.table import LatencyTable, TableRow
+from hwprune.core.errors import TableError
+from hwprune.core.events import Caution, Event
+from hwprune.latency.table import SCHEMA, LatencyTable, TableRow
 from hwprune.search import tables as module
-from hwprune.search.tables import MODEL_FILE, stored_model
+from hwprune.search.tables import MODEL_FILE, find_table, stored_model
 from hwprune.testing.staircase import FINGERPRINT, StaircaseBoard, StaircaseGraph, staircase_samples, staircase_space
 
 SPACE = staircase_space()
@@ -66,3 +69,34 @@ class TestStoredModel:
         (table.folder / MODEL_FILE).write_text(json.dumps(document))
         assert stored_model(table).predict(DENSE) == model.predict(DENSE)
         assert "data" in json.loads((table.folder / MODEL_FILE).read_text())
+
+
+class TestFindTable:
+    @staticmethod
+    def broken(root: Path, text: str) -> Path:
+        """A table of something else that cannot be read, newer than all others."""
+        folder = root / "cpu" / "other" / "broken"
+        folder.mkdir(parents=True)
+        (folder / "table.json").write_text(text)
+        os.utime(folder / "table.json", (4e9, 4e9))
+        return folder
+
+    @pytest.mark.parametrize("text", ["{", '{"schema": "hwprune.latency_table/0"}', '{"schema": "SCHEMA"}'])
+    def test_one_that_cannot_be_read_is_left_out(self, tmp_path: Path, text: str) -> None:
+        table = made(tmp_path)
+        folder = self.broken(tmp_path, text.replace("SCHEMA", SCHEMA))
+        heard: list[Event] = []
+        assert find_table("net", tmp_path, on_event=heard.append) == table
+        (caution,) = heard
+        assert isinstance(caution, Caution)
+        assert str(folder) in caution.text
+
+    def test_it_is_named_where_nothing_else_fits(self, tmp_path: Path) -> None:
+        folder = self.broken(tmp_path, "{")
+        with pytest.raises(TableError, match=f"no latency table of net in .*{folder}, which cannot be read"):
+            find_table("net", tmp_path)
+
+    def test_one_that_is_asked_for_is_not_left_out(self, tmp_path: Path) -> None:
+        folder = self.broken(tmp_path, '{"schema": "hwprune.latency_table/0"}')
+        with pytest.raises(TableError, match="is not a latency table of the form"):
+            find_table(str(folder), tmp_path)
