@@ -6,8 +6,8 @@ from hwprune.graph.channel_graph import AttributeEdit, ChannelGraph, ConsumerSli
 from hwprune.graph.gates import gate_parameters
 from hwprune.graph.labels import Pin
 from hwprune.graph.onnx.template import OnnxTemplate
-from hwprune.graph.recipe import Recipe, apply_recipe
-from hwprune.graph.surgery import cut, mask
+from hwprune.graph.recipe import Recipe
+from hwprune.graph.surgery import apply_recipe, cut, mask
 from hwprune.graph.trace import trace
 
 __all__ = [

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from hwprune.core.errors import GraphError
 from hwprune.graph.channel_graph import ChannelGraph, Keep
-from hwprune.graph.edits import Edit, own_tensors, set_attribute, typed_edits
-from hwprune.graph.hollow import make_hollow
-from hwprune.graph.tape import copied
+from hwprune.graph.edits import Edit, own_tensors, typed_edits
+from hwprune.graph.tape import first_line
 
 _SCHEMA = "hwprune.recipe/1"
 
@@ -84,58 +83,65 @@ class Recipe:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Recipe:
-        """The recipe that `to_json` wrote. Raises `GraphError` for another kind of document."""
-        if document.get("schema") != _SCHEMA:
-            raise GraphError(f"not a recipe: its schema is {document.get('schema')!r}", hint=f"expected {_SCHEMA}")
-        return cls(
-            keep={name: tuple(kept) for name, kept in document["keep"].items()},
-            kept={
-                name: {int(dim): tuple(stay) for dim, stay in dims.items()} for name, dims in document["kept"].items()
-            },
-            edits=tuple((str(m), str(a), None if i is None else int(i), int(v)) for m, a, i, v in document["edits"]),
-            dense_hash=document["dense_hash"],
-            versions=dict(document["versions"]),
-            sizes={name: tuple(shape) for name, shape in document["sizes"].items()},
-            scales=tuple(
-                Scale(s["parameter"], int(s["dim"]), tuple(s["positions"]), float(s["factor"]))
-                for s in document["scales"]
-            ),
-        )
+        """The recipe that `to_json` wrote. Raises `GraphError` for another kind of document or a damaged one.
+
+        What it says is only checked against a model by `apply_recipe`.
+        """
+        schema = document.get("schema") if isinstance(document, Mapping) else None
+        if schema != _SCHEMA:
+            raise GraphError(f"not a recipe: its schema is {schema!r}", hint=f"expected {_SCHEMA}")
+        try:
+            return cls(
+                keep={name: _indices(kept) for name, kept in document["keep"].items()},
+                kept={
+                    name: {int(dim): _indices(stay) for dim, stay in dims.items()}
+                    for name, dims in document["kept"].items()
+                },
+                edits=tuple(_edit(*entry) for entry in document["edits"]),
+                dense_hash=_text(document["dense_hash"]),
+                versions={name: _text(version) for name, version in document["versions"].items()},
+                sizes={name: _indices(shape) for name, shape in document["sizes"].items()},
+                scales=tuple(_scale(entry) for entry in document["scales"]),
+            )
+        except KeyError as error:
+            raise damaged(f"it has no {error}") from error
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise damaged(first_line(error)) from error
 
 
-def apply_recipe(recipe: Recipe, fresh_model: nn.Module) -> nn.Module:
-    """A new module of the same class with the recipe's shapes; `fresh_model` is untouched.
-
-    Its weights are those of `fresh_model` at the kept indices, so a fresh model's cut state dict is loaded next.
-    Raises `GraphError` if `fresh_model` is another network.
-    """
-    check_model(fresh_model, recipe.sizes)
-    tensors = {**dict(fresh_model.named_parameters()), **dict(fresh_model.named_buffers())}
-    memo: dict[int, Any] = {}
-    scales = {scale.parameter: scale for scale in recipe.scales}
-    for name, dims in recipe.kept.items():
-        if name in tensors:
-            memo[id(tensors[name])] = _cut_tensor(tensors[name], dims, scales.get(name))
-    small = copied(fresh_model, memo)
-    for edit in recipe.edits:
-        set_attribute(small, edit)
-    make_hollow(small)
-    return small
+def damaged(what: str) -> GraphError:
+    """The error for a recipe in which something cannot be right."""
+    return GraphError(f"the recipe is damaged: {what}", hint="take the recipe.json that the run wrote, unchanged")
 
 
-def _cut_tensor(tensor: Tensor, dims: Mapping[int, tuple[int, ...]], scale: Scale | None) -> Tensor:
-    with torch.no_grad():
-        data = tensor.detach()
-        for dim, kept in dims.items():
-            data = data.index_select(dim, torch.tensor(kept, dtype=torch.int64, device=data.device))
-        if scale is not None:
-            factors = torch.ones(data.shape[scale.dim], dtype=data.dtype, device=data.device)
-            factors[list(scale.positions)] = scale.factor
-            data = data * factors.reshape([-1 if d == scale.dim else 1 for d in range(data.ndim)])
-        data = data.clone()
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(data, requires_grad=tensor.requires_grad)
-    return data
+def _indices(value: object) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{value!r:.40} is not a list")
+    return tuple(_integer(item) for item in value)
+
+
+def _integer(value: object) -> int:
+    # Anything larger would not fit into the arrays of indices.
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise TypeError(f"{value!r:.40} is not an index or a size")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is not a text")
+    return value
+
+
+def _edit(module: object, attribute: object, index: object, value: object) -> Edit:
+    return _text(module), _text(attribute), None if index is None else _integer(index), _integer(value)
+
+
+def _scale(entry: Mapping[str, object]) -> Scale:
+    factor = entry["factor"]
+    if not isinstance(factor, (int, float)):
+        raise TypeError(f"{factor!r:.40} is not a number")
+    return Scale(_text(entry["parameter"]), _integer(entry["dim"]), _indices(entry["positions"]), float(factor))
 
 
 def check_model(model: nn.Module, sizes: Mapping[str, tuple[int, ...]]) -> None:
@@ -162,9 +168,10 @@ def state_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _edits(
-    model: nn.Module, graph: ChannelGraph, keep: Keep, kept: Mapping[str, Mapping[int, tuple[int, ...]]]
-) -> tuple[Edit, ...]:
+def layer_edits(
+    model: nn.Module, kept: Mapping[str, Mapping[int, tuple[int, ...]]]
+) -> dict[tuple[str, str, int | None], int]:
+    """What torch's layers say of their own shape and must say anew: (module, attribute, index) -> value."""
     edits: dict[tuple[str, str, int | None], int] = {}
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
@@ -173,6 +180,13 @@ def _edits(
             shapes = {name: _new_shape(tensor, kept.get(prefix + name, {})) for name, tensor in own.items()}
             for where, attribute, index, value in typed_edits(path, module, shapes):
                 edits[where, attribute, index] = value
+    return edits
+
+
+def _edits(
+    model: nn.Module, graph: ChannelGraph, keep: Keep, kept: Mapping[str, Mapping[int, tuple[int, ...]]]
+) -> tuple[Edit, ...]:
+    edits = layer_edits(model, kept)
     widths = dict(graph.widths_of(keep))
     for edit in graph.edits:
         if any(group in keep for group, _ in edit.value.terms):
