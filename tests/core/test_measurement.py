@@ -106,6 +106,23 @@ class TestMeasurement:
         assert [item.index for item in with_a_good_one.valid_rounds] == [0, 1]
         assert with_a_good_one.latency_ms == pytest.approx(1.05)
 
+    def test_p90_by_hand(self) -> None:
+        """Rounds of one median and three tails: the interval is t over the rounds' own p90, as the median's is."""
+        laps = [[2.0] * 9 + [tail] * 2 for tail in (2.2, 2.4, 2.6)]  # of 11 laps the tenth is the p90
+        rounds = tuple(make_round(index, times) for index, times in enumerate(laps))
+        measured = Measurement("net", rounds, 0.5, Protocol(), FINGERPRINT)
+        half = 4.302652729696 * 0.1 / 3**0.5  # the tails are 1.1, 1.2 and 1.3 ms
+        value = 1.1 + 0.8 * 0.1  # of all 33 laps, by interpolation between the 29th and the 30th
+        assert measured.statistic("p90") == pytest.approx((value, value - half, value + half))
+        assert measured.ci_ms == pytest.approx((1.0, 1.0))
+
+    def test_p90_of_a_single_round_by_hand(self) -> None:
+        """The standard error of a normal sample's p90 is 1.71 times that of its mean: sqrt(0.9 * 0.1) / 0.1755."""
+        measured = Measurement("net", (make_round(0, [2.0] * 9 + [2.4] * 2),), 0.5, Protocol(), FINGERPRINT)
+        deviation = ((9 * (0.4 / 11) ** 2 + 2 * (1.8 / 11) ** 2) / 10) ** 0.5  # from the mean, 11.4 / 11 ms
+        half = 2.228138851965 * 1.71 * deviation / 11**0.5
+        assert measured.statistic("p90") == pytest.approx((1.2, 1.2 - half, 1.2 + half))
+
     def test_statistics_by_name(self) -> None:
         measured = make([2.0, 2.1, 2.2], noise=0.01)
         assert measured.statistic("median") == (measured.latency_ms, *measured.ci_ms)
