@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 
 import pytest
 
-import hwprune
 from hwprune.core.errors import UsageError
 from hwprune.core.measurement import (
     WARNINGS,
@@ -284,15 +281,3 @@ class TestProtocol:
 def test_layer_time_survives_json() -> None:
     layer = LayerTime("conv1", "Conv", 0.02, ((1, 3, 8, 8), (16, 3, 3, 3)), ((1, 16, 8, 8),), "fused Relu")
     assert LayerTime.from_json(json.loads(json.dumps(layer.to_json()))) == layer
-
-
-def test_measuring_files_are_python_3_8() -> None:
-    """They are sent to boards whose system Python is 3.8."""
-    package = Path(hwprune.__file__).parent
-    names = ("statistics", "measurement", "target", "protocol", "prediction")
-    files = [package / "core" / f"{name}.py" for name in names] + sorted((package / "runtimes").glob("*.py"))
-    for path in files:
-        text = path.read_text()
-        ast.parse(text, feature_version=(3, 8))
-        assert "strict=" not in text, path.name
-        assert "kw_only" not in text, path.name
