@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from random import Random
@@ -17,6 +18,7 @@ from hwprune.search.controller import UNUSED, UNUSED_UNDER_NOISE, BudgetControll
 GRID = tuple(range(16, 161, 16))
 SPACE = SearchSpace(tuple(ChannelGroup(name, 160) for name in "abc"), (GRID, GRID, GRID))
 ROWS = list(itertools.product(GRID, GRID, GRID))
+COARSE = (16, 96, 160)
 
 
 def true_ms(row: tuple[int, ...]) -> float:
@@ -43,6 +45,7 @@ class Device:
     model_error: float = 0.0
     rng: Random = field(default_factory=lambda: Random(0))
     events: list[Event] = field(default_factory=list)
+    rows: Sequence[tuple[int, ...]] = field(default_factory=lambda: ROWS)
 
     def predict(self, answer: Answer) -> float:
         return self.predicted_ms(answer.widths.values_tuple())
@@ -51,8 +54,8 @@ class Device:
         return self.bias * true_ms(row) * (1 + self.model_error * error(row))
 
     def answer(self, target_ms: float) -> Answer:
-        predicted = {row: self.predicted_ms(row) for row in ROWS}
-        fitting = [row for row in ROWS if predicted[row] <= target_ms] or [ROWS[0]]
+        predicted = {row: self.predicted_ms(row) for row in self.rows}
+        fitting = [row for row in self.rows if predicted[row] <= target_ms] or [self.rows[0]]
         row = max(fitting, key=predicted.__getitem__)
         return Answer(SPACE.make(row), {}, predicted[row], {})
 
@@ -62,15 +65,15 @@ class Device:
         self.bias += 0.5 * (latency_ms / true_ms(answer.widths.values_tuple()) - self.bias)
         return Trial(answer, latency_ms, (latency_ms - half, latency_ms + half), self.budget_ms)
 
-    def settle(self) -> Settlement:
+    def settle(self, first: Answer | None = None) -> Settlement:
         controller = BudgetController(
             measure=self.measure,
             refit=lambda answer, target_ms: self.answer(target_ms),
             predict=self.predict,
-            smallest_ms=self.bias * true_ms(ROWS[0]),
+            smallest_ms=lambda: self.predicted_ms(ROWS[0]),
             on_event=self.events.append,
         )
-        return controller.settle(self.answer(self.budget_ms))
+        return controller.settle(first or self.answer(self.budget_ms))
 
 
 def slower(trial: Trial, factor: float, width: float = 1.0) -> Trial:
@@ -106,14 +109,21 @@ def test_wide_intervals_do_not_make_it_search_for_ever() -> None:
 
 
 def test_a_coarse_grid_shows_the_next_wider_candidate() -> None:
-    device = Device(budget_ms=0.97 * true_ms((32, 32, 16)), bias=1.0)
-    settled = device.settle()
-    best = max((row for row in ROWS if true_ms(row) <= device.budget_ms), key=true_ms)
-    assert settled.chosen.measured_ms == pytest.approx(true_ms(best))
-    if settled.chosen.utilisation < 1 - UNUSED:
-        assert settled.next_wider is not None
-        between = [r for r in ROWS if settled.chosen.measured_ms < true_ms(r) < settled.next_wider.measured_ms]
-        assert not between
+    """Widths of 16, 96 and 160: the budget lies in a gap between two rows, and two misses are seen above it."""
+    rows = sorted(itertools.product(COARSE, repeat=3), key=true_ms)
+    best, wider = rows[13:15]
+    budget_ms = 0.5 * (true_ms(best) + true_ms(wider))
+    assert true_ms(best) < (1 - UNUSED_UNDER_NOISE) * budget_ms, "the grid has a gap there"
+    device = Device(budget_ms=budget_ms, bias=1.0, rows=rows)
+    settled = device.settle(device.answer(1.3 * budget_ms))
+    assert settled.exhausted
+    assert settled.chosen.answer.widths == SPACE.make(best)
+    assert settled.chosen.utilisation < 1 - UNUSED
+    missed = [trial.measured_ms for trial in settled.trials if not trial.within]
+    assert len(set(missed)) >= 2
+    assert settled.next_wider is not None
+    assert settled.next_wider.answer.widths == SPACE.make(wider)
+    assert settled.next_wider.measured_ms == min(missed)
 
 
 @pytest.mark.parametrize("disturbed", [1, 2])
@@ -169,12 +179,32 @@ def test_a_wide_interval_within_the_budget_is_asked_again() -> None:
         measure=device.measure,
         refit=lambda answer, target_ms: device.answer(target_ms),
         predict=device.predict,
-        smallest_ms=true_ms(ROWS[0]),
+        smallest_ms=lambda: true_ms(ROWS[0]),
     )
     settled = controller.settle(first)
     assert asked == [first.widths, first.widths]
     assert settled.chosen.answer.widths == first.widths
     assert settled.chosen.measured_ci_ms[1] == pytest.approx(1.005 * settled.chosen.measured_ms)
+
+
+def test_of_two_sessions_the_less_disturbed_one_stands() -> None:
+    """The first session is undecided by a hair, the second one disturbed: what the first said is not lost."""
+    device = Device(budget_ms=true_ms((96, 96, 96)) / 0.97, bias=1.0)
+    first, asked = device.answer(true_ms((96, 96, 96))), []
+
+    def measure(answer: Answer) -> Trial:
+        asked.append(answer.widths)
+        value = true_ms(answer.widths.values_tuple())
+        half = 0.04 * value
+        trial = Trial(answer, value, (value - half, value + half), device.budget_ms)
+        return slower(trial, 1.25) if len(asked) == 2 else trial
+
+    device.measure = measure  # type: ignore[method-assign]
+    settled = device.settle(first)
+    assert asked[:2] == [first.widths, first.widths]
+    (kept,) = (trial for trial in settled.trials if trial.answer.widths == first.widths)
+    assert kept.measured_ms == true_ms((96, 96, 96))
+    assert settled.chosen.within
 
 
 def test_nothing_fits() -> None:
