@@ -113,6 +113,20 @@ def test_recalibration_touches_statistics_only(data: Data) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_recalibration_sees_what_the_network_computes_without_dropout(data: Data) -> None:
+    """A dropout in front of a batch norm stays off, in a model that was left in training mode too."""
+
+    def made(dropout: nn.Module) -> nn.Sequential:
+        return nn.Sequential(dropout, nn.BatchNorm2d(3)).train()
+
+    found, expected = made(nn.Dropout(0.5)), made(nn.Identity())
+    for model in (found, expected):
+        recalibrate_bn(model, data, images=96, batch_size=24)
+        assert all(module.training for module in model.modules())
+    assert torch.equal(found[1].running_mean, expected[1].running_mean)
+    assert torch.equal(found[1].running_var, expected[1].running_var)
+
+
 def test_recalibration_repairs_shifted_statistics(data: Data) -> None:
     model = toy_network()
     train_dense(model, data, plan=TrainPlan(epochs=20, batch_size=16))
