@@ -1,4 +1,4 @@
-"""The pages on devices tell the truth: their commands, files, options and error messages exist."""
+"""The pages tell the truth: every command of theirs can be typed; files, options and errors of the devices exist."""
 
 from __future__ import annotations
 
@@ -20,32 +20,65 @@ from hwprune.devices.prepare import TOLERANCE
 from hwprune.runtimes.tensorrt import TensorRt
 
 ROOT = Path(__file__).parents[1]
-PAGES = {name: (ROOT / "docs" / name).read_text() for name in ("jetson.md", "tensorrt.md")}
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 SOURCE = "\n".join(path.read_text() for path in sorted((ROOT / "hwprune").rglob("*.py")))
-pages = pytest.mark.parametrize("page", sorted(PAGES))
+pages = pytest.mark.parametrize("page", ["jetson.md", "tensorrt.md"])
+every_page = pytest.mark.parametrize("page", sorted(PAGES))
 
 
 def _blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.S)
 
 
-def _commands(page: str) -> list[list[str]]:
-    lines = [line for block in _blocks(page, "sh") for line in block.splitlines()]
+def _commands(text: str) -> list[list[str]]:
+    """The lines of blocks that begin with `hwprune`, or end with it after `&&`."""
+    fenced = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.S) for line in block.splitlines()]
+    indented = [line for line in text.splitlines() if line.startswith("    ")]
+    lines = [line.strip().rpartition(" && ")[2] for line in (*fenced, *indented)]
     return [shlex.split(line, comments=True) for line in lines if line.startswith("hwprune ")]
 
 
-def _parse(verb: str, arguments: list[str]) -> None:
+def _mentions(text: str) -> list[list[str]]:
+    """Code in sentences and tables that begins with `hwprune`, which may leave a flag's value out."""
+    return [shlex.split(code) for code in re.findall(r"`(hwprune [^`\n]+)`", text)]
+
+
+def _group() -> TyperGroup:
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
-    group.commands[verb].make_context(verb, arguments)
+    return group
 
 
-@pages
+def _parse(verb: str, arguments: list[str]) -> None:
+    _group().commands[verb].make_context(verb, arguments)
+
+
+def _unknown(words: list[str]) -> set[str]:
+    """The flags in a mention that its verb does not have."""
+    params = _group().commands[words[1]].params
+    known = {"--help", *(name for param in params for name in (*param.opts, *param.secondary_opts))}
+    return {word.partition("=")[0] for word in words[2:] if word.startswith("--")} - known
+
+
+@every_page
 def test_every_command_can_be_typed(page: str) -> None:
-    commands = _commands(page)
+    commands = _commands(PAGES[page])
     assert commands
     for _, verb, *arguments in commands:
         _parse(verb, arguments)
+
+
+@every_page
+def test_every_verb_and_flag_that_is_named_exists(page: str) -> None:
+    mentions = _mentions(PAGES[page])
+    assert mentions
+    assert {" ".join(words): flags for words in mentions if (flags := _unknown(words))} == {}
+
+
+def test_commands_are_found_in_blocks_and_in_sentences() -> None:
+    text = "```\nhwprune doctor  # first\n```\n`hwprune fit --json` says\nhwprune can\n    cd && hwprune report last\n"
+    assert _commands(text) == [["hwprune", "doctor"], ["hwprune", "report", "last"]]
+    assert _mentions(text) == [["hwprune", "fit", "--json"]]
 
 
 def test_a_wrong_command_would_be_noticed() -> None:
@@ -53,6 +86,7 @@ def test_a_wrong_command_would_be_noticed() -> None:
         _parse("profile", ["mobilenetv2", "--power-mode", "15W"])
     with pytest.raises(KeyError):
         _parse("prepare", [])
+    assert _unknown(["hwprune", "profile", "--power-mode", "--samples"]) == {"--power-mode"}
 
 
 @pages

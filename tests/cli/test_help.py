@@ -11,9 +11,10 @@ import pytest
 from cli_fakes import Done
 
 from hwprune import __version__, methods
+from hwprune.cli import _main
 
 Hw = Callable[..., Done]
-VERBS = ["search", "profile", "fit", "predict", "finetune", "export", "bench", "explain", "report", "devices", "doctor"]
+VERBS = [module.__name__.rpartition(".")[2] for module in _main.VERBS]
 HEAVY = ("torch", "optuna", "sklearn", "pandas", "scipy", "onnxruntime", "onnx", "jinja2")
 CPU_LIMIT_S = 0.5
 
