@@ -109,13 +109,24 @@ def _affine(given: Mapping[str, object], *, channels_last: bool) -> Tensor:
 
 def _random_keep(graph: ChannelGraph, names: Sequence[str], seed: int) -> dict[str, list[int]]:
     """Kept units of each group; the shares differ, so that a size taken for that of another group shows."""
-    rng = np.random.default_rng(seed)
+    numbers = {group.name: number for number, group in enumerate(graph.groups)}
     keep = {}
     for name in names:
         units = graph.group(name).units
-        width = int(rng.integers(max(1, units // 4), max(2, units * 3 // 4 + 1)))
-        keep[name] = sorted(rng.choice(units, min(width, units - 1), replace=False).tolist())
+        width = _width(units, seed, np.random.default_rng(numbers[name]))
+        chosen = np.random.default_rng((numbers[name], seed)).choice(units, width, replace=False)
+        keep[name] = sorted(chosen.tolist())
     return keep
+
+
+def _width(units: int, seed: int, rng: np.random.Generator) -> int:
+    """How many units of a group stay in a proof: another number for every seed, as long as there are others.
+
+    The first is not one: heads or shuffled channels of one unit each look right in any order.
+    """
+    widths = rng.permutation(np.arange(max(1, units // 4), max(1, min(units * 3 // 4, units - 1)) + 1)).tolist()
+    widths.sort(key=lambda width: width == 1 and units > 2)
+    return int(widths[seed % len(widths)])
 
 
 def lively(model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:

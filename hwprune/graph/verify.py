@@ -31,6 +31,8 @@ def verified(
     names = [group.name for group in graph.removable]
     for seed in range(_PROOFS):
         names = search.run(names, seed)
+    if search.graph is not graph:
+        names = search.run(names, _PROOFS)
     if search.bad or search.graph is not graph:
         graph = build(structure, model, example, {**pinned, **search.bad}, search.graph.edits)
     return _with_skippable(graph, model, example, check)
@@ -51,7 +53,7 @@ def _mark(graph: ChannelGraph, names: Sequence[str]) -> ChannelGraph:
     return graph.replace(groups=tuple(replace(group, skippable=group.name in names) for group in graph.groups))
 
 
-# Other units and other widths each time.
+# Other units and other widths each time, and once more where attributes were changed: those are guesses.
 _PROOFS = 2
 # Class of the module, attribute, position in a tuple, path of the group's first producer inside the module.
 _EditKind = tuple[str, str, int | None, str]
@@ -170,10 +172,11 @@ class _Search:
         return owner, edit.attribute, edit.index, name.removeprefix(edit.module)
 
     def _admit_one(self, name: str, failure: Failure) -> tuple[AttributeEdit, ...]:
-        """Try a group that failed as it is with all its edits, then with each; the edits that helped, or reject it."""
+        """Try a group that failed as it is with each of its edits, then all; the edits that helped, or reject it."""
         edits = candidate_edits(self.model, self.graph, name)
-        for attempt in (edits, *((edit,) for edit in edits)) if len(edits) > 1 else (edits,):
-            if attempt and self._accepts([name], attempt) is None:
+        attempts = [(edit,) for edit in edits]
+        for attempt in (*attempts, edits) if len(edits) > 1 else attempts:
+            if self._accepts([name], attempt) is None:
                 return attempt
         self._reject(name, failure)
         return ()

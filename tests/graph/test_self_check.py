@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hwprune.graph import trace
+from hwprune.graph import cut, mask, trace
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -71,3 +72,28 @@ def test_a_closed_gate_hides_nothing(network: type[Gated], shape: tuple[int, ...
         model.gate = nn.Parameter(torch.full(shape, value))
         found.append(removable(model))
     assert found[0] == found[1] == ["stem"]
+
+
+class Shuffled(Small):
+    """A channel shuffle that keeps the number of groups, which must stay, and that of channels in attributes."""
+
+    def make(self) -> None:
+        self.groups, self.channels = 4, 16
+        self.grouped, self.last = nn.Conv2d(16, 16, 3, padding=1, groups=4), nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.grouped(F.relu(self.stem(x)))
+        x = x.view(x.shape[0], self.groups, self.channels // self.groups, 8, 8)
+        return self.head(self.last(F.relu(x.transpose(1, 2).reshape(x.shape[0], self.channels, 8, 8))))
+
+
+@torch.no_grad()
+def test_an_attribute_that_only_fits_one_unit_is_left_alone() -> None:
+    model = Shuffled()
+    graph = trace(model, IMAGES)
+    assert "grouped" in [group.name for group in graph.removable]
+    for width in range(1, 4):
+        for keep in itertools.combinations(range(4), width):
+            small = cut(model, graph, {"grouped": keep})
+            assert (small.groups, small.channels) == (4, 4 * width)
+            assert torch.allclose(small(IMAGES), mask(model, graph, {"grouped": keep})(IMAGES), atol=1e-6)
