@@ -103,3 +103,26 @@ def test_a_rule_that_fails_pins_and_says_so(monkeypatch: pytest.MonkeyPatch, bro
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_rule_fails_on_the_families(family: str) -> None:
     assert not [pin for pin in traced(family)[2].pins if "failed (" in pin.reason]
+
+
+class NewConstants(nn.Module):
+    """Constants made from an activation: of its type and device alone, or of its shape too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 10, 1), nn.Conv2d(11, 6, 1)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        x = self.conv2(x * x.new_full(x.shape, 0.5) + x.new_zeros(1))
+        x = self.conv3(torch.cat([x, x.new_ones(x.shape[0], 1, *x.shape[2:])], 1))
+        return self.fc(x.mean((2, 3)) + x.new_empty(6).fill_(1.0))  # type: ignore[no-any-return]
+
+
+def test_a_new_constant_pins_no_channel_of_the_tensor_it_is_made_from() -> None:
+    model, x = NewConstants().eval(), torch.randn(2, 3, 6, 6)
+    graph = trace(model, x)
+    assert units(graph) == {"conv1": 8, "conv2": 10}
+    assert "joins them with channels that cannot be removed" in graph.group("conv3").reason
+    check_cut(model, x, graph)

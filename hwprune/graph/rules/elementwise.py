@@ -50,6 +50,13 @@ def like(call: Call) -> None:
     call.put(call.layout(call.inputs[0]))
 
 
+@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
+def new(call: Call) -> None:
+    """New values in a shape of their own, which are constants; in the input's whole shape they follow its channels."""
+    x = call.tensor("self")
+    call.put(call.layout(x) if x.shape == call.outputs[0].shape else ())
+
+
 def _activations_first(call: Call) -> list[Tensor]:
     return sorted(call.inputs, key=lambda tensor: not call.seen(tensor).from_input)
 
