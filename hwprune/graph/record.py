@@ -104,11 +104,20 @@ class Record:
     def get(self, tensor: Tensor) -> TensorRecord:
         """What is known of the tensor; a tensor the tape never saw is a constant without labels."""
         found: TensorRecord | None = self._tensors.get(tensor)  # type: ignore[no-untyped-call]
-        return found if found is not None else TensorRecord((), from_input=False)
+        found = found if found is not None else TensorRecord((), from_input=False)
+        # Another view of the same memory may have been written to since this one was made.
+        if not found.from_input and tensor._is_view() and tensor._base is not None:
+            found.from_input = self.get(tensor._base).from_input
+        return found
 
     def put(self, tensor: Tensor, record: TensorRecord) -> None:
-        """Note what is known of an operator's output."""
+        """Note what is known of an operator's output. Who writes to a part of a tensor changes the whole of it."""
         self._tensors[tensor] = record
+        if record.from_input and tensor._is_view() and tensor._base is not None:
+            whole = self.get(tensor._base)
+            if not whole.from_input:
+                whole.from_input = True
+                self._tensors[tensor._base] = whole
 
     def weight_name(self, tensor: Tensor) -> str | None:
         """The name of the parameter that the tensor is or is a view of, None without labels."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from traced_families import random_keep, traced
 
 from hwprune.core.ops import OpTemplate
@@ -113,3 +114,38 @@ def test_templates_survive_json() -> None:
     for template in graph.op_templates:
         assert OpTemplate.from_json(template.to_json()) == template
     assert all(math.prod(count.at(dict(graph.dense())) for count in p.shape) > 0 for p in graph.parameter_templates)
+
+
+class Canvas(nn.Module):
+    """An image written into the middle of an empty one, in one of several ways, and a network behind it."""
+
+    def __init__(self, write: str) -> None:
+        super().__init__()
+        self.write = write
+        self.stem, self.conv, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        canvas = torch.zeros(len(x), 8, 10, 10)
+        middle = canvas[:, :, 2:8][..., 2:8]
+        if self.write == "set":
+            canvas[:, :, 2:8, 2:8] = x
+        elif self.write == "add":
+            middle += x
+        elif self.write == "out":
+            torch.add(x, 1, out=middle)
+        else:
+            canvas.copy_(F.pad(x, (2, 2, 2, 2)))
+            canvas = middle
+        return self.last(F.relu(self.conv(canvas)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("write", ["set", "add", "out", "read"])
+def test_a_tensor_filled_by_parts_hides_no_operator(write: str) -> None:
+    model, example = Canvas(write).eval(), (torch.randn(2, 3, 8, 8),)
+    graph = trace(model, example)
+    assert graph.macs({}) == slow_macs(model, example)
+    assert [op.name for op in graph.op_templates if op.kind == "conv"] == ["stem", "conv", "last"]
+    keep = {group.name: [0, 2] for group in graph.removable}
+    assert "conv" in keep
+    assert graph.macs(dict.fromkeys(keep, 2)) == slow_macs(cut(model, graph, keep), example)
