@@ -149,7 +149,8 @@ class _Errors:
         if self.streams.as_json:
             document: dict[str, Any] = {"error": error.message, "hint": error.hint, "exit_code": self.code}
             if isinstance(error, BudgetInfeasible):
-                document = {"verdict": "infeasible", "smallest_ms": error.smallest_ms, **document}
+                # What is measured to be infeasible is a result; as an error it is what a method predicts.
+                document = {"verdict": "infeasible", "predicted_smallest_ms": error.smallest_ms, **document}
             try:
                 self.streams.document(f"hwprune.{self._verb}/1", document)
             except OSError:  # nobody takes our output, and the error itself stands on stderr

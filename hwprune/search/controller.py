@@ -90,7 +90,8 @@ class BudgetController:
     """Closes the loop between a method's predictions and the device.
 
     `measure` times one answer and teaches the latency model; `refit` asks the method for an answer predicted within
-    another target (ms); `predict` is the model's current prediction for an answer's widths.
+    another target (ms); `predict` is the model's current prediction for an answer's widths, and `smallest_ms` that for
+    the smallest network: each measurement may raise it.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class BudgetController:
         measure: Callable[[Answer], Trial],
         refit: Callable[[Answer, float], Answer],
         predict: Callable[[Answer], float],
-        smallest_ms: float,
+        smallest_ms: Callable[[], float],
         tries: int = 10,
         on_event: OnEvent = ignore,
     ) -> None:
@@ -122,7 +123,7 @@ class BudgetController:
                 continue
             following = self._next_answer(trial, seen, aim) or self._doubtful(seen)
         if not any(trial.within for trial in seen.trials.values()):
-            least = self.refit(answer, self.smallest_ms)
+            least = self.refit(answer, self.smallest_ms())
             if least.widths.values_tuple() not in seen.trials:
                 seen.add(self._try(least))
         trials = tuple(seen.trials.values())
@@ -161,12 +162,12 @@ class BudgetController:
         believed = seen.believed()
         last = trial if trial in believed else believed[-1]
         wanted = min(aim, last.highest_aim) * last.budget_ms / seen.bias(last)
-        passed = max((self.predict(t.answer) for t in believed if t.within), default=self.smallest_ms)
+        passed = max((self.predict(t.answer) for t in believed if t.within), default=self.smallest_ms())
         missed = min((self.predict(t.answer) for t in believed if not t.within), default=math.inf)
         if passed < missed < math.inf and not passed < wanted < missed:
             wanted = 0.5 * (passed + missed)
         for target_ms in self._targets(wanted, missed, any_passed=any(t.within for t in believed)):
-            answer = self.refit(last.answer, max(target_ms, self.smallest_ms))
+            answer = self.refit(last.answer, max(target_ms, self.smallest_ms()))
             before = seen.trials.get(answer.widths.values_tuple())
             if before is None or (before not in believed and seen.may_ask_again(before)):
                 # The prediction from before it was measured; now the model knows this network.
@@ -175,7 +176,7 @@ class BudgetController:
 
     def _targets(self, wanted: float, missed: float, *, any_passed: bool) -> list[float]:
         if not any_passed:
-            return [wanted, *(wanted * (1 - 0.02 * step) for step in range(1, 6)), self.smallest_ms]
+            return [wanted, *(wanted * (1 - 0.02 * step) for step in range(1, 6)), self.smallest_ms()]
         beyond = missed * (1 - 1e-9) if missed < math.inf else wanted * 1.05
         return [wanted, 0.5 * (wanted + beyond), beyond]
 

@@ -19,13 +19,13 @@ from hwprune.report.html import write_report
 from hwprune.report.run_data import Candidate, Result
 from hwprune.search.answers import load_settlement, save_settlement
 from hwprune.search.controller import AIM, Settlement
+from hwprune.search.dense import dense_network
 from hwprune.search.finish import Finished, finish, layer_profile
 from hwprune.search.run_folder import ONNX, RunFolder
 from hwprune.search.settings import SearchSettings
 from hwprune.search.shipping import SHIPPED
 from hwprune.search.stages import (
     Baseline,
-    dense_network,
     make_method,
     measure_baseline,
     search_answer,
@@ -75,11 +75,10 @@ def run_search(
             baseline = measure_baseline(shop)
             try:
                 baseline.check(settings.statistic)
-            except BudgetInfeasible as error:
-                folder.emit(Caution(error.message, error.hint))
-                result = _infeasible(shop, baseline, error.smallest_ms)
-            else:
                 result = _search(shop, baseline, method)
+            except BudgetInfeasible as error:  # by the baseline's measurement, or as the method predicts
+                folder.emit(Caution(error.message, error.hint))
+                result = _infeasible(shop, baseline)
         write_json(finished, result.to_json())
         write_report(folder.path)
         return result
@@ -207,7 +206,7 @@ def _result(shop: Workshop, done: Finished, settled: list[Settlement], image_pas
     )
 
 
-def _infeasible(shop: Workshop, baseline: Baseline, smallest_ms: float) -> Result:
+def _infeasible(shop: Workshop, baseline: Baseline) -> Result:
     return Result(
         verdict="infeasible",
         budget_ms=baseline.budget_ms,
@@ -223,7 +222,7 @@ def _infeasible(shop: Workshop, baseline: Baseline, smallest_ms: float) -> Resul
         utilisation=None,
         params=None,
         macs=None,
-        smallest_ms=smallest_ms,
+        smallest_ms=baseline.smallest.statistic(shop.settings.statistic)[0],
         stages=shop.folder.seconds,
         measurements={"dense": baseline.dense, "smallest": baseline.smallest},
         warnings=tuple(shop.folder.cautions),

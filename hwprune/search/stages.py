@@ -1,29 +1,23 @@
-"""The stages of a run after profiling: feasible? dense, search, settle. Each can be resumed from its artefact."""
+"""The stages of a run after profiling: feasible? search, settle. Each can be resumed from its artefact."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from hwprune.core import config, plugins
 from hwprune.core.errors import BudgetInfeasible
-from hwprune.core.events import CandidateMeasured, Caution, Note, OnEvent, Stop
+from hwprune.core.events import CandidateMeasured, Caution, Note
 from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Widths
 from hwprune.methods._adjust import fastest
 from hwprune.methods._base import AbstractMethod, Answer, Problem
-from hwprune.models import load_weights, save_weights
 from hwprune.search.answers import load_answer, save_answer
 from hwprune.search.controller import AIM, LITTLE_USED, BudgetController, Settlement, Trial
-from hwprune.search.settings import SearchSettings
 from hwprune.search.workshop import QUIETER, Workshop
-from hwprune.training import Data, Task, TrainPlan, evaluate, train_dense
 
 
 @dataclass(frozen=True)
@@ -91,52 +85,6 @@ def measure_baseline(shop: Workshop) -> Baseline:
     return baseline
 
 
-def dense_network(shop: Workshop) -> None:
-    """Bring trained weights into the model: those it came with, or those of a training that this run does once."""
-    path = shop.folder.path / "dense.safetensors"
-
-    def work() -> None:
-        train_if_needed(
-            shop.model,
-            shop.data,
-            shop.task,
-            shop.settings,
-            checkpoint=shop.folder.checkpoint("dense"),
-            on_event=shop.folder.emit,
-            stop=shop.stop,
-        )
-        save_weights(shop.model, path)
-
-    def load() -> None:
-        load_weights(shop.model, path)
-
-    shop.folder.stage("dense", work, load)
-    shop.model.eval()
-
-
-def train_if_needed(
-    model: nn.Module,
-    data: Data,
-    task: Task,
-    settings: SearchSettings,
-    *,
-    checkpoint: Path,
-    on_event: OnEvent,
-    stop: Stop,
-) -> None:
-    """Train the dense network in place unless it has weights: some were named, or it scores well above chance."""
-    chance = 1 / data.classes if data.classes else float("inf")
-    before = evaluate(model, data, "val", task=task)
-    if before.score > 2 * chance or settings.weights:
-        on_event(Note(f"the network scores {before.score:.4f} on validation data: taken as trained"))
-        return
-    on_event(Note(f"the network has no trained weights (validation score {before.score:.4f}): training it first"))
-    plan = TrainPlan(epochs=settings.dense_epochs, batch_size=settings.batch_size, precision=settings.train_precision)
-    train_dense(
-        model, data, task=task, plan=plan, seed=settings.seed, checkpoint=checkpoint, on_event=on_event, stop=stop
-    )
-
-
 def make_method(name: str, options: dict[str, Any]) -> AbstractMethod:
     """The method of that name with its options, which are the fields of its dataclass."""
     return config.from_mapping(
@@ -193,13 +141,17 @@ def search_answer(shop: Workshop, method: AbstractMethod, budget_ms: float) -> A
 
     def work() -> Answer:
         # The measured smallest network meets a budget that its prediction may miss: measurements decide.
-        least_ms = fastest(shop.table.space, shop.latency).predicted_ms
-        problem = make_problem(shop, max(AIM * budget_ms, least_ms))
+        problem = make_problem(shop, max(AIM * budget_ms, _least_ms(shop)))
         answers = list(method.search(problem))
         save_answer(answers[-1], folder)
         return answers[-1]
 
     return shop.folder.stage("search", work, lambda: load_answer(folder, shop.table.space))
+
+
+def _least_ms(shop: Workshop) -> float:
+    """The least latency that the model predicts now: no target below it can be met."""
+    return fastest(shop.table.space, shop.latency).predicted_ms
 
 
 def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float = AIM) -> Settlement:
@@ -226,6 +178,8 @@ def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float
         return shop.latency.predict(candidate.widths).latency_ms
 
     def refit(candidate: Answer, target_ms: float) -> Answer:
+        # What was measured since the target was chosen may have raised the prediction even of the fastest network.
+        target_ms = max(target_ms, _least_ms(shop))
         found = method.refit(make_problem(shop, target_ms), candidate, target_ms)
         return replace(found, state=answer.state)
 
@@ -233,7 +187,7 @@ def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float
         measure=measure,
         refit=refit,
         predict=predict,
-        smallest_ms=shop.latency.predict(shop.table.space.smallest()).latency_ms,
+        smallest_ms=lambda: shop.latency.predict(shop.table.space.smallest()).latency_ms,
         on_event=shop.folder.emit,
     )
     settled = controller.settle(answer, aim=aim)

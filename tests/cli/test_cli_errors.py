@@ -89,7 +89,8 @@ def test_errors_are_coloured_as_the_file_says(hw: Hw, api: FakeApi, workplace: P
 def test_an_infeasible_budget_says_what_is_reachable(hw: Hw, api: FakeApi) -> None:
     api.answers["search"] = BudgetInfeasible("no network in 1 ms", smallest_ms=1.34)
     document = hw(*SEARCH, "--json").json
-    assert (document["verdict"], document["smallest_ms"], document["exit_code"]) == ("infeasible", 1.34, 1)
+    assert (document["verdict"], document["predicted_smallest_ms"], document["exit_code"]) == ("infeasible", 1.34, 1)
+    assert "smallest_ms" not in document  # that is measured
 
 
 def test_a_bug_goes_to_a_file(hw: Hw, api: FakeApi, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from hwprune import api
-from hwprune.core.errors import DataError, Interrupted, RunError, UsageError
+from hwprune.core.errors import BudgetInfeasible, DataError, Interrupted, RunError, UsageError
 from hwprune.core.events import Caution, Event, Note, SearchStep, StageDone
 from hwprune.core.files import Journal, read_json
 from hwprune.core.measurement import Measurement
@@ -297,6 +297,19 @@ def test_the_smallest_reachable_latency_is_reachable(search: Search, tmp_path: P
     assert run.verdict in ("pass", "miss")
     assert run.result.measured_ms is not None
     assert run.result.measured_ms < 1.03 * smallest_ms
+
+
+def test_what_a_method_finds_infeasible_is_a_result(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest network was measured to meet the budget: what the method says after training ends no run."""
+
+    def refused(*args: Any, **options: Any) -> None:
+        raise BudgetInfeasible("no network of this space is predicted within 0.1 ms", smallest_ms=0.2)
+
+    monkeypatch.setattr(running, "settle", refused)
+    run = search()
+    assert run.verdict == read_json(run.folder / "result.json")["verdict"] == "infeasible"
+    assert run.result.smallest_ms == RunData.read(run.folder).result.measurements["smallest"].latency_ms
+    assert any("is predicted within 0.1 ms" in text for text in run.result.warnings)
 
 
 def test_a_run_does_not_depend_on_the_runs_before_it(search: Search, tmp_path: Path) -> None:
