@@ -22,10 +22,11 @@ from hwprune.models import load_weights, save_weights
 from hwprune.report.comparison import MethodComparison, write_comparison
 from hwprune.report.run_data import Result
 from hwprune.search.cell import Cell
+from hwprune.search.dense import is_trained, train
 from hwprune.search.judge import dense_outputs, judge
 from hwprune.search.run import named_model, run_search
 from hwprune.search.settings import DEFAULTS, SearchSettings
-from hwprune.search.stages import make_method, train_if_needed
+from hwprune.search.stages import make_method
 from hwprune.search.workshop import survey_of
 from hwprune.training import Data, Task, task_for
 
@@ -122,7 +123,8 @@ def _dense(
         load_weights(dense, path)
         return dense.eval()
     folder.mkdir(parents=True, exist_ok=True)
-    train_if_needed(dense, data, task, base, checkpoint=folder / "checkpoints", on_event=on_event, stop=stop)
+    if not is_trained(dense, data, task, base, on_event):
+        train(dense, data, task, base, folder / "checkpoints", on_event, stop)
     save_weights(dense, path)
     return dense.eval()
 

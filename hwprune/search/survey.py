@@ -15,9 +15,12 @@ from hwprune.core.measurement import Target
 from hwprune.core.widths import SearchSpace
 from hwprune.devices import AbstractBoard, check, connect
 from hwprune.graph import ChannelGraph, OnnxTemplate, trace
+from hwprune.graph.labels import Pin
 from hwprune.graph.onnx.labels import CannotCut
 from hwprune.latency.table import LatencyTable
 from hwprune.search.tile import target_space
+
+PINS_TOLD = 5  # places that keep channels whole are told one by one, up to so many
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ def traced(
     removable = [group for group in graph.groups if group.removable]
     units = sum(group.units for group in removable)
     text = f"{len(removable)} of {len(graph.groups)} channel groups can be cut, {units} units"
-    on_event(Note(text + (f"; {len(graph.pins)} place(s) pin channels" if graph.pins else "")))
+    on_event(Note(text))
+    _tell_pins(graph.pins, on_event)
     if not removable:
         reasons = "; ".join(dict.fromkeys(group.reason for group in graph.groups if group.reason))
         raise UsageError(
@@ -104,3 +108,14 @@ def traced(
             hint="give convolutions or linear layers whose outputs are not the network's own outputs",
         )
     return graph
+
+
+def _tell_pins(pins: Sequence[Pin], on_event: OnEvent) -> None:
+    """What of the network stays whole, and why; that its outputs do goes without saying."""
+    told = [pin for pin in pins if pin.op != "output"]
+    for pin in told[:PINS_TOLD]:
+        place = "".join((f" in {pin.module}" if pin.module else "", f" ({pin.source})" if pin.source else ""))
+        on_event(Note(f"{pin.channels} channels stay whole, {pin.op}{place}: {pin.reason}"))
+    if len(told) > PINS_TOLD:
+        more = len(told) - PINS_TOLD
+        on_event(Note(f"{more} more place(s) keep channels whole; hwprune.trace(model, x).pins lists all"))

@@ -16,7 +16,8 @@ from hwprune.core.target import Target
 from hwprune.devices import connect
 from hwprune.graph import OnnxTemplate, cut, trace
 from hwprune.graph.onnx.labels import CannotCut
-from hwprune.search.survey import traced_and_exported
+from hwprune.search import survey
+from hwprune.search.survey import traced, traced_and_exported
 from hwprune.search.tile import LEAST_NETWORKS, padding_step, target_space
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
@@ -96,3 +97,33 @@ def test_predict_finds_the_table_of_the_image_size(tmp_path: Path) -> None:
     assert small.latency_ms == newest.latency_ms < large.latency_ms
     with pytest.raises(TableError, match="no latency table of digits_resnet"):
         api.predict(model, (1, 1, 12, 12), **given)
+
+
+class _Reversed(nn.Module):
+    """A network that uses its channels in another order, by an operator that no cut can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.three(self.two(torch.flip(self.one(x), (1,))))
+
+
+def test_what_stays_whole_is_told_with_operator_place_and_reason() -> None:
+    heard: list[Event] = []
+    graph = traced(_Reversed().eval(), torch.randn(1, 3, 4, 4), heard.append)
+    (pin,) = (pin for pin in graph.pins if pin.op != "output")
+    told = [event.text for event in heard if isinstance(event, Note)]
+    assert told == [
+        "1 of 3 channel groups can be cut, 16 units",
+        f"16 channels stay whole, {pin.op} ({pin.source}): {pin.reason}",
+    ]
+    assert "test_survey.py:" in told[1]
+
+
+def test_only_the_first_places_are_told_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "PINS_TOLD", 0)
+    heard: list[Event] = []
+    traced(_Reversed().eval(), torch.randn(1, 3, 4, 4), heard.append)
+    assert heard[1] == Note("1 more place(s) keep channels whole; hwprune.trace(model, x).pins lists all")

@@ -1,0 +1,150 @@
+"""The dense network's weights: those it came with, those of an equal training in another run, or a training now."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hwprune.core.errors import HwpruneError
+from hwprune.core.events import Note, OnEvent, Stop
+from hwprune.core.files import read_json, write_json
+from hwprune.core.statistics import median
+from hwprune.models import load_weights, save_weights
+from hwprune.search.settings import SearchSettings
+from hwprune.search.workshop import Workshop
+from hwprune.training import ArraySet, Data, Task, TrainPlan, evaluate, train_dense
+
+WEIGHTS, ORIGIN = "dense.safetensors", "dense_training.json"
+TRAINED = 0.2  # a network this share of the way from chance to a perfect score has learned something
+FRESH_DRAWS, FRESH_IMAGES = 5, 512  # without classes: as many untrained copies are scored on so many images
+
+
+def dense_network(shop: Workshop) -> None:
+    """Bring trained weights into the model: those it came with, or those of a training that is done once.
+
+    Another run beside this one that trained the same network in the same way lends its weights.
+    """
+    path = shop.folder.path / WEIGHTS
+
+    def work() -> None:
+        if not is_trained(shop.model, shop.data, shop.task, shop.settings, shop.folder.emit):
+            origin = _training(shop.model, shop.data, shop.task, shop.settings)
+            score = _lent(shop, origin)
+            if score is None:
+                checkpoint = shop.folder.checkpoint("dense")
+                train(shop.model, shop.data, shop.task, shop.settings, checkpoint, shop.folder.emit, shop.stop)
+                score = evaluate(shop.model, shop.data, "val", task=shop.task).score
+            save_weights(shop.model, path)
+            write_json(shop.folder.path / ORIGIN, {"training": origin, "val_score": score})
+        else:
+            save_weights(shop.model, path)
+
+    def load() -> None:
+        load_weights(shop.model, path)
+
+    shop.folder.stage("dense", work, load)
+    shop.model.eval()
+
+
+def is_trained(model: nn.Module, data: Data, task: Task, settings: SearchSettings, on_event: OnEvent) -> bool:
+    """Whether to take the network as it is: some weights were named, no training is wanted, or it scores above chance.
+
+    Chance is the largest class's share; without classes it is what untrained copies of the network score.
+    """
+    if settings.weights or not settings.dense_epochs:
+        return True
+    if data.classes:
+        score = evaluate(model, data, "val", task=task).score
+        bound = _above_chance(data.val.targets, data.classes)
+    else:
+        few = replace(data, val=ArraySet(data.val.images[:FRESH_IMAGES], data.val.targets[:FRESH_IMAGES]))
+        score = evaluate(model, few, "val", task=task).score
+        bound = _above_fresh(model, few, task, settings.seed)
+    if score > bound:
+        on_event(Note(f"the network scores {score:.4f} on validation data: taken as trained"))
+        return True
+    text = f"the network has no trained weights (validation score {score:.4f}): training it first"
+    on_event(Note(f"{text}; --dense-epochs 0 takes it as it is"))
+    return False
+
+
+def train(
+    model: nn.Module, data: Data, task: Task, settings: SearchSettings, checkpoint: Path, on_event: OnEvent, stop: Stop
+) -> None:
+    """Train the dense network in place, as the settings say."""
+    train_dense(
+        model,
+        data,
+        task=task,
+        plan=_plan(settings),
+        seed=settings.seed,
+        checkpoint=checkpoint,
+        on_event=on_event,
+        stop=stop,
+    )
+
+
+def _plan(settings: SearchSettings) -> TrainPlan:
+    return TrainPlan(epochs=settings.dense_epochs, batch_size=settings.batch_size, precision=settings.train_precision)
+
+
+def _above_chance(targets: Tensor, classes: int) -> float:
+    """The score that no untrained network reaches: twice chance, where that is far from perfect, and no accident."""
+    chance = max(1 / classes, float(torch.bincount(targets.flatten()).max()) / targets.numel())
+    error = math.sqrt(chance * (1 - chance) / len(targets))
+    bound = max(min(2 * chance, chance + TRAINED * (1 - chance)), chance + 3 * error)
+    return min(bound, (1 + chance) / 2)
+
+
+def _above_fresh(model: nn.Module, data: Data, task: Task, seed: int) -> float:
+    """The score that no untrained network reaches, from copies whose layers were initialised anew."""
+    fresh = copy.deepcopy(model)
+    scores = []
+    with torch.random.fork_rng():
+        for draw in range(FRESH_DRAWS):
+            torch.manual_seed(seed + draw)
+            for module in fresh.modules():
+                reset = getattr(module, "reset_parameters", None)
+                if callable(reset):
+                    reset()
+            scores.append(evaluate(fresh, data, "val", task=task).score)
+    finite = [score for score in scores if math.isfinite(score)] or [-math.inf]
+    return 2 * max(finite) - median(finite) if math.isfinite(max(finite)) else -math.inf
+
+
+def _training(model: nn.Module, data: Data, task: Task, settings: SearchSettings) -> str:
+    """A hash of all that a dense training depends on; networks of one hash can still differ in their code."""
+    digest = hashlib.sha256(repr((settings.model, task, _plan(settings), settings.seed)).encode())
+    digest.update(data.fingerprint.encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(repr((name, tensor.shape, tensor.dtype)).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _lent(shop: Workshop, origin: str) -> float | None:
+    """Load the weights of a run beside this one that did the same training; their score, None where there is none.
+
+    The network they make here must score what it scored there: its code may have changed in between.
+    """
+    before = copy.deepcopy(shop.model.state_dict())
+    for path in sorted(shop.folder.path.parent.glob(f"*/{ORIGIN}")):
+        try:
+            told = read_json(path)
+            if told["training"] != origin:
+                continue
+            load_weights(shop.model, path.parent / WEIGHTS)
+            score = evaluate(shop.model, shop.data, "val", task=shop.task).score
+        except (HwpruneError, OSError, KeyError, TypeError):  # half a folder, or one of another version
+            score = math.nan
+        if score == told.get("val_score"):
+            shop.folder.emit(Note(f"trained in {path.parent.name} already: taken from there, it scores {score:.4f}"))
+            return score
+        shop.model.load_state_dict(before)
+    return None

@@ -1,0 +1,127 @@
+"""When a network counts as trained, and that one dense training serves all runs that would repeat it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hwprune import api
+from hwprune.core.events import EpochDone, Event, Note
+from hwprune.models import load_model, save_weights
+from hwprune.search.dense import is_trained
+from hwprune.search.outcomes import Run
+from hwprune.search.settings import SearchSettings
+from hwprune.training import ArraySet, Data, task_for
+
+Search = Callable[..., Run]
+SETTINGS = SearchSettings.make(latency="60%")
+
+
+def two_classes(share: float, count: int = 200) -> Data:
+    """Bright images are class 1, of which there is this share; dark ones class 0."""
+    targets = (torch.arange(count) < round(share * count)).long()[torch.randperm(count)]
+    images = (targets.float() * 2 - 1)[:, None, None, None].repeat(1, 1, 4, 4) + 0.1 * torch.randn(count, 1, 4, 4)
+    split = ArraySet(images, targets)
+    return Data("two", split, split, split, 2, (0.0,), (1.0,))
+
+
+def classifier(weight: float, bias: float = 0.0) -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[-weight] * 16, [weight] * 16]))
+        model[1].bias.copy_(torch.tensor([0.0, bias]))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("share", "model", "trained"),
+    [
+        (0.5, classifier(1.0), True),  # all right; twice chance cannot be surpassed here
+        (0.5, classifier(0.0), False),
+        (0.9, classifier(0.0, bias=1.0), False),  # always the larger class: 90 % right, and has learned nothing
+        (0.9, classifier(1.0), True),
+    ],
+)
+def test_two_classes(share: float, model: nn.Module, trained: bool) -> None:
+    data, heard = two_classes(share), []
+    assert is_trained(model, data, task_for(data), SETTINGS, heard.append) is trained
+    assert ("taken as trained" in heard[0].text) is trained
+
+
+def denoising_data() -> Data:
+    clean = torch.rand(24, 1, 8, 8)
+    split = ArraySet((clean * 255 + 25 * torch.randn(24, 1, 8, 8)), clean)
+    return Data("noisy", split, split, split, 0, (127.5,), (64.0,), noise=25.0)
+
+
+def test_without_classes_a_network_is_held_against_untrained_copies_of_itself() -> None:
+    data, layer, taken = denoising_data(), nn.Conv2d(1, 1, 3, padding=1), 0
+    for seed in range(8):
+        torch.manual_seed(seed)
+        layer.reset_parameters()
+        taken += is_trained(layer, data, task_for(data), SETTINGS, lambda event: None)
+    assert taken <= 1
+    with torch.no_grad():
+        layer.weight.zero_()[0, 0, 1, 1] = 64 / 255
+        layer.bias.fill_(0.5)
+    weights = layer.weight.clone()
+    assert is_trained(layer, data, task_for(data), SETTINGS, lambda event: None)
+    assert torch.equal(layer.weight, weights)
+
+
+def test_named_weights_are_taken_as_they_are() -> None:
+    data = two_classes(0.5)
+    settings = SearchSettings.make(latency="60%", weights="mine.safetensors")
+    assert is_trained(classifier(0.0), data, task_for(data), settings, lambda event: None)
+
+
+def dense_epochs(events: list[Event]) -> int:
+    return sum(isinstance(event, EpochDone) and event.stage == "dense" for event in events)
+
+
+@pytest.fixture
+def search(few_digits: Data, tables: Path) -> Search:
+    """A search with an untrained network on the simulated device."""
+
+    def run(folder: Path, heard: list[Event], **options: Any) -> Run:
+        model = load_model("digits_resnet", classes=10, input_shape=(1, 8, 8), seed=0)
+        given: dict[str, Any] = {
+            "latency": "60%",
+            "device": "simulated",
+            "method": "uniform",
+            "samples": 40,
+            "tile": 16,
+        }
+        given.update({"dense_epochs": 2, "epochs": 0.5, "finetune_epochs": 0.25, "batch_size": 32, **options})
+        return api.search(model, few_digits, run_dir=folder, tables=tables, on_event=heard.append, **given)
+
+    return run
+
+
+def test_a_second_budget_takes_the_dense_network_of_the_first(search: Search, tmp_path: Path) -> None:
+    runs = {"first": "60%", "second": "70%"}
+    heard: dict[str, list[Event]] = {name: [] for name in runs}
+    for name, latency in runs.items():
+        search(tmp_path / name, heard[name], latency=latency)
+    assert dense_epochs(heard["first"]) == 2
+    assert dense_epochs(heard["second"]) == 0
+    assert any(isinstance(event, Note) and "trained in first already" in event.text for event in heard["second"])
+    files = [(tmp_path / name / "dense.safetensors").read_bytes() for name in runs]
+    assert files[0] == files[1]
+
+    other: list[Event] = []
+    search(tmp_path / "other", other, dense_epochs=1)
+    assert dense_epochs(other) == 1  # another training
+
+    for name in runs:  # weights that do not score what their run says
+        model = load_model("digits_resnet", classes=10, input_shape=(1, 8, 8), seed=5)
+        save_weights(model, tmp_path / name / "dense.safetensors")
+    anew: list[Event] = []
+    run = search(tmp_path / "third", anew, latency="65%")
+    assert dense_epochs(anew) == 2
+    assert (run.folder / "dense.safetensors").read_bytes() == files[0]
