@@ -18,11 +18,32 @@ from hwprune.search.settings import DEFAULTS, LEAST_SAMPLES, TrainPrecision
 MODEL_HELP = "A reference network, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION."
 DATA_HELP = "digits, cifar10:PATH, imagefolder:PATH, npz:PATH, denoising:PATH, FILE.py:FUNCTION, ..."
 
+
+def _above_zero(value: float | None) -> float | None:
+    """The parser's ranges include their ends."""
+    if value is not None and not value > 0:
+        raise typer.BadParameter(f"{value:g} is not in the range x>0.")
+    return value
+
+
+def _share(value: float) -> float:
+    if not 0 < value <= 1:
+        raise typer.BadParameter(f"{value:g} is not in the range 0<x<=1.")
+    return value
+
+
 TARGET, TRAINING, SPACE, EVERY = "Target", "Training", "Search space", "Every verb"
 
-Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP, envvar="HWPRUNE_MODEL")]
-Run = Annotated[str, typer.Argument(metavar="[RUN]", help="A run folder, or `last`.", envvar="HWPRUNE_RUN")]
+Model = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help=MODEL_HELP, envvar="HWPRUNE_MODEL", show_default=DEFAULTS.model),
+]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or `last`.", envvar="HWPRUNE_RUN")]
 Data = Annotated[str | None, typer.Option(metavar="DATA", help=DATA_HELP)]
+DataToTrainOn = Annotated[
+    str | None,
+    typer.Option(metavar="DATA", help=DATA_HELP, show_default=f"{DEFAULTS.data}, for {DEFAULTS.model} alone"),
+]
 Weights = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Weights of the dense network: a .safetensors state dict.")
 ]
@@ -50,7 +71,10 @@ Samples = Annotated[
     ),
 ]
 MinKeep = Annotated[
-    float, typer.Option(metavar="SHARE", min=0, max=1, help="Least share of a group that stays.", rich_help_panel=SPACE)
+    float,
+    typer.Option(
+        metavar="SHARE [0<x<=1]", callback=_share, help="Least share of a group that stays.", rich_help_panel=SPACE
+    ),
 ]
 Tile = Annotated[
     str,
@@ -127,7 +151,7 @@ COMMON_FLAGS: tuple[Flag, ...] = (
         0,
     ),
     ("quiet", _common(bool, "-q", help="Warnings and errors only."), False),
-    ("color", _common(Color, help="Colours in the output."), Color.auto),
+    ("color", _common(Color, metavar="WHEN", help="Colours in the output: auto, always or never."), Color.auto),
     (
         "config",
         _common(Path | None, metavar="FILE", help=_CONFIG_HELP, is_eager=True, callback=_load_config),
@@ -144,14 +168,20 @@ COMMON_FLAGS: tuple[Flag, ...] = (
 Flag = tuple[str, Any, Any]  # name, annotation, default
 
 
-def epochs_flag(of_what: str) -> Any:
-    """A flag for a number of epochs of some training."""
-    return training_flag(f"Epochs of {of_what}.", "N", min=0)
+def epochs_flag(of_what: str, *, none: bool = False, **settings: Any) -> Any:
+    """A flag for a number of epochs of some training; `none`: 0 is one, too."""
+    help_text = f"Epochs of {of_what}."
+    return training_flag(help_text, "N", min=0, **settings) if none else positive_flag(help_text, "N")
 
 
-def training_flag(help_text: str, metavar: str, **limits: Any) -> Any:
-    """A flag in the panel about training; `limits` are `min` and `max` of a number."""
-    return typer.Option(metavar=metavar, help=help_text, rich_help_panel=TRAINING, **limits)
+def positive_flag(help_text: str, metavar: str) -> Any:
+    """A flag in the panel about training for a number above 0."""
+    return training_flag(help_text, f"{metavar} [x>0]", callback=_above_zero)
+
+
+def training_flag(help_text: str, metavar: str, **settings: Any) -> Any:
+    """A flag in the panel about training; `settings` are those of `typer.Option`."""
+    return typer.Option(metavar=metavar, help=help_text, rich_help_panel=TRAINING, **settings)
 
 
 TARGET_FLAGS: tuple[Flag, ...] = (
@@ -174,11 +204,11 @@ TRAINING_FLAGS: tuple[Flag, ...] = (
     ("weights", Weights, None),
     (
         "dense_epochs",
-        Annotated[float, epochs_flag("the dense network, without --weights")],
+        Annotated[float, epochs_flag("the dense network, without --weights; 0: it is taken as it is", none=True)],
         DEFAULTS.dense_epochs,
     ),
     ("epochs", Annotated[float, epochs_flag("a search that trains")], DEFAULTS.epochs),
-    ("lr", Annotated[float, training_flag("Learning rate of search and finetuning.", "RATE", min=0)], DEFAULTS.lr),
+    ("lr", Annotated[float, positive_flag("Learning rate of search and finetuning.", "RATE")], DEFAULTS.lr),
     ("batch_size", Annotated[int, training_flag("Images a training step.", "N", min=2)], DEFAULTS.batch_size),
     (
         "train_precision",

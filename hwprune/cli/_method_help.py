@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
 
+from hwprune.cli._verb import VerbCommand
 from hwprune.core import plugins
 from hwprune.core.errors import unknown_name
 
 METHODS = "hwprune.methods"
 
 
-class MethodHelp(TyperCommand):
+class MethodHelp(VerbCommand):
     """A command whose help goes on with the options of the method that was named beside `--help`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -30,7 +32,9 @@ class MethodHelp(TyperCommand):
         if method:
             typer.echo(method_help(method))
         else:
-            typer.echo(f" Methods: {', '.join(plugins.names(METHODS))}; --method NAME --help shows the options of one.")
+            text = f"Methods: {', '.join(plugins.names(METHODS))}; --method NAME --help shows the options of one."
+            columns = shutil.get_terminal_size().columns
+            typer.echo(textwrap.fill(text, columns, initial_indent=" ", subsequent_indent=" "))
 
 
 def named_method(args: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 from hwprune.cli._config import ONE_SETTING, PER_CALL, Default, resolved_toml
 from hwprune.cli._console import Outcome, Streams
@@ -50,13 +51,27 @@ class Call:
             yield display
 
 
+class VerbCommand(TyperCommand):
+    """A command whose help speaks of no types: a switch takes no value, the name of an argument says what it is."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The flags and arguments, as help shows them."""
+        found: list[Any] = list(super().get_params(ctx))
+        for param in found:
+            if isinstance(param, TyperArgument):
+                param.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # typer has no setting for it
+            elif param.is_flag:
+                param.metavar = " "
+        return found
+
+
 def register(
     app: typer.Typer,
     function: Callable[..., Outcome],
     *,
     example: str,
     shared: tuple[Flag, ...] = (),
-    cls: type[typer.core.TyperCommand] | None = None,
+    cls: type[VerbCommand] = VerbCommand,
     is_new: Callable[[Mapping[str, Any]], bool] = lambda values: False,
 ) -> None:
     """Add `function(call, **flags) -> Outcome` to the app under its own name.

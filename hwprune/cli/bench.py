@@ -24,9 +24,11 @@ PROTOCOLS = ("quick", "default", "publish")
 
 def bench(
     call: Call,
-    subjects: Annotated[list[str], typer.Argument(help="ONNX files, models or runs; the first is the baseline.")],
+    subjects: Annotated[
+        list[str], typer.Argument(metavar="SUBJECT", help="ONNX files, models or runs; the first is the baseline.")
+    ],
     fail_above: Annotated[
-        str | None, typer.Option(metavar="MS", help="Exit with 1 when the upper bound of a latency is above 4ms, say.")
+        str | None, typer.Option(metavar="4ms", help="Exit with 1 when the upper bound of a latency is above 4ms, say.")
     ] = None,
     protocol: Annotated[
         str, typer.Option(metavar="NAME", help=f"How long to measure: {', '.join(PROTOCOLS)}.")

@@ -10,10 +10,9 @@ from hwprune.cli import _flags as flags
 from hwprune.cli._console import Outcome
 from hwprune.cli._method_help import check_method
 from hwprune.cli._verb import Call, register
-from hwprune.cli.search import check_latency
 from hwprune.core.errors import UsageError
 from hwprune.report.comparison import comparison_text
-from hwprune.search.settings import DEFAULTS
+from hwprune.search.settings import DEFAULTS, parse_budget
 
 EXAMPLE = "hwprune compare resnet20 --data cifar10:data/cifar10 --methods dhp,greedy,uniform --budgets 75%,60%,45%"
 
@@ -34,10 +33,15 @@ def compare(
             metavar="A,B", help="Methods that differences are counted from: uniform and greedy where they run."
         ),
     ] = None,
-    data: flags.Data = None,
-    finetune_epochs: Annotated[float, flags.epochs_flag("finetuning afterwards")] = DEFAULTS.finetune_epochs,
+    data: flags.DataToTrainOn = None,
+    finetune_epochs: Annotated[float, flags.epochs_flag("finetuning afterwards", none=True)] = DEFAULTS.finetune_epochs,
     total_epochs: Annotated[
-        float, flags.epochs_flag("search and finetuning together, equal for all methods [--epochs + --finetune-epochs]")
+        float,
+        flags.epochs_flag(
+            "search and finetuning together, equal for all methods",
+            none=True,
+            show_default="--epochs + --finetune-epochs",
+        ),
     ] = DEFAULTS.total_epochs,
     **shared: Any,
 ) -> Outcome:
@@ -50,7 +54,7 @@ def compare(
     for method in chosen:
         check_method(method.partition(":")[0])
     for budget in bounds:
-        check_latency(budget)
+        parse_budget(budget)
     from hwprune import api
 
     folder = call.common.run_dir or api.comparison_folder(model or DEFAULTS.model)

@@ -16,8 +16,8 @@ EXAMPLE = "hwprune devices new bench-board --from jetson-orin-nano --host nvidia
 
 def devices(
     call: Call,
-    action: Annotated[str | None, typer.Argument(metavar="[new]", help="new: write a device file.")] = None,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="What the new device is called.")] = None,
+    action: Annotated[str | None, typer.Argument(metavar="new", help="new: write a device file.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="What the new device is called.")] = None,
     source: Annotated[
         str | None, typer.Option("--from", metavar="DEVICE", help="The known device that it is like.")
     ] = None,

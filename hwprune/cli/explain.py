@@ -17,7 +17,7 @@ EXAMPLE = "hwprune explain last"
 def explain(
     call: Call,
     run: flags.Run = "last",
-    rows: Annotated[int, typer.Option(min=1, help="How many layers to list, the longest ones.")] = 30,
+    rows: Annotated[int, typer.Option(metavar="N", min=1, help="How many layers to list, the longest ones.")] = 30,
 ) -> Outcome:
     """Compare dense and pruned layer by layer, as the runtime executes them.
 

@@ -19,8 +19,8 @@ EXAMPLE = "hwprune export last --output model.onnx"
 
 def export(
     call: Call,
-    subject: Annotated[str, typer.Argument(metavar="[RUN|MODEL]", help="A run folder, `last`, or a model.")] = "last",
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("model.onnx"),
+    subject: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, `last`, or a model.")] = "last",
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.")] = Path("model.onnx"),
     input: flags.Input = None,
     weights: flags.Weights = None,
     precision: Annotated[

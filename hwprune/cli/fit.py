@@ -18,7 +18,7 @@ EXAMPLE = "hwprune fit mobilenetv2 --kinds lpnet,forest"
 def fit(
     call: Call,
     table: Annotated[
-        str | None, typer.Argument(metavar="[TABLE|MODEL]", help="Folder of a latency table, or a profiled model.")
+        str | None, typer.Argument(metavar="TABLE|MODEL", help="Folder of a latency table, or a profiled model.")
     ] = None,
     kinds: Annotated[
         str, typer.Option(metavar="NAMES", help="Latency models to compare, separated by commas.")

@@ -13,10 +13,10 @@ from hwprune.cli._console import Outcome
 from hwprune.cli._method_help import MethodHelp, check_method
 from hwprune.cli._verb import Call, register
 from hwprune.core.errors import UsageError
-from hwprune.core.widths import Budget, Statistic
+from hwprune.core.widths import Statistic
 from hwprune.report.run_data import Result
 from hwprune.report.text import search_text
-from hwprune.search.settings import DEFAULTS
+from hwprune.search.settings import DEFAULTS, parse_budget
 
 EXAMPLE = "hwprune search resnet20 --data cifar10:data/cifar10 --latency 60%"
 
@@ -39,10 +39,13 @@ def search(
         str | None,
         typer.Option(metavar="NAME", help="metapruning: ga, nsga2, tpe or random; short for --set sampler="),
     ] = None,
-    data: flags.Data = None,
-    finetune_epochs: Annotated[float, flags.epochs_flag("finetuning afterwards")] = DEFAULTS.finetune_epochs,
+    data: flags.DataToTrainOn = None,
+    finetune_epochs: Annotated[float, flags.epochs_flag("finetuning afterwards", none=True)] = DEFAULTS.finetune_epochs,
     total_epochs: Annotated[
-        float, flags.epochs_flag("search and finetuning together, instead of --finetune-epochs")
+        float,
+        flags.epochs_flag(
+            "search and finetuning together, instead of --finetune-epochs", none=True, show_default=False
+        ),
     ] = DEFAULTS.total_epochs,
     **shared: Any,
 ) -> Outcome:
@@ -55,7 +58,7 @@ def search(
     if latency_ms is None and latency is None:
         raise UsageError("a search needs a budget", hint="add --latency 60%, or --latency-ms 4")
     if latency is not None:
-        check_latency(latency)
+        parse_budget(latency)
     from hwprune import api
 
     with call.job() as (on_event, stop):
@@ -76,11 +79,6 @@ def search(
             stop=stop,
         )
     return outcome_of(run.folder, run.result)
-
-
-def check_latency(latency: str) -> None:
-    """Raise `UsageError` for a budget that is neither a percentage nor a latency, before anything slow is imported."""
-    Budget.parse(latency)
 
 
 def outcome_of(folder: Path, result: Result) -> Outcome:

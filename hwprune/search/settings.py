@@ -28,12 +28,12 @@ TrainPrecision = Literal["fp32", "bf16", "auto"]
 class SearchOptions(TypedDict, total=False):
     """The keyword options of `hwprune.search`; None means the default. `options` are those of the method.
 
-    Epochs: `dense_epochs` of a network that has no weights yet, `epochs` of the search itself, `finetune_epochs`
-    afterwards, or `total_epochs` of search and finetuning together: finetuning then gets what the search has left,
-    counted in images that went forward and backward. `lr` and `batch_size` are those of the search and the finetuning;
-    `train_precision` what all training computes in ("auto": whichever is faster here), never what is exported. `tile`
-    is in channels, or "auto"; `min_keep` the least share of a group's units that stays.
-    With `depth` whole residual branches may go.
+    Epochs: `dense_epochs` of a network that has no weights yet (0: it is taken as it is), `epochs` of the search
+    itself, `finetune_epochs` afterwards, or `total_epochs` of search and finetuning together: finetuning then gets what
+    the search has left, counted in images that went forward and backward. `lr` and `batch_size` are those of the search
+    and the finetuning; `train_precision` what all training computes in ("auto": whichever is faster here), never what
+    is exported. `tile` is in channels, or "auto"; `min_keep` the least share of a group's units that stays. With
+    `depth` whole residual branches may go.
     """
 
     weights: str | Path | None
@@ -96,10 +96,10 @@ class SearchSettings:
         for name, least in (("batch", 1), ("threads", 1), ("samples", LEAST_SAMPLES), ("tile", 0), ("batch_size", 2)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        for name in ("dense_epochs", "epochs", "lr"):
+        for name in ("epochs", "lr"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be more than 0")
-        for name in ("finetune_epochs", "total_epochs"):
+        for name in ("dense_epochs", "finetune_epochs", "total_epochs"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if 0 < self.total_epochs < self.epochs:
@@ -120,7 +120,7 @@ class SearchSettings:
             raise UsageError(
                 f"latency_ms {latency_ms:g} and latency {latency} are two budgets", hint="give one of them"
             )
-        typed = None if latency is None else Budget.parse(latency)
+        typed = None if latency is None else parse_budget(latency)
         if typed is not None and typed.latency_ms is not None:
             latency_ms = typed.latency_ms
         values = {name: value for name, value in given.items() if value is not None}
@@ -181,6 +181,14 @@ class SearchSettings:
                 f"{folder} holds a run with other settings ({'; '.join(changed)})",
                 hint="repeat the old command to continue it, or choose another --run-dir",
             )
+
+
+def parse_budget(latency: str) -> Budget:
+    """The budget that somebody typed: "60%" of dense, or "4ms". Raises `UsageError`; 0.6 was meant as a share."""
+    typed = latency.strip()
+    if re.fullmatch(r"0?\.\d*[1-9]\d*", typed):
+        raise UsageError(f"a budget of '{typed}' has no unit", hint=f"{100 * float(typed):g}% of dense, or {typed}ms")
+    return Budget.parse(typed)
 
 
 def parse_tile(tile: int | str) -> int:

@@ -20,6 +20,7 @@ from hwprune.core.errors import (
     TrainingDiverged,
     UsageError,
 )
+from hwprune.search.settings import SearchSettings
 
 Hw = Callable[..., Done]
 SEARCH = ("search", "--latency", "60%")
@@ -136,6 +137,18 @@ def test_a_wrong_command_line(hw: Hw, api: FakeApi, words: list[str], message: s
     assert done.err.startswith(f"error: {message}")
     assert "hint: " in done.err
     assert api.calls == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [("0.6", "60% of dense, or 0.6ms"), (".05", "5% of dense, or .05ms"), ("60", "60% of dense, or 60ms")],
+)
+def test_a_budget_without_a_unit_is_taken_for_what_it_looks_like(hw: Hw, api: FakeApi, typed: str, hint: str) -> None:
+    for words in (("search", "--latency", typed), ("compare", "--budgets", typed)):
+        assert hw(*words).err == f"error: a budget of '{typed}' has no unit\nhint: {hint}\n"
+    with pytest.raises(UsageError) as caught:
+        SearchSettings.make(latency=typed)
+    assert caught.value.hint == hint
 
 
 def test_flags_before_the_verb_are_explained(hw: Hw) -> None:
