@@ -107,7 +107,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     """The names of the class folders, sorted; `DataError` when there are none."""
     if not folder.is_dir():
         raise DataError(f"no folder {folder}", hint="imagefolder:PATH needs PATH/train/CLASS/* and PATH/val/CLASS/*")
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."))
     if not names:
         raise DataError(f"{folder} has no class folders", hint="put the images of each class into a folder of its own")
     return names
@@ -132,27 +132,47 @@ def check_labels(labels: np.ndarray, classes: int | None, where: str) -> Tensor:
 
 
 def array_set(images: object, targets: object, where: str, classes: int | None) -> ArraySet:
-    """Plain arrays as a split: images `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`, uint8 or floating."""
-    pixels = np.asarray(images)
-    if pixels.dtype.kind == "f" or pixels.dtype == np.uint8:
-        pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
-    else:
+    """Plain arrays as a split: images `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`, uint8 or floating.
+
+    Integer targets are labels; floating ones of the images' own shape have the images' layout too.
+    """
+    pixels, labels = _array(images, f"images in {where}"), _array(targets, f"targets in {where}")
+    if pixels.dtype.kind != "f" and pixels.dtype != np.uint8:
         raise DataError(
             f"images in {where} have type {pixels.dtype}, not uint8 or floating",
             hint="convert them: .astype('uint8') for values 0 to 255, else .astype('float32')",
         )
     if not len(pixels):
         raise DataError(f"{where} has no images", hint="give every split some")
-    if pixels.ndim == 3:
-        pixels = pixels[:, None]
-    elif pixels.ndim == 4 and pixels.shape[-1] in (1, 3, 4) and pixels.shape[1] not in (1, 3, 4):
-        pixels = pixels.transpose(0, 3, 1, 2)
     broken = np.flatnonzero(~np.isfinite(pixels).reshape(len(pixels), -1).all(1))
     if len(broken):
         raise DataError(f"example {broken[0]} in {where} has NaN or infinite pixels", hint="mend or remove it")
-    labels = np.asarray(targets)
-    if labels.dtype.kind == "f":
-        if not np.isfinite(labels).all():
-            raise DataError(f"targets in {where} hold NaN or infinite values", hint="mend or remove those examples")
-        return ArraySet(torch.from_numpy(pixels.copy()), torch.from_numpy(labels.astype(np.float32)))
-    return ArraySet(torch.from_numpy(pixels.copy()), check_labels(labels, classes, where))
+    kind = np.uint8 if pixels.dtype == np.uint8 else np.float32
+    stored = torch.from_numpy(_channels_first(pixels, pixels.shape).astype(kind))
+    if labels.dtype.kind != "f":
+        return ArraySet(stored, check_labels(labels, classes, where))
+    if not np.isfinite(labels).all():
+        raise DataError(f"targets in {where} hold NaN or infinite values", hint="mend or remove those examples")
+    if labels.shape[:3] == pixels.shape[:3] and labels.ndim == pixels.ndim:
+        labels = _channels_first(labels, pixels.shape)
+    return ArraySet(stored, torch.from_numpy(labels.astype(np.float32)))
+
+
+def _array(values: object, what: str) -> np.ndarray:
+    """An array, a tensor or nested lists as an array; `DataError` naming `what` it is where it is none."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() else values  # NumPy knows no bfloat16
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} are no array: {error}", hint="every example must have the same shape") from error
+
+
+def _channels_first(array: np.ndarray, images: tuple[int, ...]) -> np.ndarray:
+    """`(N, C, H, W)` from an array in the layout of images of shape `images`."""
+    if len(images) == 3:
+        return array[:, None]
+    if len(images) == 4 and images[-1] in (1, 3, 4) and images[1] not in (1, 3, 4):
+        return array.transpose(0, 3, 1, 2)
+    return array

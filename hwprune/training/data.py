@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -18,16 +18,25 @@ from torch.nn import functional
 from hwprune.core.errors import DataError
 
 Split = Literal["train", "val", "test"]
+IMAGE_TYPES, TARGET_TYPES = (torch.uint8, torch.float32), (torch.int64, torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class ArraySet:
-    """`images` `(N, C, H, W)`, uint8 or float32; `targets` `(N,)` int64 labels, or float32 arrays for regression."""
+    """`images` `(N, C, H, W)`, uint8 or float32; `targets` `(N,)` int64 labels, or what another task makes of them.
+
+    Targets are int64 or float32, of any shape `(N, ...)`.
+    """
 
     images: Tensor
     targets: Tensor
 
     def __post_init__(self) -> None:
+        for what, found, types in (("images", self.images, IMAGE_TYPES), ("targets", self.targets, TARGET_TYPES)):
+            if not isinstance(found, Tensor) or found.dtype not in types:
+                type_name = found.dtype if hasattr(found, "dtype") else type(found).__name__
+                known = " or ".join(str(one) for one in types)
+                raise DataError(f"{what} are {type_name}, not {known}", hint="convert them, arrays by torch.from_numpy")
         if self.images.ndim != 4 or len(self.images) != len(self.targets):
             raise DataError(
                 f"images of shape {tuple(self.images.shape)} and targets of shape {tuple(self.targets.shape)} do not "
@@ -82,6 +91,16 @@ class Data:
     augment: Augment = Augment()
     noise: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_splits(self.name, {"train": self.train, "val": self.val, "test": self.test})
+        channels = self.input_shape[0]
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != channels or (name == "std" and min(values) <= 0):
+                raise DataError(
+                    f"{name} {tuple(values)} of {self.name} does not fit images with {channels} channels",
+                    hint="give one number for each channel, in the units of the stored images; a std is above 0",
+                )
+
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """`(C, H, W)` of one image."""
@@ -132,6 +151,27 @@ class Data:
         order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
         for indices in torch.split(order, batch_size):
             yield self.batch(split, indices, generator if augment else None)
+
+
+def check_splits(name: str, splits: Mapping[str, ArraySet]) -> None:
+    """Raise `DataError` for an empty split, and for splits whose images or targets differ in type or shape."""
+    first = splits["train"]
+    for key, split in splits.items():
+        if len(split) == 0:
+            raise DataError(f"the {key} split of {name} is empty", hint="choose smaller sizes for the other splits")
+        pairs = {"images": (split.images, first.images), "targets": (split.targets, first.targets)}
+        for what, (own, other) in pairs.items():
+            if own.shape[1:] != other.shape[1:]:
+                raise DataError(
+                    f"{name}: {what} of {key} and train have different shapes, {tuple(own.shape[1:])} and"
+                    f" {tuple(other.shape[1:])}",
+                    hint="all splits need images of one size and as many channels, and targets of one shape",
+                )
+            if own.dtype != other.dtype:
+                raise DataError(
+                    f"{name}: {what} of {key} are {own.dtype}, those of train {other.dtype}",
+                    hint="store all splits in one type, on one scale",
+                )
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

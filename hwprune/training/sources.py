@@ -16,7 +16,7 @@ from hwprune.training import _readers as readers
 from hwprune.training._decode import Pool
 from hwprune.training._denoising import DenoisingOptions, denoising_data
 from hwprune.training._random import generator
-from hwprune.training.data import ArraySet, Augment, Data, channel_statistics
+from hwprune.training.data import ArraySet, Augment, Data, channel_statistics, check_splits
 
 # ImageNet's constants, in 0..255: what published weights of RGB networks expect.
 RGB_MEAN = (123.675, 116.28, 103.53)
@@ -67,7 +67,7 @@ def load_data(spec: str, *, seed: int = 0, cache: Path | None = None) -> Data:
     source, colon, location = name.partition(":")
     if source not in SOURCES:
         if is_function(name):
-            return _from_function(name, from_mapping(DataOptions, raw, where=spec), seed)
+            return _from_function(name, from_mapping(DataOptions, raw, where=spec), seed, given=tuple(raw))
         error = unknown_name("data", source if colon else name, SOURCES)
         raise UsageError(error.message, hint=f"{error.hint} (all but digits as NAME:PATH), or FILE.py:FUNCTION")
     if source == "denoising" and location:
@@ -106,16 +106,29 @@ def _npz(path: Path, options: DataOptions, seed: int, cache: Path | None) -> Dat
 
 
 def _image_folder(path: Path, options: DataOptions, seed: int, cache: Path | None) -> Data:
-    names = readers.class_folders(path / "train")[: options.classes]
+    known = readers.class_folders(path / "train")
+    for split in ("val", "test"):
+        more = sorted(set(readers.class_folders(path / split)) - set(known)) if (path / split).is_dir() else []
+        if more:
+            raise DataError(
+                f"{path / split} has class folders that {path / 'train'} lacks: {', '.join(more[:5])}",
+                hint="a class needs images to train on",
+            )
+    names = known[: options.classes]
     train, val = readers.folder_pool(path / "train", names), readers.folder_pool(path / "val", names)
     if (path / "test").is_dir():
         return _from_pools(path.name, train, val, readers.folder_pool(path / "test", names), options, seed, cache)
     return _from_pools(path.name, train, None, val, options, seed, cache)
 
 
-def _from_function(name: str, options: DataOptions, seed: int) -> Data:
+def _from_function(name: str, options: DataOptions, seed: int, given: tuple[str, ...]) -> Data:
     result = call_function(name, load_function(name))
     if isinstance(result, Data):
+        if given:
+            raise UsageError(
+                f"{name} gave a Data, in which {', '.join(given)} cannot be changed any more",
+                hint="leave the options out, or return a mapping with x_train, y_train, x_test, y_test",
+            )
         return result
     if not isinstance(result, Mapping):
         raise DataError(
@@ -165,9 +178,9 @@ def _from_arrays(name: str, where: str, arrays: Mapping[str, object], options: D
     for key in ("x_train", "y_train", "x_test", "y_test"):
         if key not in arrays:
             raise DataError(f"{where} has no array '{key}'", hint=f"it holds: {', '.join(arrays) or 'nothing'}")
-    present = [key for key in ("train", "val", "test") if f"x_{key}" in arrays and f"y_{key}" in arrays]
+    _check_names(where, arrays)
     splits = {}
-    for key in present:
+    for key in ("train", "val", "test") if "x_val" in arrays else ("train", "test"):
         label = f"{where} ({key})"
         splits[key] = readers.array_set(arrays[f"x_{key}"], arrays[f"y_{key}"], label, options.classes)
     order = torch.randperm(len(splits["train"]), generator=generator(seed, "train"))
@@ -181,6 +194,16 @@ def _from_arrays(name: str, where: str, arrays: Mapping[str, object], options: D
     return _data(name, splits, options, Augment(), (), ())
 
 
+def _check_names(where: str, arrays: Mapping[str, object]) -> None:
+    """Raise `DataError` for half a validation split, and for one of a name that would not be read."""
+    for key in arrays:
+        if key.startswith(("x_", "y_")) and key[2:] not in ("train", "val", "test"):
+            raise DataError(f"{where}: the array '{key}' is not read", hint="the splits are train, val and test")
+    for key, other in (("x_val", "y_val"), ("y_val", "x_val")):
+        if key in arrays and other not in arrays:
+            raise DataError(f"{where} has an array '{key}' and no '{other}'", hint="give both, or none of them")
+
+
 def _data(
     name: str,
     splits: Mapping[str, ArraySet],
@@ -189,15 +212,7 @@ def _data(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Data:
-    for key, split in splits.items():
-        if len(split) == 0:
-            raise DataError(f"the {key} split of {name} is empty", hint="choose smaller sizes for the other splits")
-        if split.images.shape[1:] != splits["train"].images.shape[1:]:
-            shapes = f"{tuple(split.images.shape[1:])} and {tuple(splits['train'].images.shape[1:])}"
-            raise DataError(
-                f"{name}: images of {key} and train have different shapes, {shapes}",
-                hint="all splits need images of one size and as many channels",
-            )
+    check_splits(name, splits)
     classes = _classes(name, splits, options)
     channels = splits["train"].images.shape[1]
     if not mean:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwprune.core.errors import DataError
+from hwprune.core.errors import DataError, UsageError
 from hwprune.training.data import Data, Split
 
 
@@ -33,6 +33,9 @@ class Task(ABC):
     def distance(self, outputs: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
         """How far outputs are from a teacher's, one number an example, `(N,)`, 0 when equal."""
 
+    def check(self, outputs: Tensor, targets: Tensor) -> None:  # noqa: B027  (a task may do without)
+        """Raise `UsageError` for outputs of a network that is not one for these targets."""
+
     def score(self, outputs: Tensor, targets: Tensor) -> float:
         """The mean of `scores`."""
         return float(self.scores(outputs, targets).mean())
@@ -44,6 +47,15 @@ class Classification(Task):
 
     score_name: ClassVar[str] = "top-1"
     label_smoothing: float = 0.0
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """One logit for each class, or more."""
+        classes = int(targets.max()) + 1
+        if outputs.ndim != 2 or outputs.shape[1] < classes:
+            raise UsageError(
+                f"the network's output has the shape {_shape(outputs)}; {classes} classes need (N, {classes})",
+                hint="return the logits as one tensor; a FUNCTION with a parameter `classes` is told their number",
+            )
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats."""
@@ -66,6 +78,14 @@ class Denoising(Task):
 
     score_name: ClassVar[str] = "PSNR (dB)"
 
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """An image of the targets' shape."""
+        if outputs.shape != targets.shape:
+            raise UsageError(
+                f"the network's output has the shape {_shape(outputs)}, the clean images {_shape(targets)}",
+                hint="return the image as one tensor of the input's size; other targets need task= in Python",
+            )
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error."""
         return functional.mse_loss(outputs, targets)
@@ -87,9 +107,19 @@ def task_for(data: Data) -> Task:
         raise DataError(
             f"targets of {data.name} are floating and of shape {tuple(data.train.targets.shape)}: neither classes nor"
             " clean images",
-            hint="store the number of each image's class as an integer, from 0; in Python, say what task it is",
+            hint="store the number of each image's class as an integer, from 0; in Python, pass task=",
+        )
+    least, most = (float(value) for value in data.val.targets.aminmax())
+    if least < -1 or most > 2:
+        raise DataError(
+            f"targets of {data.name} reach from {least:g} to {most:g}; the score is that of images on a scale 0..1",
+            hint="divide them by 255; in Python, pass task= for another score",
         )
     return Denoising()
+
+
+def _shape(outputs: Tensor) -> str:
+    return f"({', '.join(['N', *map(str, outputs.shape[1:])])})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +153,16 @@ def predict(model: nn.Module, data: Data, split: Split = "val", *, batch_size: i
     device = next(model.parameters()).device
     with eval_mode(model):
         batches = data.batches(split, batch_size)
-        return torch.cat([model(images.to(device)).float().cpu() for images, _ in batches])
+        return torch.cat([_tensor(model(images.to(device))).float().cpu() for images, _ in batches])
+
+
+def _tensor(outputs: object) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        raise UsageError(
+            f"the network returns a {type(outputs).__name__}, not one tensor",
+            hint="wrap it in a module whose forward returns the tensor that is to be scored",
+        )
+    return outputs
 
 
 def evaluate(
@@ -139,6 +178,7 @@ def evaluate(
     task = task or task_for(data)
     outputs = predict(model, data, split, batch_size=batch_size)
     targets = data.split(split).targets
+    task.check(outputs, targets)
     scores = task.scores(outputs, targets)
     kl = None if reference is None else float(task.distance(outputs, reference).mean())
     return Evaluation(float(scores.mean()), float(task.loss(outputs, targets)), scores, kl)
