@@ -12,7 +12,7 @@ from hwprune.cli._verb import Call, example_shape, parse_widths, register
 from hwprune.core.units import format_ms
 from hwprune.report.text import percent
 
-EXAMPLE = "hwprune predict mobilenetv2 --widths features.2.conv.0=48"
+EXAMPLE = "hwprune predict mobilenetv2 --widths features.2.conv.0.0=48"
 
 
 def predict(
