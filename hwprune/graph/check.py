@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from hwprune.graph.call import tensors_in
 from hwprune.graph.channel_graph import ChannelGraph
+from hwprune.graph.evidence import Evidence, Result, is_constant, is_number
 from hwprune.graph.gates import gate_parameters
 from hwprune.graph.record import Place
 from hwprune.graph.surgery import cut, mask
@@ -42,6 +44,8 @@ class Check:
         self._norms = norms_without_statistics
         self._example = tuple(_lively_input(tensor) for tensor in example)
         self.model = lively(model, self._example)
+        self._evidence = ""
+        self._choose_evidence()
 
     def __call__(self, graph: ChannelGraph, names: Sequence[str], seed: int = 0) -> Failure | None:
         """What goes wrong when a quarter to three quarters of each group are removed; None if nothing does."""
@@ -64,15 +68,26 @@ class Check:
             return Failure("its channels act on the result in other ways than through the weights that read them")
         return None
 
-    def _run(self, function: Callable[[], object]) -> list[Tensor]:
+    def _run(self, function: Callable[[], object]) -> list[Result]:
         with torch.no_grad(), plain_attention(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            if self._norms:
-                with _AffineNorms():
-                    return tensors_in(function())
-            return tensors_in(function())
+            norms = _AffineNorms() if self._norms else nullcontext()
+            evidence = Evidence(constants=self._evidence == "constants") if self._evidence else None
+            with norms, evidence or nullcontext():
+                outputs = tensors_in(function())
+            return evidence.results(outputs) if evidence else [Result(output) for output in outputs]
 
-    def _gated(self, graph: ChannelGraph, keep: Mapping[str, list[int]]) -> list[Tensor]:
+    def _choose_evidence(self) -> None:
+        """Follow what outputs were decided from only where there is something to follow: it takes time."""
+        for level in ("decisions", "constants"):
+            self._evidence = level
+            results = self._run(lambda: self.model(*self._example))
+            if all(result.is_telling for result in results):
+                break
+        if not any(result.grounds for result in results):
+            self._evidence = ""
+
+    def _gated(self, graph: ChannelGraph, keep: Mapping[str, list[int]]) -> list[Result]:
         gates = {}
         for name, kept in keep.items():
             gates[name] = torch.zeros(graph.group(name).units)
@@ -144,7 +159,7 @@ def lively(model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
             if _is_closed_gate(name, parameter):
                 parameter.fill_(_OPEN)
         for name, tensor in [*copy.named_parameters(), *copy.named_buffers()]:
-            if _is_constant(tensor):
+            if tensor.is_floating_point() and is_constant(tensor):
                 noise = torch.rand(tensor.shape, generator=generator)
                 noise = noise + 0.5 if "var" in name or tensor.flatten()[0] > 0 else noise * 0.2 - 0.1
                 tensor.copy_(noise.to(tensor.device, tensor.dtype))
@@ -166,10 +181,6 @@ def _calibrate(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         variance.copy_(spread + 0.1 * spread.mean() + 1e-6)
 
 
-def _is_constant(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
-
-
 def _is_closed_gate(name: str, parameter: Tensor) -> bool:
     """A single number that holds a branch at nothing until it is trained (ReZero, SkipInit, attention's gamma)."""
     if name.endswith("bias") or parameter.numel() != 1 or not parameter.is_floating_point():
@@ -180,16 +191,31 @@ def _is_closed_gate(name: str, parameter: Tensor) -> bool:
 def _lively_input(tensor: Tensor) -> Tensor:
     if tensor.dtype in _COARSE:
         tensor = tensor.float()
-    if not _is_constant(tensor):
+    if not (tensor.is_floating_point() and is_constant(tensor)):
         return tensor
     generator = torch.Generator().manual_seed(0)
     return torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
 
 
-def _agree(left: list[Tensor], right: list[Tensor]) -> bool:
-    if [tensor.shape for tensor in left] != [tensor.shape for tensor in right]:
+def _agree(left: list[Result], right: list[Result]) -> bool:
+    if [result.output.shape for result in left] != [result.output.shape for result in right]:
         return False
-    for one, other in zip(left, right, strict=True):
-        if other.numel() and not float((one - other).abs().max()) <= _TOLERANCE * float(other.abs().max()):
-            return False
-    return True
+    return all(_agrees(one, other) for one, other in zip(left, right, strict=True))
+
+
+def _agrees(one: Result, other: Result) -> bool:
+    """Compare a decision by its grounds alone: rounding errors may tip the balance where two classes are equal.
+
+    Grounds that have other shapes are the channels that were removed.
+    """
+    pairs = list(zip(one.grounds, other.grounds, strict=False))
+    same = [pair for pair in pairs if pair[0].shape == pair[1].shape]
+    if not (one.is_decided and len(same) == len(one.grounds) == len(other.grounds)):
+        same.append((one.output, other.output))
+    return all(_equal(*pair) for pair in same)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    if not (is_number(one) and is_number(other)):
+        return torch.equal(one, other)
+    return not other.numel() or bool((one - other).abs().max() <= _TOLERANCE * other.abs().max())

@@ -97,3 +97,53 @@ def test_an_attribute_that_only_fits_one_unit_is_left_alone() -> None:
             small = cut(model, graph, {"grouped": keep})
             assert (small.groups, small.channels) == (4, 4 * width)
             assert torch.allclose(small(IMAGES), mask(model, graph, {"grouped": keep})(IMAGES), atol=1e-6)
+
+
+class Decided(Small):
+    """A mistake, and then an output in which it hardly shows."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__()
+        self.output = output
+
+    def make(self) -> None:
+        self.wide, self.narrow = nn.Conv2d(16, 32, 1), nn.Conv2d(32, 16, 1)
+
+    def forward(self, x: Tensor) -> object:
+        x = F.relu(self.wide(F.relu(self.stem(x))))
+        scores = self.head(self.narrow(torch.cat([x[:, :8] * 2, x[:, 8:]], 1)))
+        if self.output == "filled":
+            classes = torch.zeros(len(x), 2, dtype=torch.int64)
+            classes[:, 1] = scores.argmax(1)
+            return classes
+        functions = {
+            "scores": lambda: scores,
+            "class": lambda: scores.argmax(1),
+            "names": lambda: {"classes": scores.topk(2).indices.flatten(), "any": scores.exp() > 0},
+            "bytes": lambda: (scores.sigmoid() * 255).to(torch.uint8),
+            "rounded": lambda: scores.round(),
+            "one hot": lambda: F.one_hot(scores.argmax(1), 5).float() * 2,
+            "dead": lambda: F.relu(scores - 100),
+        }
+        return functions[self.output]()
+
+
+@pytest.mark.parametrize("output", ["scores", "class", "names", "bytes", "rounded", "one hot", "dead", "filled"])
+def test_a_discrete_output_is_judged_by_what_it_was_decided_from(output: str) -> None:
+    assert removable(Decided(output)) == ["stem", "narrow"]
+
+
+class Unsure(Small):
+    """Every pixel a class between two that are equal but for rounding errors, which another width turns around."""
+
+    def make(self) -> None:
+        self.wide, self.scores = nn.Conv2d(16, 32, 1), nn.Conv2d(32, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.scores(self.wide(F.relu(self.stem(x))))
+        rounding = 2e-7 if len(self.wide.weight) == 32 else -2e-7
+        return torch.cat([x, x * (1 + rounding)], 1).argmax(1)
+
+
+def test_a_tie_between_classes_pins_nothing() -> None:
+    assert removable(Unsure()) == ["stem", "wide"]
