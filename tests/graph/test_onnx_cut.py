@@ -27,6 +27,10 @@ def ints(*values: int) -> np.ndarray:
     return np.array(values, INTS)
 
 
+# as many channels again, constant, to follow those of x; and which of all of them then stay
+AGAIN = {"c": np.full((1, 8, 4, 6), 0.5, "f"), "w": np.arange(5 * 16, dtype="f").reshape(5, 16, 1, 1)}
+TWICE = {"w": {1: [*KEPT, *(CHANNELS + k for k in KEPT)]}}
+
 # name -> nodes from "x" (1, 8, 4, 6), all of whose 8 channels are cut to KEPT, to "y"; constants; kept weights
 CASES: dict[str, tuple[list[Node], dict[str, np.ndarray], dict[str, dict[int, list[int]]]]] = {
     "relu": ([("Relu", ["x"], ["y"], {})], {}, {}),
@@ -108,6 +112,53 @@ CASES: dict[str, tuple[list[Node], dict[str, np.ndarray], dict[str, dict[int, li
         [("Flatten", ["x"], ["f"], {}), ("Gemm", ["f", "w", "b"], ["y"], {"transB": 1})],
         {"w": np.arange(3 * 192, dtype="f").reshape(3, 192) / 99, "b": np.ones(3, "f")},
         {"w": {1: [24 * k + j for k in KEPT for j in range(24)]}},
+    ),
+    "einsum_weight": (
+        [("Einsum", ["x", "w"], ["y"], {"equation": "nchw,oc->nohw"})],
+        {"w": np.arange(5 * 8, dtype="f").reshape(5, 8)}, {"w": {1: KEPT}},
+    ),
+    "einsum_implicit": (
+        [("Einsum", ["x", "w"], ["y"], {"equation": "nchw , oc"})],
+        {"w": np.arange(5 * 8, dtype="f").reshape(5, 8)}, {"w": {1: KEPT}},
+    ),
+    "einsum_ellipsis": (
+        [
+            ("ReduceMax", ["x"], ["p"], {"axes": [2, 3], "keepdims": 0}),
+            ("Einsum", ["x", "p", "x"], ["y"], {"equation": "...hw,...,...hv->...wv"}),
+        ],
+        {}, {},
+    ),
+    "cumulative_sum": ([("CumSum", ["x", "a"], ["y"], {})], {"a": np.array(3, INTS)}, {}),
+    "top": ([("TopK", ["x", "k"], ["y", "i"], {"axis": 2})], {"k": ints(3)}, {}),
+    "grid_sample": (
+        [("GridSample", ["x", "g"], ["y"], {})], {"g": np.linspace(-1, 1, 12, dtype="f").reshape(1, 3, 2, 2)}, {},
+    ),
+    "gather_nd": (
+        [("Transpose", ["x"], ["t"], {"perm": [0, 2, 1, 3]}), ("GatherND", ["t", "i"], ["y"], {"batch_dims": 1})],
+        {"i": ints(3, 0, 2).reshape(1, 3, 1)}, {},
+    ),
+    "gather_elements": (
+        [("GatherElements", ["x", "i"], ["y"], {"axis": 2})],
+        {"i": np.arange(96, dtype=INTS).reshape(1, 8, 2, 6) % 4}, {},
+    ),
+    "scatter_nd": (
+        [("Transpose", ["x"], ["t"], {"perm": [2, 1, 3, 0]}), ("ScatterND", ["t", "i", "u"], ["y"], {})],
+        {"i": ints(3, 1).reshape(2, 1), "u": ROWS.transpose(2, 1, 3, 0)}, {},
+    ),
+    "scatter_nd_onto_a_constant": (
+        [("Transpose", ["x"], ["t"], {"perm": [2, 1, 3, 0]}), ("ScatterND", ["z", "i", "t"], ["y"], {})],
+        {"i": ints(3, 1, 4, 0).reshape(4, 1), "z": np.zeros((5, 8, 6, 1), "f")}, {},
+    ),
+    "scatter_elements": (
+        [("ScatterElements", ["x", "i", "u"], ["y"], {"axis": -2})],
+        {"i": np.arange(96, dtype=INTS).reshape(1, 8, 2, 6) // 6 % 2 + 1, "u": ROWS}, {},
+    ),
+    "constant_channels_follow": (
+        [
+            ("Concat", ["x", "c"], ["a"], {"axis": 1}), ("Concat", ["x", "x"], ["b"], {"axis": 1}),
+            ("Add", ["a", "b"], ["s"], {}), ("Conv", ["s", "w"], ["y"], {}),
+        ],
+        {**AGAIN, "c": np.zeros((1, 8, 4, 6), "f")}, TWICE,
     ),
 }  # fmt: skip
 
@@ -222,6 +273,72 @@ def test_padded_channels_follow_what_they_are_added_to() -> None:
     masked["a"][1] = masked["c"][:, [0, 3, 4]] = 0
     expected = run(model_of(nodes, masked, inputs={"image": (1, 2, 3, 3)}, output="out"), {"image": image})[0]
     assert run(cut, {"image": image})[0] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("maker", ["Concat", "Pad"])
+@pytest.mark.parametrize("reader", ["Conv", "MatMul"])
+def test_constant_channels_follow_the_weight_that_reads_them(maker: str, reader: str) -> None:
+    """Only the layer behind them says that channels which are constant go too."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        "a": rng.normal(size=(4, 2, 1, 1)).astype("f"), "b": rng.normal(size=(3, 6, 1, 1)).astype("f"),
+        "m": rng.normal(size=(6, 3)).astype("f"), "z": rng.normal(size=(1, 2, 1, 1)).astype("f"),
+        "p": ints(0, 0, 0, 0, 0, 2, 0, 0), "one": np.array(1, "f"), "s": ints(2, 3),
+    }  # fmt: skip
+    nodes: list[Node] = [("Conv", ["image", "a"], ["c"], {}), ("GlobalMaxPool", ["c"], ["x"], {})]
+    if reader == "MatMul":
+        nodes.append(("Squeeze", ["x", "s"], ["flat"], {}))
+        tensors |= {"z": tensors["z"][..., 0, 0], "p": ints(0, 0, 0, 2)}
+    last = nodes[-1][2][0]
+    nodes.append(
+        ("Pad", [last, "p", "one"], ["y"], {}) if maker == "Pad" else ("Concat", [last, "z"], ["y"], {"axis": 1})
+    )
+    nodes.append((reader, ["y", "b" if reader == "Conv" else "m"], ["out"], {}))
+    image = rng.normal(size=(1, 2, 3, 3)).astype("f")
+    dense = model_of(nodes, tensors, inputs={"image": (1, 2, 3, 3)}, output="out")
+    keep = [1, 2, 5]
+    kept = {"a": {0: keep[:2]}, "b": {1: keep}, "m": {0: keep}}
+    masked = {**tensors, "b": tensors["b"].copy(), "m": tensors["m"].copy()}
+    masked["b"][:, [0, 3, 4]] = masked["m"][[0, 3, 4]] = 0
+    expected = run(model_of(nodes, masked, inputs={"image": (1, 2, 3, 3)}, output="out"), {"image": image})[0]
+    assert run(cut_model(dense, kept), {"image": image})[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_constant_channels_that_were_read_before_stay() -> None:
+    """The first reader took them for channels that stay; nothing tells it otherwise."""
+    tensors = {"a": np.ones((4, 2, 1, 1), "f"), "b": np.ones((3, 6, 1, 1), "f"), "z": np.ones((1, 2, 3, 3), "f")}
+    nodes: list[Node] = [
+        ("Conv", ["image", "a"], ["x"], {}), ("Concat", ["x", "z"], ["y"], {"axis": 1}),
+        ("ReduceMax", ["y"], ["r"], {"keepdims": 0}), ("Conv", ["y", "b"], ["s"], {}), ("Add", ["s", "r"], ["out"], {}),
+    ]  # fmt: skip
+    model = model_of(nodes, tensors, inputs={"image": (1, 2, 3, 3)}, output="out")
+    with pytest.raises(GraphError, match="its inputs would lose different indices"):
+        cut_model(model, {"a": {0: [1, 2]}, "b": {1: [1, 2, 5]}})
+
+
+@pytest.mark.parametrize(
+    ("node", "constants"),
+    [
+        (("GatherND", ["x", "i"], ["out"], {}), {"i": ints(0, 1).reshape(1, 2)}),
+        (("ScatterND", ["x", "i", "u"], ["out"], {}), {"i": ints(0, 1).reshape(1, 2), "u": np.ones((1, 3, 3), "f")}),
+        (("GatherElements", ["x", "i"], ["out"], {"axis": 1}), {"i": np.ones((1, 4, 3, 3), INTS)}),
+        (("TopK", ["x", "k"], ["out", "i"], {"axis": 1}), {"k": ints(2)}),
+    ],
+)
+def test_choosing_among_channels_is_refused(node: Node, constants: dict[str, np.ndarray]) -> None:
+    nodes: list[Node] = [("Conv", ["image", "a"], ["x"], {}), node]
+    tensors = {"a": np.ones((4, 2, 1, 1), "f"), **constants}
+    model = model_of(nodes, tensors, inputs={"image": (1, 2, 3, 3)}, output="out")
+    with pytest.raises(GraphError, match="it chooses along a dimension that would lose indices"):
+        cut_model(model, {"a": {0: [1, 2]}})
+
+
+def test_elements_of_part_of_the_channels_are_refused() -> None:
+    nodes: list[Node] = [("Conv", ["image", "a"], ["x"], {}), ("GatherElements", ["x", "i"], ["out"], {"axis": 2})]
+    tensors = {"a": np.ones((4, 2, 1, 1), "f"), "i": np.zeros((1, 2, 1, 3), INTS)}
+    model = model_of(nodes, tensors, inputs={"image": (1, 2, 3, 3)}, output="out")
+    with pytest.raises(GraphError, match="it reaches only part of a dimension that would lose indices"):
+        cut_model(model, {"a": {0: [1, 2]}})
 
 
 @st.composite

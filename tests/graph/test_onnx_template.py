@@ -263,3 +263,30 @@ def test_a_wrong_number_of_outputs_is_reported(exported: Exported) -> None:
         check_against_torch(template.dense, model, graph.example, 1.0, lambda *_: [np.zeros(1)])
     with pytest.raises(GraphError, match="differs from the module by nan"):
         check_against_torch(template.dense, model, graph.example, 1.0, lambda *_: [np.full((2, 4), np.nan)])
+
+
+class Unusual(nn.Module):
+    """A shortcut padded by concatenation, a weight in an einsum, rows that are written over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 12, 3, padding=1)
+        self.mix, self.fc = nn.Parameter(torch.randn(10, 12)), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv1(x))
+        x = torch.relu(self.conv2(x) + torch.cat([x, torch.zeros_like(x)], 1))
+        x = torch.einsum("bchw,oc->bohw", x, self.mix).clone()
+        x[:, :, 0] = x[:, :, 2] * 2
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_constant_channels_einsums_and_writes_are_cut() -> None:
+    model, x = Unusual().eval(), torch.randn(2, 3, 4, 4)
+    graph = trace(model, x)
+    keep = {group.name: [1, 2, 5] for group in graph.removable}
+    assert sorted(graph.group(name).units for name in keep) == [6, 10]
+    expected = cut(model, graph, keep)(x).numpy()
+    found = run(OnnxTemplate.export(model, graph).at(keep), {"input": x.numpy()})[0]
+    assert found == pytest.approx(expected, abs=1e-5)

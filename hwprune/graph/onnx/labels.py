@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 
 from hwprune.core.errors import GraphError
-from hwprune.graph.onnx.network import Array, Ints, Network, attribute, copy_node
+from hwprune.graph.onnx.network import Array, Ints, Network, attribute, copy_node, integer
 
 Labels = npt.NDArray[np.int32]
 Dims = tuple[Labels | None, ...]  # one entry a dimension; None: every index stays
@@ -94,6 +94,7 @@ class Walk:
     new_tensors: dict[str, Array] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     makers: dict[str, onnx.NodeProto] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The dense shape of a value."""
@@ -136,7 +137,7 @@ class Walk:
         name = node.input[index]
         if name in self.network.tensors and name not in self.network.stateful and not self.is_cut(name):
             node.input[index] = self._cut_constant(name, dims)
-        elif not same_dims(self.dims(name), dims) and not self._widen_padding(name, dims):
+        elif not same_dims(self.dims(name), dims) and not self._widen(name, dims):
             refuse(node, f"its inputs would lose different indices ('{name}')")
 
     def _cut_constant(self, name: str, dims: Dims) -> str:
@@ -148,13 +149,35 @@ class Walk:
         return cut
 
     def is_padding(self, name: str) -> bool:
-        """Whether a value was padded with a constant: then what was padded on can follow other labels."""
+        """Whether a value was padded with constants: then what was padded on can follow other labels."""
         maker = self.makers.get(name)
+        if maker is not None and maker.op_type == "Concat":
+            return any(self.constant(part) is not None for part in maker.input)
         return maker is not None and maker.op_type == "Pad" and attribute(maker, "mode", b"constant") == b"constant"
 
-    def _widen_padding(self, name: str, dims: Dims) -> bool:
-        """Let the channels that a Pad adds follow `dims`, when the channels between them already do."""
-        amounts = self.constant(self.makers[name].input[1]) if self.is_padding(name) else None
+    def _widen(self, name: str, dims: Dims) -> bool:
+        """Let what pads a value follow `dims`, when all else in it already does and nobody has read it yet."""
+        if not self.is_padding(name) or name in self.read:
+            return False
+        return self._widen_concat(name, dims) if self.makers[name].op_type == "Concat" else self._widen_pad(name, dims)
+
+    def _widen_concat(self, name: str, dims: Dims) -> bool:
+        maker, own = self.makers[name], self.dims(name)
+        axis = integer(maker, "axis", 0) % len(dims)
+        size = self.shape(name)[axis]
+        ends = np.cumsum([self.shape(part)[axis] for part in maker.input])[:-1]
+        wanted, present = (np.split(explicit(each[axis], size), ends) for each in (dims, own))
+        changed = [i for i, pair in enumerate(zip(wanted, present, strict=True)) if not np.array_equal(*pair)]
+        others = (*dims[:axis], own[axis], *dims[axis + 1 :])
+        if not same_dims(others, own) or any(self.constant(maker.input[i]) is None for i in changed):
+            return False
+        for i in changed:
+            maker.input[i] = self._cut_constant(maker.input[i], (*dims[:axis], wanted[i], *dims[axis + 1 :]))
+        self.set(name, dims)
+        return True
+
+    def _widen_pad(self, name: str, dims: Dims) -> bool:
+        amounts = self.constant(self.makers[name].input[1])
         if amounts is None or amounts.min() < 0:
             return False
         rank = len(dims)
@@ -209,6 +232,7 @@ class Walk:
                 raise
         self.nodes.append(node)
         self.makers.update((name, node) for name in node.output)
+        self.read.update(node.input)
 
     def _labels_into(self, node: onnx.NodeProto) -> frozenset[int]:
         """The units that the inputs of a node depend on."""

@@ -10,17 +10,18 @@ import onnx
 
 from hwprune.graph.onnx.labels import Dims, Labels, Rule, Walk, refuse, reshape_labels, same
 from hwprune.graph.onnx.network import attribute, integer
+from hwprune.graph.onnx.rules_index import INDEX_RULES
 from hwprune.graph.onnx.rules_shape import SHAPE_RULES
 
 _ONE_INPUT = (
     "Abs Acos Asin Atan Cast Ceil Celu Clip Cos Elu Erf Exp Floor Gelu HardSigmoid HardSwish IsInf IsNaN LeakyRelu Log"
     " LogSoftmax Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Softmax Softplus Softsign Sqrt Tan"
-    " Tanh ThresholdedRelu Identity Dropout"
+    " Tanh ThresholdedRelu Identity Dropout CumSum"
 )
 _BROADCASTING = (
     "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor"
 )
-_POOLING = "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool"
+_POOLING = "AveragePool GridSample GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool"
 _REDUCING = (
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
 )
@@ -57,9 +58,9 @@ def _agreed(walk: Walk, node: onnx.NodeProto, dim: int, size: int) -> Labels | N
 
 
 def pooling(walk: Walk, node: onnx.NodeProto) -> None:
-    """Windows over positions; samples and channels pass."""
+    """Windows over positions, or samples at positions of a grid; samples and channels pass."""
     dims = walk.dims(node.input[0])
-    if any(labels is not None for labels in dims[2:]):
+    if any(labels is not None for labels in dims[2:]) or any(walk.is_cut(name) for name in node.input[1:]):
         refuse(node, "it pools over a dimension that would lose indices")
     for name in node.output:
         walk.set(name, dims)
@@ -86,6 +87,8 @@ def reducing(walk: Walk, node: onnx.NodeProto) -> None:
 def convolution(walk: Walk, node: onnx.NodeProto) -> None:
     """Conv: weight `(out, in / group, *kernel)`."""
     groups = integer(node, "group", 1)
+    if groups == 1:
+        _follow(walk, node, 1, walk.dims(node.input[1])[1])
     data = walk.dims(node.input[0])
     whole, inner = _split_groups(walk, node, node.input[0], 1, groups)
     out = walk.shape(node.input[1])[0]
@@ -97,6 +100,13 @@ def convolution(walk: Walk, node: onnx.NodeProto) -> None:
     if groups > 1 and not same(_split_groups(walk, node, node.input[1], 0, groups)[0], whole):
         refuse(node, "its weight would lose other groups than its input")
     _finish_convolution(walk, node, data, weight[0], whole)
+
+
+def _follow(walk: Walk, node: onnx.NodeProto, dim: int, labels: Labels | None) -> None:
+    """Let what pads the first input follow the weight that reads it."""
+    if labels is not None and walk.is_padding(node.input[0]):
+        dims = walk.dims(node.input[0])
+        walk.match(node, 0, (*dims[:dim], labels, *dims[dim + 1 :]))
 
 
 def transposed_convolution(walk: Walk, node: onnx.NodeProto) -> None:
@@ -195,10 +205,50 @@ def matrix_product(walk: Walk, node: onnx.NodeProto) -> None:
 
 def _contract(walk: Walk, node: onnx.NodeProto, left: int, right: int) -> None:
     """Demand that dimension `left` of the first input and `right` of the second lose the same indices."""
+    _follow(walk, node, left, walk.dims(node.input[1])[right])
     first, second = walk.dims(node.input[0]), walk.dims(node.input[1])
     labels = first[left] if first[left] is not None else second[right]
     walk.match(node, 0, (*first[:left], labels, *first[left + 1 :]))
     walk.match(node, 1, (*second[:right], labels, *second[right + 1 :]))
+
+
+def einsum(walk: Walk, node: onnx.NodeProto) -> None:
+    """Einsum: a letter carries the same labels wherever it stands."""
+    terms, output = _letters(walk, node)
+    shapes = [walk.shape(name) for name in node.input]
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        for letter, size in zip(term, shape, strict=True):
+            sizes[letter] = max(sizes.get(letter, 1), size)
+    found: dict[str, Labels] = {}
+    for term, name in zip(terms, node.input, strict=True):
+        pairs = zip(term, walk.dims(name), strict=True)
+        found = {letter: labels for letter, labels in pairs if labels is not None} | found
+    for index, (term, shape) in enumerate(zip(terms, shapes, strict=True)):
+        wide = (size == sizes[letter] for letter, size in zip(term, shape, strict=True))
+        walk.match(node, index, tuple(found.get(a) if full else None for a, full in zip(term, wide, strict=True)))
+    walk.set(node.output[0], tuple(found.get(letter) for letter in output))
+
+
+def _letters(walk: Walk, node: onnx.NodeProto) -> tuple[list[list[str]], list[str]]:
+    """The letters of each input and of the output; dimensions behind an ellipsis count from its end: `...0`."""
+    given = attribute(node, "equation", b"")
+    equation = (given.decode() if isinstance(given, bytes) else str(given)).replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    ranks = [len(walk.shape(name)) for name in node.input]
+    hidden = [rank - len(term.replace("...", "")) for rank, term in zip(ranks, terms, strict=True)]
+    if not arrow:
+        single = sorted(letter for letter in set(left) - {",", "."} if left.count(letter) == 1)
+        right = "..." * ("..." in left) + "".join(single)
+    most = max(n if "..." in term else 0 for n, term in zip(hidden, terms, strict=True))
+    expanded = [_expanded(term, n) for term, n in zip(terms, hidden, strict=True)]
+    return expanded, _expanded(right, most)
+
+
+def _expanded(term: str, hidden: int) -> list[str]:
+    before, dots, after = term.partition("...")
+    return [*before, *(f"...{n}" for n in reversed(range(hidden if dots else 0))), *after]
 
 
 RULES: dict[str, Rule] = {
@@ -213,5 +263,7 @@ RULES: dict[str, Rule] = {
     "LayerNormalization": layer_normalization,
     "Gemm": general_matrix_product,
     "MatMul": matrix_product,
+    "Einsum": einsum,
     **SHAPE_RULES,
+    **INDEX_RULES,
 }
