@@ -8,12 +8,14 @@ import pytest
 from fake_gpu import Gpu
 
 from hwprune.core.measurement import Target
+from hwprune.runtimes.tensorrt import TensorRt
 from hwprune.testing.runtimes import RuntimeConformance
 
 TARGET = Target(device="cuda", runtime="tensorrt")
 
 
 class TestTensorRt(RuntimeConformance):
+    runtime: ClassVar[TensorRt]
     target: ClassVar[Target] = TARGET
 
     @pytest.fixture(autouse=True)
