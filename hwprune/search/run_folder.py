@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ from hwprune.search.settings import SearchSettings
 
 T = TypeVar("T")
 RUNS = Path("runs")
+JOURNAL = "journal.jsonl"
+BEFORE_A_STAGE = (".lock", "run.toml", "run_id", JOURNAL, "log.txt")  # all that a run writes that began no stage
 ONNX, ONNX_FP32 = "model.onnx", "model_fp32.onnx"  # what ships; what it was made from, where that is another file
 
 
@@ -29,7 +31,7 @@ class RunFolder:
     def __init__(self, path: Path, settings: SearchSettings, on_event: OnEvent) -> None:
         self.path = path
         self.settings = settings
-        self.journal = Journal(path / "journal.jsonl")
+        self.journal = Journal(path / JOURNAL)
         self._listener = on_event
         self._started = time.monotonic()
         self.run_id = _run_id(path)
@@ -45,17 +47,24 @@ class RunFolder:
     def open(cls, path: Path, settings: SearchSettings, on_event: OnEvent) -> Iterator[RunFolder]:
         """Lock the folder for this process and check that it holds this run or none.
 
-        A run of which no stage has ended, such as one that was refused, is none: its settings are replaced. Raises
-        `RunError` when another process has the folder or its run has other settings.
+        A run of which no stage has ended is none: its settings are replaced. One that ends by an error before it began
+        a stage leaves nothing behind. Raises `RunError` when another process has the folder or its run has other
+        settings.
         """
+        created = [folder for folder in (path, *path.parents) if not folder.exists()]
+        before = set() if path in created else set(path.iterdir())
         with lock(path):
             kept = path / "run.toml"
-            records, _ = Journal(path / "journal.jsonl").read()
+            records, _ = Journal(path / JOURNAL).read()
             if kept.exists() and any(record.get("event") == "StageDone" for record in records):
                 settings.check_same(SearchSettings.read(kept), path)
             else:
                 settings.write(kept)
-            yield cls(path, settings, on_event)
+            try:
+                yield cls(path, settings, on_event)
+            except BaseException:
+                _clear_refused(path, before, created)
+                raise
 
     @property
     def elapsed_s(self) -> float:
@@ -110,17 +119,29 @@ def fp32_onnx(folder: Path) -> Path:
 
 def find_run(run: str | Path, root: Path = RUNS) -> Path:
     """The folder of a run named by its path, its name under `root`, or `last` (the one begun or continued last)."""
+    # A search that was refused has no journal, in the folders that such ones once left behind.
+    begun = sorted(root.glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime)
     if str(run) == "last":
-        # A search that was refused has no journal.
-        begun = sorted(root.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
         if not begun:
             raise UsageError(f"there is no run in {root} yet", hint="hwprune search --latency 60%")
         return begun[-1].parent
     for folder in (Path(run), root / run):
         if (folder / "run.toml").exists():
             return folder
-    known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.toml"))) or "none"
+    known = ", ".join(sorted(path.parent.name for path in begun)) or "none"
     raise UsageError(f"'{run}' is not a run folder", hint=f"runs in {root}: {known}")
+
+
+def _clear_refused(path: Path, before: Collection[Path], created: Iterable[Path]) -> None:
+    """Remove what a run that began no stage has added to what was there `before`, and the folders it `created`."""
+    records, _ = Journal(path / JOURNAL).read()
+    if any(record.get("event") == "StageStarted" for record in records):
+        return
+    for file in {path / name for name in BEFORE_A_STAGE} - set(before):
+        file.unlink(missing_ok=True)
+    for folder in created:
+        with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
+            folder.rmdir()
 
 
 def _run_id(folder: Path) -> str:
