@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,9 @@ import typer
 from hwprune.cli import _flags as flags
 from hwprune.cli._console import Outcome
 from hwprune.cli._verb import Call, register
+from hwprune.core.measurement import Fingerprint
 from hwprune.report.text import device_sentence, percent, scores_text
+from hwprune.search.settings import DEFAULTS
 
 EXAMPLE = "hwprune fit mobilenetv2 --kinds lpnet,forest"
 
@@ -25,7 +28,10 @@ def fit(
     ] = "lpnet,linear,forest,table_sum,macs",
     tables: flags.Tables = Path("latency_tables"),
 ) -> Outcome:
-    """Fit latency models to a table, compare them on held-out networks and keep the best."""
+    """Fit latency models to a table, compare them on held-out networks and keep the best for `hwprune predict`.
+
+    A search fits its own to the table: `lpnet`, whose gradient the methods follow.
+    """
     from hwprune import api
 
     with call.watch() as on_event:
@@ -51,7 +57,40 @@ def fit(
         "scores": {kind: scores or None for kind, scores, _ in rows},
         "reasons": {kind: reason for kind, _, reason in rows if reason},
     }
-    return Outcome(text, document, next=("hwprune search --latency 60%",))
+    following = (
+        () if table is None or fingerprint is None else (_search_command(_model_of(table), fingerprint, tables),)
+    )
+    return Outcome(text, document, next=following)
+
+
+def _model_of(table: str) -> str:
+    """The network of a table that was named by its folder or its network; MODEL where it has no name of ours."""
+    from hwprune.core.files import read_json
+    from hwprune.models import model_names
+
+    kept = Path(table) / "table.json"
+    if not kept.exists():
+        return table
+    name = str(read_json(kept)["model"])
+    return name if name.partition("?")[0] in model_names() else "MODEL"
+
+
+def _search_command(model: str, fingerprint: Fingerprint, tables: Path) -> str:
+    """The search on the target that the table was measured on."""
+    words = ["hwprune", "search", model]
+    if model != DEFAULTS.model:
+        words += ["--data", "DATA"]
+    precision = "" if fingerprint.precision == DEFAULTS.precision else f":{fingerprint.precision}"
+    runtime = f"{fingerprint.runtime}{precision}"
+    given = {
+        "device": (fingerprint.device, DEFAULTS.device),
+        "runtime": (runtime, DEFAULTS.runtime),
+        "threads": (fingerprint.threads, DEFAULTS.threads),
+        "batch": (fingerprint.batch, DEFAULTS.batch),
+        "tables": (tables, Path("latency_tables")),
+    }
+    words += [word for name, (value, usual) in given.items() if value != usual for word in (f"--{name}", str(value))]
+    return f"{shlex.join(words)} --latency 60%"
 
 
 def add_to(app: typer.Typer) -> None:
