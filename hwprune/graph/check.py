@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from hwprune.core.errors import GraphError
 from hwprune.graph.call import tensors_in
 from hwprune.graph.channel_graph import ChannelGraph
 from hwprune.graph.evidence import Evidence, Result, is_constant, is_number
@@ -24,6 +25,8 @@ from hwprune.graph.tape import copied, first_line, plain_attention, watch_module
 
 # Relative to the largest output; wrong wiring is off by a tenth or more, rounding by a millionth.
 _TOLERANCE = 1e-4
+# The same where a network insists on computing in one of these types.
+_COARSE_TOLERANCE = 0.05
 _COARSE = (torch.float16, torch.bfloat16)
 # A number below the first multiplies a branch until nothing of it shows; it then counts as the second.
 _CLOSED, _OPEN = 0.01, 0.75
@@ -42,8 +45,8 @@ class Check:
 
     def __init__(self, model: nn.Module, example: tuple[Tensor, ...], *, norms_without_statistics: bool) -> None:
         self._norms = norms_without_statistics
-        self._example = tuple(_lively_input(tensor) for tensor in example)
-        self.model = lively(model, self._example)
+        self._tolerance = _TOLERANCE
+        self._prepare(model, example)
         self._evidence = ""
         self._choose_evidence()
 
@@ -62,11 +65,28 @@ class Check:
             text = f"the network does not run without some of its channels: {first_line(error)}"
             return Failure(text, places[-1].path if places else None)
         masked = mask(self.model, graph, keep)
-        if not _agree(result, self._run(lambda: masked(*self._example))):
+        if not _agree(result, self._run(lambda: masked(*self._example)), self._tolerance):
             return Failure("removing some of its channels changes what the others compute")
-        if not _agree(result, self._gated(graph, keep)):
+        if not _agree(result, self._gated(graph, keep), self._tolerance):
             return Failure("its channels act on the result in other ways than through the weights that read them")
         return None
+
+    def _prepare(self, model: nn.Module, example: tuple[Tensor, ...]) -> None:
+        """Make a lively copy in float32, or in the model's own type if its code casts to that."""
+        is_coarse = any(parameter.dtype in _COARSE for parameter in model.parameters())
+        for keep_type in (False, True) if is_coarse else (False,):
+            self._example = tuple(_lively_input(tensor, keep_type=keep_type) for tensor in example)
+            try:
+                self.model = lively(model, self._example, keep_type=keep_type)
+            except Exception as error:  # noqa: BLE001 - the user's forward may raise anything
+                failed = error
+            else:
+                self._tolerance = _COARSE_TOLERANCE if keep_type else _TOLERANCE
+                return
+        raise GraphError(
+            f"{type(model).__name__} runs on the example input, but not with other weights: {first_line(failed)}",
+            hint="every proof of the self-check needs weights without zeros; trace(..., verify=False) goes without",
+        ) from failed
 
     def _run(self, function: Callable[[], object]) -> list[Result]:
         with torch.no_grad(), plain_attention(), torch.random.fork_rng(devices=[]):
@@ -144,14 +164,14 @@ def _width(units: int, seed: int, rng: np.random.Generator) -> int:
     return int(widths[seed % len(widths)])
 
 
-def lively(model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
-    """A copy in eval mode whose output depends on every layer.
+def lively(model: nn.Module, example: tuple[Tensor, ...], *, keep_type: bool = False) -> nn.Module:
+    """A copy in eval mode whose output depends on every layer, in float32 unless it shall keep a coarser type.
 
     A zero-initialised layer or gate would hide every mistake before it, and so would a signal that dies out because the
     running statistics of a network without training do not fit its activations.
     """
     copy = copied(model).eval()
-    if any(parameter.dtype in _COARSE for parameter in copy.parameters()):
+    if not keep_type and any(parameter.dtype in _COARSE for parameter in copy.parameters()):
         copy = copy.float()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -188,8 +208,8 @@ def _is_closed_gate(name: str, parameter: Tensor) -> bool:
     return abs(float(parameter)) < _CLOSED
 
 
-def _lively_input(tensor: Tensor) -> Tensor:
-    if tensor.dtype in _COARSE:
+def _lively_input(tensor: Tensor, *, keep_type: bool) -> Tensor:
+    if not keep_type and tensor.dtype in _COARSE:
         tensor = tensor.float()
     if not (tensor.is_floating_point() and is_constant(tensor)):
         return tensor
@@ -197,25 +217,25 @@ def _lively_input(tensor: Tensor) -> Tensor:
     return torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
 
 
-def _agree(left: list[Result], right: list[Result]) -> bool:
+def _agree(left: list[Result], right: list[Result], tolerance: float) -> bool:
     if [result.output.shape for result in left] != [result.output.shape for result in right]:
         return False
-    return all(_agrees(one, other) for one, other in zip(left, right, strict=True))
+    pairs = [pair for one, other in zip(left, right, strict=True) for pair in _compared(one, other)]
+    return all(_equal(one, other, tolerance) for one, other in pairs)
 
 
-def _agrees(one: Result, other: Result) -> bool:
-    """Compare a decision by its grounds alone: rounding errors may tip the balance where two classes are equal.
+def _compared(one: Result, other: Result) -> list[tuple[Tensor, Tensor]]:
+    """A decision is compared by its grounds alone: rounding errors may tip the balance where two classes are equal.
 
     Grounds that have other shapes are the channels that were removed.
     """
-    pairs = list(zip(one.grounds, other.grounds, strict=False))
-    same = [pair for pair in pairs if pair[0].shape == pair[1].shape]
-    if not (one.is_decided and len(same) == len(one.grounds) == len(other.grounds)):
-        same.append((one.output, other.output))
-    return all(_equal(*pair) for pair in same)
+    pairs = [pair for pair in zip(one.grounds, other.grounds, strict=False) if pair[0].shape == pair[1].shape]
+    if one.is_decided and len(pairs) == len(one.grounds) == len(other.grounds):
+        return pairs
+    return [*pairs, (one.output, other.output)]
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _equal(one: Tensor, other: Tensor, tolerance: float) -> bool:
     if not (is_number(one) and is_number(other)):
         return torch.equal(one, other)
-    return not other.numel() or bool((one - other).abs().max() <= _TOLERANCE * other.abs().max())
+    return not other.numel() or bool((one - other).abs().max() <= tolerance * other.abs().max())

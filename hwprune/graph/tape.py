@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,6 +28,12 @@ from hwprune.graph.rules import rule_of
 
 def record_run(model: nn.Module, example: tuple[Tensor, ...]) -> Record:
     """The tape of `model(*example)`. Raises `GraphError` if the model does not run or returns no tensor."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise GraphError(
+                f"'{name}' of {type(model).__name__} has no shape yet",
+                hint="run the model once on the example input, then trace it",
+            )
     model = copied(model).eval()
     record = Record(batch=max(1, int(example[0].shape[0]) if example[0].ndim else 1))
     for name, parameter in model.named_parameters():

@@ -80,3 +80,26 @@ def test_an_unknown_protected_name() -> None:
     model, example = build("chain")
     with pytest.raises(GraphError, match="nothing to protect: no group or module 'conv'"):
         trace(model, example, protect=["conv"])
+
+
+def test_a_lazy_layer_that_never_ran() -> None:
+    with pytest.raises(GraphError, match=r"'0\.weight' of Sequential has no shape yet") as caught:
+        trace(nn.Sequential(nn.LazyConv2d(8, 3), nn.Conv2d(8, 4, 3)), torch.randn(1, 3, 8, 8))
+    assert "run the model once" in caught.value.hint
+
+
+def test_a_model_that_runs_with_its_own_weights_only() -> None:
+    class Picky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+            nn.init.zeros_(self.first.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert not self.first.bias.detach().numpy().any(), "the bias is there"
+            return self.last(self.first(x))  # type: ignore[no-any-return]
+
+    model, x = Picky(), torch.randn(1, 3, 8, 8)
+    with pytest.raises(GraphError, match=r"Picky runs on the example input, but not with other .* the bias is there"):
+        trace(model, x)
+    assert [group.name for group in trace(model, x, verify=False).removable] == ["first"]

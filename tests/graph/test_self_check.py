@@ -147,3 +147,43 @@ class Unsure(Small):
 
 def test_a_tie_between_classes_pins_nothing() -> None:
     assert removable(Unsure()) == ["stem", "wide"]
+
+
+class Cast(Small):
+    """Computes in the type of its weights, whatever comes in, or always in half precision. `mistake`: as in `Gated`."""
+
+    def __init__(self, dtype: torch.dtype, *, is_fixed: bool, mistake: bool) -> None:
+        super().__init__()
+        self.to(dtype)
+        self.fixed, self.mistake = torch.float16 if is_fixed else None, mistake
+
+    def make(self) -> None:
+        self.wide, self.norm, self.narrow = nn.Conv2d(16, 32, 1), nn.BatchNorm2d(32), nn.Conv2d(32, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x.to(self.fixed or self.fc.weight.dtype)))
+        x = F.relu(self.norm(self.wide(x)))
+        if self.mistake:
+            x = torch.cat([x[:, :8] * 2, x[:, 8:]], 1)
+        return self.head(self.narrow(x))
+
+
+@pytest.mark.parametrize("mistake", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "is_fixed"), [(torch.float16, True), (torch.float16, False), (torch.bfloat16, False)]
+)
+def test_networks_that_cast(dtype: torch.dtype, is_fixed: bool, mistake: bool) -> None:
+    expected = ["stem", "narrow"] if mistake else ["stem", "wide", "narrow"]
+    model = Cast(dtype, is_fixed=is_fixed, mistake=mistake)
+    assert removable(model) == expected
+    assert [group.name for group in trace(model, IMAGES.to(dtype)).removable] == expected
+
+
+def test_truth_values_beside_numbers() -> None:
+    class Both(Decided):
+        def forward(self, x: Tensor) -> object:
+            scores = super().forward(x)
+            assert isinstance(scores, Tensor)
+            return {"scores": scores, "mask": scores > 0}
+
+    assert removable(Both("scores")) == ["stem", "narrow"]
