@@ -32,7 +32,7 @@ class Collapsed(nn.Module):
         self.shapes = {name: tuple(model.get_parameter(name).shape) for name in wiring.generated}
 
     def weights(self, model: nn.Module, made: Tensor, read: Tensor) -> dict[str, Tensor]:
-        """Every parameter that latents scale, for `torch.func.functional_call`; differentiable.
+        """Every parameter that latents scale, for `called_with`; differentiable.
 
         `made` and `read`: the flat latents on the producer and on the consumer side (`Latents.flat`).
         """

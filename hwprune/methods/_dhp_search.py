@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import SGD, Optimizer
 
 from hwprune.core.events import Caution, Note, SearchStep
@@ -23,6 +22,7 @@ from hwprune.methods._dhp_latents import Latents, Wiring, kept_mask, soft_width,
 from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._joint import distilled_loss, step_count
 from hwprune.methods._questions import predicted
+from hwprune.methods._stateless import called_with
 from hwprune.training._trainee import AbstractTrainee, below
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ class DhpSearch(AbstractTrainee):
 
     def outputs(self, images: Tensor) -> Tensor:
         """What the generated, masked network says to images `(N, C, H, W)`."""
-        outputs: Tensor = functional_call(self.model, self.weights(), (images,)).float()
-        return outputs
+        return called_with(self.model, self.weights(), images).float()
 
     def loss(self, images: Tensor, targets: Tensor, progress: float) -> Tensor:
         """Task loss, with distillation, of the generated network; plus the latency loss if it has a weight."""
@@ -113,7 +112,7 @@ class DhpSearch(AbstractTrainee):
             read.register_hook(self._keep_reader_gradient)  # type: ignore[no-untyped-call]
             weights = self.weights(made, read)
         self._batch_size = len(images)
-        outputs = functional_call(self.model, weights, (images,)).float()
+        outputs = called_with(self.model, weights, images).float()
         loss = distilled_loss(self.problem, outputs, images, targets, self.options.distill_alpha)
         if self.options.latency_weight == 0 or self.frozen:
             return loss

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from hwprune.graph import gate_parameters
 from hwprune.methods._base import Problem
+from hwprune.methods._stateless import called_with
 from hwprune.training._plan import TrainLog
 from hwprune.training._trainee import AbstractTrainee
 from hwprune.training.loop import train
@@ -37,8 +37,7 @@ def gated_outputs(problem: Problem, model: nn.Module, gates: Sequence[Tensor], i
     parameters = dict(model.named_parameters())
     named = dict(zip(problem.space.names, gates, strict=True))
     changed = gate_parameters(parameters, problem.graph, named)
-    outputs: Tensor = functional_call(model, {**parameters, **changed}, (images,))
-    return outputs.float()
+    return called_with(model, {**parameters, **changed}, images).float()
 
 
 def distilled_loss(problem: Problem, outputs: Tensor, images: Tensor, targets: Tensor, alpha: float) -> Tensor:

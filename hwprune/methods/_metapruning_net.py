@@ -18,13 +18,13 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from hwprune.core.errors import UsageError
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.graph import ChannelGraph
 from hwprune.methods._base import top_units
 from hwprune.methods._sliced import Slices
+from hwprune.methods._stateless import called_with
 
 Encoding = Literal["layer", "block"]
 
@@ -95,8 +95,7 @@ class PruningNet(nn.Module):
         for name, buffer in self.model.named_buffers():
             part = crop.select(name, buffer)
             tensors[name] = part.clone() if part is buffer else part
-        outputs: Tensor = functional_call(crop.small, tensors, (images,))
-        return outputs
+        return called_with(crop.small, tensors, images)
 
     def weights(self, widths: Widths) -> dict[str, Tensor]:
         """All full-size parameters for a structure, the generated ones in full precision with their correction."""

@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from hwprune.core.widths import SearchSpace
 from hwprune.graph import ChannelGraph, gate_parameters
 from hwprune.methods._base import Answer, Problem
+from hwprune.methods._stateless import called_with
 
 Norm = Literal["l1", "l2"]
 
@@ -56,7 +56,7 @@ def taylor(
     batches, seen = 0, 0
     for inputs, targets in problem.data.batches("train", batch_size, generator=generator, augment=False):
         changed = gate_parameters(parameters, problem.graph, leaves)
-        outputs = functional_call(problem.model, {**parameters, **changed}, (inputs.to(like.device),))
+        outputs = called_with(problem.model, {**parameters, **changed}, inputs.to(like.device))
         loss = problem.task.loss(outputs, targets.to(like.device))
         for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
             squares[name] += gradient.double().square()

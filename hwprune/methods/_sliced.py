@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from hwprune.graph import ChannelGraph, Recipe, apply_recipe
+from hwprune.methods._stateless import called_with
 
 Keep = Mapping[str, tuple[int, ...]]
 
@@ -74,7 +74,7 @@ class SlicedNetwork:
         slices.small.train(self.model.training)
         weights = {name: slices.select(name, value) for name, value in self.model.named_parameters()}
         sliced = {name: slices.select(name, value) for name, value in buffers.items()}
-        outputs: Tensor = functional_call(slices.small, {**weights, **sliced}, (images,))
+        outputs = called_with(slices.small, {**weights, **sliced}, images)
         with torch.no_grad():
             for name, value in sliced.items():
                 dims = slices.indices.get(name, ())

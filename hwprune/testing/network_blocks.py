@@ -332,3 +332,31 @@ class GroupNormNet(nn.Module):
         x = F.relu(self.norm1(self.conv1(x)))
         x = F.relu(self.norm2(self.conv2(x)))
         return self.fc(x.amax((2, 3)))  # type: ignore[no-any-return]
+
+
+class Registered(nn.Module):
+    """A stem and a stage that are attributes, and again members of a list, as wrappers of backbones write it."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.stem, self.stage = conv_bn(3, width, stride=2), OptionBBlock(width, 3 * width // 2, 2)
+        self.features = nn.Sequential(self.stem, self.stage, conv_bn(3 * width // 2, 2 * width, 1))
+        self.fc = nn.Linear(2 * width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Tied(nn.Module):
+    """Two residual blocks of one set of filters, each with norms of its own, as a recurrent network unrolled."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.stem, self.tail = conv_bn(3, width), conv_bn(width, 2 * width, 1)
+        self.first, self.second = OptionBBlock(width, width, 1), OptionBBlock(width, width, 1)
+        self.second.conv1.weight, self.second.conv2.weight = self.first.conv1.weight, self.first.conv2.weight
+        self.fc = nn.Linear(2 * width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tail(self.second(self.first(self.stem(x))))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]

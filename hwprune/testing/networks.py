@@ -21,10 +21,12 @@ from hwprune.testing.network_blocks import (
     InvertedResidual,
     OptionABlock,
     OptionBBlock,
+    Registered,
     ResNet,
     Shuffle,
     SqueezeExcite,
     SubPixel,
+    Tied,
     Transformer,
     TwoInputs,
     UNet,
@@ -89,6 +91,8 @@ FAMILIES: dict[str, Callable[[], Built]] = {
     "transformer": lambda: (Transformer(), _image(16)),
     "two_inputs": lambda: (TwoInputs(), (*_image(8), *_image(8))),
     "group_norm": lambda: (GroupNormNet(), _image(8)),
+    "registered": lambda: (Registered(), _image(12)),
+    "tied": lambda: (Tied(), _image(8)),
 }
 
 

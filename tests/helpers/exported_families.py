@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from functools import cache
 
 from torch import Tensor, nn
+from traced_families import random_keep
 
 from hwprune.graph import ChannelGraph, OnnxTemplate, trace
 from hwprune.testing.networks import build
 
+__all__ = ["TOGETHER", "Together", "exported", "random_keep"]
+
 TOGETHER = (
-    "chain densenet grouped mobilenetv1 mobilenetv2 resnet18 resnet50 resnet_option_a resnet_option_b shuffle"
-    " squeeze_excite unet"
+    "chain densenet grouped mobilenetv1 mobilenetv2 registered resnet18 resnet50 resnet_option_a resnet_option_b"
+    " shuffle squeeze_excite tied unet"
 )
 
 
@@ -41,13 +43,3 @@ def exported(family: str, batch: int = 2) -> tuple[nn.Module, ChannelGraph, Onnx
     example = tuple(image[:batch] for image in example)
     graph = trace(model, example, verify=family != "together")  # its families are verified one by one
     return model, graph, OnnxTemplate.export(model, graph)
-
-
-def random_keep(graph: ChannelGraph, seed: int) -> dict[str, list[int]]:
-    """A random subset of the removable groups, each with a random non-empty subset of its units."""
-    rng = random.Random(seed)
-    return {
-        group.name: sorted(rng.sample(range(group.units), rng.randint(1, group.units)))
-        for group in graph.groups
-        if group.removable and rng.random() < 0.8
-    }

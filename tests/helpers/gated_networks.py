@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from hwprune.graph import gate_parameters
 from hwprune.methods import Problem
+from hwprune.methods._joint import gated_outputs as outputs_with
 
 
 def batch(problem: Problem, count: int = 8) -> tuple[Tensor, Tensor]:
@@ -17,15 +16,7 @@ def batch(problem: Problem, count: int = 8) -> tuple[Tensor, Tensor]:
     return problem.data.batch("train", torch.arange(count))
 
 
-def outputs_with(problem: Problem, model: nn.Module, gates: Sequence[Tensor], images: Tensor) -> Tensor:
-    """The outputs of the model under gates, `(units,)` a group; the graph of the gates stays."""
-    parameters = dict(model.named_parameters())
-    changed = gate_parameters(parameters, problem.graph, dict(zip(problem.space.names, gates, strict=True)))
-    outputs: Tensor = functional_call(model, {**parameters, **changed}, (images,))
-    return outputs
-
-
 @torch.no_grad()
 def gated_outputs(problem: Problem, model: nn.Module, gates: Sequence[Tensor], images: Tensor) -> Tensor:
-    """The same without a graph."""
+    """The outputs of the model under gates, `(units,)` a group, without a graph."""
     return outputs_with(problem, model, gates, images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from functools import cache
 
@@ -13,9 +14,17 @@ from hwprune.testing.networks import build
 Traced = tuple[nn.Module, tuple[Tensor, ...], ChannelGraph]
 
 
-@cache
 def traced(family: str) -> Traced:
-    """The network of a family with its verified graph."""
+    """A copy of the network of a family with its verified graph.
+
+    A copy, because torch's `functional_call` leaves its tensors in a module that is registered under two names.
+    """
+    model, example, graph = _traced(family)
+    return copy.deepcopy(model), example, graph
+
+
+@cache
+def _traced(family: str) -> Traced:
     model, example = build(family)
     return model, example, trace(model, example)
 

@@ -19,6 +19,7 @@ from hwprune.graph import cut, gate_parameters, trace
 from hwprune.methods import Problem
 from hwprune.methods._base import top_units
 from hwprune.methods._s2h_gap import Gap
+from hwprune.methods._stateless import called_with
 from hwprune.testing.methods import StaircaseLatency, tiny_problem
 from hwprune.testing.networks import FAMILIES
 from hwprune.training.tasks import Classification
@@ -227,7 +228,7 @@ def test_6_sliced_masked_and_cut_hard_network_agree_in_both_modes(name: str) -> 
         search.model.train(training)
         changed = gate_parameters(parameters, problem.graph, gates)
         buffers = {key: value.clone() for key, value in search.model.named_buffers()}
-        masked = functional_call(search.model, {**parameters, **changed, **buffers}, (images,))
+        masked = called_with(search.model, {**parameters, **changed, **buffers}, images)
         torch.testing.assert_close(search.hard(images), masked, rtol=1e-4, atol=1e-5)
     return _sliced_equals_cut(problem)
 
