@@ -90,8 +90,12 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's state dict as a safetensors file that `load_weights` reads, whole or not at all."""
-    atomic_write_bytes(path, save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+    """Write a model's state dict as a safetensors file that `load_weights` reads, whole or not at all.
+
+    A tensor with several names is in it under each of them: the format knows no shared memory.
+    """
+    state = model.state_dict()
+    atomic_write_bytes(path, save({name: tensor.clone().contiguous() for name, tensor in state.items()}))
 
 
 def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, where: str) -> None:

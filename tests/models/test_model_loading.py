@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hwprune.core.errors import DeviceError, UsageError
-from hwprune.models import default_input_shape, load_model, load_weights
+from hwprune.models import default_input_shape, load_model, load_weights, save_weights
+from hwprune.testing.networks import build
 
 FUNCTIONS = """
 from torch import nn
@@ -134,6 +135,17 @@ def test_weights_survive_a_round_trip(tmp_path: Path) -> None:
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     copy = load_weights(load_model("digits_resnet", seed=2), tmp_path / "w.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), copy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("family", ["registered", "tied"])
+def test_a_tensor_under_two_names_survives_a_round_trip(tmp_path: Path, family: str) -> None:
+    source, (images,) = build(family, seed=1)
+    save_weights(source, tmp_path / "w.safetensors")
+    assert load_file(tmp_path / "w.safetensors").keys() == source.state_dict().keys()
+    other, _ = build(family, seed=2)
+    with torch.no_grad():
+        assert not torch.equal(other(images), source(images))
+        assert torch.equal(load_weights(other, tmp_path / "w.safetensors")(images), source(images))
 
 
 def test_listing_names_imports_no_network() -> None:
