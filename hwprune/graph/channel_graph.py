@@ -183,6 +183,13 @@ class ChannelGraph:
                 result.setdefault(alias, {})[dim] = np.flatnonzero(mask).astype(np.int64)
         return result
 
+    def changed_state(self, state: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A copy of a full-size state dict with the changed tensors, given by first name, under all of their names."""
+        everywhere = {
+            alias: tensor for name, tensor in changed.items() for alias in (name, *self.aliases.get(name, ()))
+        }
+        return {name: everywhere.get(name, value).detach().clone() for name, value in state.items()}
+
     def producer_slices(self, group: str) -> tuple[ConsumerSlice, ...]:
         """What makes the channels of a group: rows of weights, biases and norm vectors, in order of registration."""
         return self._slices(group, ("produce",))

@@ -218,9 +218,7 @@ class DhpSearch(AbstractTrainee):
         Units that are removed are alive in it, for other widths.
         """
         flat = self.latents.flat(self.latents.revived())
-        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        state.update({name: weight.detach().clone() for name, weight in self.weights(flat, flat).items()})
-        return state
+        return self.problem.graph.changed_state(self.model.state_dict(), self.weights(flat, flat))
 
     def state(self) -> dict[str, Tensor]:
         """Weights, hypernetworks, latents, prices and counters."""

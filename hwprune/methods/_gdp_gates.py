@@ -78,7 +78,4 @@ def absorbed(
         name: torch.where(gate == 0, torch.ones_like(gate), gate) for name, gate in zip(names, gates, strict=True)
     }
     with torch.no_grad():
-        changed = gate_parameters(state, graph, spared)
-    for name, aliases in graph.aliases.items():
-        changed.update({alias: changed[name] for alias in aliases if name in changed})
-    return {name: changed.get(name, value).detach().clone() for name, value in state.items()}
+        return graph.changed_state(state, gate_parameters(state, graph, spared))

@@ -109,11 +109,7 @@ class PruningNet(nn.Module):
     @torch.no_grad()
     def state(self, widths: Widths) -> dict[str, Tensor]:
         """A full-size state dict of the traced network with the weights generated for a structure."""
-        weights = self.weights(widths)
-        for name, others in self.graph.aliases.items():
-            if name in weights:
-                weights.update(dict.fromkeys(others, weights[name]))
-        return {name: weights.get(name, value).detach().clone() for name, value in self.model.state_dict().items()}
+        return self.graph.changed_state(self.model.state_dict(), self.weights(widths))
 
     def crop(self, widths: Widths) -> Slices:
         """The sub-network of these widths."""

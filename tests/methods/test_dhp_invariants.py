@@ -196,7 +196,9 @@ def test_8_members_of_a_group_have_one_width_and_weights_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"debias": False}, {"backend": "factored", "embedding": 2, "biases": "gated"}])
-@pytest.mark.parametrize("name", ["chain", "resnet_option_b", "mobilenetv2", "densenet", "squeeze_excite"])
+@pytest.mark.parametrize(
+    "name", ["chain", "resnet_option_b", "mobilenetv2", "densenet", "squeeze_excite", "registered", "tied"]
+)
 def test_12_the_masked_hypernetworks_and_the_plain_network_agree(name: str, options: dict[str, Any]) -> None:
     problem = tiny_problem(name, 0.6)
     search = started(problem, **options)
