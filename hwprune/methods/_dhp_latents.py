@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from hwprune.core.widths import SearchSpace
 from hwprune.graph import ChannelGraph, ConsumerSlice
+from hwprune.methods._proximal import soft_threshold
 
 # A unit whose saliency is below this share of the mean shrinks no faster than one at it.
 _LEAST_SALIENCY = 1e-3
@@ -104,11 +105,6 @@ def _axes(table: Mapping[tuple[str, int], np.ndarray]) -> dict[str, tuple[Axis, 
     for (name, dim), index in table.items():
         axes[name] = (*axes.get(name, ()), Axis(dim, torch.from_numpy(index)))
     return axes
-
-
-def soft_threshold(values: Tensor, threshold: Tensor | float) -> Tensor:
-    """`argmin_u (u - v)^2 / 2 + t |u|`: `sign(v) * max(|v| - t, 0)`, so that `|v| <= t` gives exactly 0."""
-    return values.sign() * torch.relu(values.abs() - threshold)
 
 
 def soft_width(latents: Tensor, scale: Tensor | float) -> Tensor:

@@ -28,11 +28,6 @@ def smoothed_l0(theta: Tensor, eps: Tensor | float) -> Tensor:
     return square / (square + eps)
 
 
-def soft_threshold(theta: Tensor, amount: Tensor | float) -> Tensor:
-    """The proximal step of `amount * |theta|`: towards 0 by `amount`, exactly 0.0 within it, the sign never flips."""
-    return theta.sign() * (theta.abs() - amount).clamp_min(0.0)
-
-
 class GateVectors(nn.Module):
     """`theta (units,)` a group, all `START`, and the one `eps` of the gate function, a buffer.
 

@@ -21,9 +21,10 @@ from hwprune.methods._adjust import fit_to_target
 from hwprune.methods._base import Problem, top_units
 from hwprune.methods._decay import decay_open, open_factors
 from hwprune.methods._efficiency import Efficiency
-from hwprune.methods._gdp_gates import START, GateVectors, absorbed, soft_threshold
+from hwprune.methods._gdp_gates import START, GateVectors, absorbed
 from hwprune.methods._gdp_prices import Prices, critical_pressure, shortened
 from hwprune.methods._joint import distilled_loss, gated_outputs, step_count
+from hwprune.methods._proximal import soft_threshold
 from hwprune.methods._questions import predicted
 from hwprune.training._trainee import AbstractTrainee, below
 

@@ -13,7 +13,7 @@ from hwprune.core.errors import BudgetInfeasible
 from hwprune.latency.features import Array, IntArray
 from hwprune.methods import Answer, Problem
 from hwprune.methods._dhp_budget import exchange_fit, needed_travel, threshold_fit, tile_prices
-from hwprune.methods._dhp_latents import Latents, kept_mask, soft_threshold, soft_width
+from hwprune.methods._dhp_latents import Latents, kept_mask, soft_width
 from hwprune.methods._dhp_search import DhpSearch
 from hwprune.methods._efficiency import Efficiency
 from hwprune.methods.dhp import DHP
@@ -23,19 +23,6 @@ from hwprune.training.loop import train
 
 def latents_of(problem: Problem) -> Latents:
     return Latents(problem.space, next(problem.model.parameters()).detach())
-
-
-def test_5_soft_thresholding_minimises_what_it_should() -> None:
-    grid = torch.linspace(-3, 3, 60001, dtype=torch.float64)
-    for value in (-2.0, -0.7, -0.1, 0.0, 0.3, 1.5):
-        for threshold in (0.0, 0.2, 0.7, 4.0):
-            objective = 0.5 * (grid - value) ** 2 + threshold * grid.abs()
-            found = float(soft_threshold(torch.tensor(value, dtype=torch.float64), threshold))
-            assert found == pytest.approx(float(grid[objective.argmin()]), abs=1e-4)
-            assert found * value >= 0
-            assert found == 0.0 or abs(value) > threshold
-            assert found == value or threshold > 0
-    assert float(soft_threshold(torch.tensor(0.4), 0.4)) == 0.0
 
 
 def test_5_the_threshold_is_that_of_the_current_learning_rate() -> None:

@@ -1,4 +1,4 @@
-"""Invariants 1, 2, 7 and 11 of GDP: the smoothed-L0 gate, its proximal step, its start and its scale."""
+"""Invariants 1, 7, 10 and 11 of GDP: the smoothed-L0 gate, its start and its scale; 2 is in test_proximal.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from hwprune.methods._gdp_gates import (
     STEEPEST,
     GateVectors,
     smoothed_l0,
-    soft_threshold,
 )
 from hwprune.methods._gdp_search import PolarisingSearch
 from hwprune.methods.gdp import GDP
@@ -46,17 +45,6 @@ def test_1_at_zero_the_slope_is_zero_and_half_precision_does_not_underflow(dtype
     assert float(slope[0]) == 0.0
     assert bool(torch.isfinite(slope).all())
     assert float(gate[1].detach()) == pytest.approx(0.5, abs=0.01)
-
-
-def test_2_the_proximal_step_makes_exact_zeros_and_flips_no_sign() -> None:
-    theta = torch.tensor([-1.0, -0.3, -0.1, 0.0, 0.1, 0.25, 1.0])
-    moved = soft_threshold(theta, 0.25)
-    torch.testing.assert_close(moved, torch.tensor([-0.75, -0.05, 0.0, 0.0, 0.0, 0.0, 0.75]))
-    assert [float(value) == 0.0 for value in moved] == [False, False, True, True, True, True, False]
-    assert bool((moved * theta >= 0).all())
-    assert bool((moved.abs() <= theta.abs()).all())
-    assert torch.equal(soft_threshold(torch.zeros(3), 0.25), torch.zeros(3))
-    assert torch.equal(soft_threshold(theta, 0.0), theta)
 
 
 def test_7_the_largest_slope_of_a_gate_is_the_one_that_rates_are_set_by() -> None:
