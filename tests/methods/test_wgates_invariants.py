@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from gated_networks import batch, gated_outputs
-from torch import nn
+from torch import Tensor, nn
 from wgates_states import bias_gradient, cost_gradient, cost_of, started, task_gradients_by_score, task_loss
 
 from hwprune.graph import cut
@@ -92,6 +93,43 @@ def test_4_what_batch_norm_undoes_does_not_change_the_scores(name: str) -> None:
     for old, new in zip(before, after, strict=True):
         torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-4)
     assert max(float((new - old).abs().max().detach()) for old, new in zip(raw_before, raw_after, strict=True)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["resnet_option_b", "mobilenetv2", "unet"])
+@torch.no_grad()
+def test_4_the_scores_follow_the_weights_of_the_norm(name: str) -> None:
+    """A unit that its norm makes larger, while what reads it is as much smaller, computes the same and scores more."""
+    problem = tiny_problem(name)
+    images, _ = batch(problem)
+    for scale_fix in (True, False):
+        search = started(problem, scale_fix=scale_fix)
+        model, gates = search.model.eval(), search.gates
+        places = [place for place, found in enumerate(gates.producers) if len(found) == 1 and found[0].norm]
+        assert places
+        for place in places:
+            group = problem.space.groups[place]
+            outputs, before = model(images), gates.features(model)[place]
+            factors = 0.25 + 4 * torch.rand(group.units, generator=torch.Generator().manual_seed(place))
+            _enlarge_units(model, problem, place, gates.producers[place][0].norm, factors)
+            torch.testing.assert_close(model(images), outputs, rtol=1e-4, atol=1e-5)
+            expected = before * factors[:, None] if scale_fix else before
+            expected = expected / expected.square().mean().sqrt()
+            torch.testing.assert_close(gates.features(model)[place], expected, rtol=1e-4, atol=1e-5)
+            scores = expected @ gates.directions[place] / math.sqrt(expected.shape[1]) + gates.bias[place]
+            torch.testing.assert_close(gates(model)[place], scores, rtol=1e-4, atol=1e-5)
+
+
+def _enlarge_units(model: nn.Module, problem: Problem, place: int, norm: str, factors: Tensor) -> None:
+    """Multiply what a norm makes of a group's units, and divide every weight that reads them."""
+    bn = model.get_submodule(norm)
+    assert isinstance(bn, nn.BatchNorm2d)
+    bn.weight.mul_(factors)
+    bn.bias.mul_(factors)
+    for piece in problem.graph.consumer_slices(problem.space.names[place]):
+        weight = model.get_parameter(piece.parameter)
+        divisor = torch.ones(weight.shape[piece.dim])
+        divisor[torch.from_numpy(piece.positions)] = factors[torch.from_numpy(piece.units)]
+        weight.div_(divisor.reshape([-1 if d == piece.dim else 1 for d in range(weight.ndim)]))
 
 
 def _rescale_filters(model: nn.Module, problem: Problem) -> int:
