@@ -12,7 +12,7 @@ from hwprune.cli._method_help import check_method
 from hwprune.cli._verb import Call, register
 from hwprune.core.errors import UsageError
 from hwprune.report.comparison import comparison_text
-from hwprune.search.settings import DEFAULTS, parse_budget
+from hwprune.search.settings import DEFAULTS, check_data, parse_budget
 
 EXAMPLE = "hwprune compare resnet20 --data cifar10:data/cifar10 --methods dhp,greedy,uniform --budgets 75%,60%,45%"
 
@@ -55,6 +55,7 @@ def compare(
         check_method(method.partition(":")[0])
     for budget in bounds:
         parse_budget(budget)
+    check_data(model, data)
     from hwprune import api
 
     folder = call.common.run_dir or api.comparison_folder(model or DEFAULTS.model)

@@ -16,7 +16,7 @@ from hwprune.core.errors import UsageError
 from hwprune.core.widths import Statistic
 from hwprune.report.run_data import Result
 from hwprune.report.text import search_text
-from hwprune.search.settings import DEFAULTS, parse_budget
+from hwprune.search.settings import DEFAULTS, check_data, parse_budget
 
 EXAMPLE = "hwprune search resnet20 --data cifar10:data/cifar10 --latency 60%"
 
@@ -59,6 +59,7 @@ def search(
         raise UsageError("a search needs a budget", hint="add --latency 60%, or --latency-ms 4")
     if latency is not None:
         parse_budget(latency)
+    check_data(model, data)
     from hwprune import api
 
     with call.job() as (on_event, stop):

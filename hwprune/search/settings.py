@@ -114,7 +114,8 @@ class SearchSettings:
     def make(cls, *, latency_ms: float | None = None, latency: str | None = None, **given: Any) -> Self:
         """Settings from what a user gave; what is None takes its default, device and runtime their own names.
 
-        Raises `UsageError` for an unknown option, naming the nearest one, and for two budgets.
+        Raises `UsageError` for an unknown option, naming the nearest one, for two budgets, and for a network without
+        data.
         """
         if latency_ms is not None and latency is not None:
             raise UsageError(
@@ -124,6 +125,7 @@ class SearchSettings:
         if typed is not None and typed.latency_ms is not None:
             latency_ms = typed.latency_ms
         values = {name: value for name, value in given.items() if value is not None}
+        check_data(values.get("model"), values.get("data"))
         if "weights" in values:
             values["weights"] = str(values["weights"])
         values["tile"] = parse_tile(values.get("tile", "auto"))
@@ -189,6 +191,15 @@ def parse_budget(latency: str) -> Budget:
     if re.fullmatch(r"0?\.\d*[1-9]\d*", typed):
         raise UsageError(f"a budget of '{typed}' has no unit", hint=f"{100 * float(typed):g}% of dense, or {typed}ms")
     return Budget.parse(typed)
+
+
+def check_data(model: str | None, data: str | None) -> None:
+    """Raise `UsageError` for a network without data: what we train on by default belongs to the default network."""
+    if data is None and (model or DEFAULTS.model).partition("?")[0] != DEFAULTS.model:
+        raise UsageError(
+            f"which data is {model} for?",
+            hint="add --data: digits, cifar10:PATH, imagefolder:PATH, npz:PATH or FILE.py:FUNCTION",
+        )
 
 
 def parse_tile(tile: int | str) -> int:

@@ -81,7 +81,7 @@ def test_the_model_and_data_of_the_working_directory(hw: Hw, search: FakeApi, wo
 
 def test_a_model_in_the_environment(hw: Hw, search: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HWPRUNE_MODEL", "resnet56")
-    hw("search", "--latency", "60%")
+    hw("search", "--latency", "60%", "--data", "digits")
     assert search.calls[-1][1][0] == "resnet56"
 
 
@@ -241,7 +241,7 @@ def test_print_config_names_every_origin(
 
 
 def test_print_config_is_read_back_by_config(hw: Hw, search: FakeApi, workplace: Path) -> None:
-    line = "search resnet20 --latency-ms 4 --set a=1 --threads 2 --statistic p90 --min-keep 0.3 --tables t"
+    line = "search resnet20 --data digits --latency-ms 4 --set a=1 --threads 2 --statistic p90 --min-keep 0.3 --tables t"
     words = line.split()
     (workplace / "saved.toml").write_text(hw(*words, "--print-config").out)
     hw(*words)

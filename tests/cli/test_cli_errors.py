@@ -151,6 +151,22 @@ def test_a_budget_without_a_unit_is_taken_for_what_it_looks_like(hw: Hw, api: Fa
     assert caught.value.hint == hint
 
 
+def test_a_network_of_ones_own_needs_data(hw: Hw, api: FakeApi, workplace: Path) -> None:
+    for verb in (("search", "--latency", "60%"), ("compare",)):
+        for model in ("my.py:build", "resnet20", "resnet20?width=2"):
+            done = hw(*verb, model)
+            assert done.code == 2
+            assert done.err.startswith(f"error: which data is {model} for?\nhint: add --data: digits, ")
+    assert api.calls == []
+    with pytest.raises(UsageError, match="which data is resnet20 for"):
+        SearchSettings.make(latency="60%", model="resnet20")
+    api.answers["search"] = UsageError("asked")
+    for model in ("digits_resnet", "digits_resnet?width=2"):
+        assert "asked" in hw(*SEARCH, model).err
+    (workplace / "hwprune.toml").write_text('data = "npz:mine.npz"\n')
+    assert "asked" in hw(*SEARCH, "my.py:build").err
+
+
 def test_flags_before_the_verb_are_explained(hw: Hw) -> None:
     assert "hint: flags come after the verb: hwprune search --json" in hw("--json", "search").err
 

@@ -89,7 +89,8 @@ def test_compare(hw: Hw, api: FakeApi, verdicts: tuple[str, ...], code: int) -> 
     api.answers["compare"] = MethodComparison("net", "digits", Target(), "top-1", 0.9, 6.0, 100, runs, (), False)
     api.answers["comparison_folder"] = Path("runs/compare_net")
     words = (
-        "compare resnet20 --methods greedy,metapruning:sampler=random --budgets 60%,4ms --seeds 3 --seed 7 --epochs 8"
+        "compare resnet20 --data x.py:f --methods greedy,metapruning:sampler=random --budgets 60%,4ms --seeds 3"
+        " --seed 7 --epochs 8"
     )
     done = hw(*words.split(), "--baselines", "greedy", "--run-dir", "out")
     assert done.code == code
