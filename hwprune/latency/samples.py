@@ -25,7 +25,8 @@ class LayerSample:
 
 @dataclass(frozen=True)
 class Samples:
-    """`N` measured sub-networks: widths `[N, G]`, latency in ms `[N]`, and the table's space, operators and tile.
+    """`N` measured sub-networks: widths `[N, G]`, latency in ms `[N]`, and the table's space, operators and tile: the
+    step to which its target pads channels.
 
     `fingerprint`: the target they were measured on, None where nobody measured (synthetic data).
     """

@@ -57,12 +57,24 @@ class SecantLatency:
 
     def _neighbours(self, widths: IntArray) -> tuple[IntArray, IntArray]:
         """The allowed widths next below and above each one; the width itself at the end of the grid."""
-        below, above = widths.copy(), widths.copy()
-        for group, allowed in enumerate(self.space.widths):
-            place = allowed.index(int(widths[group]))
-            below[group] = allowed[max(place - 1, 0)]
-            above[group] = allowed[min(place + 1, len(allowed) - 1)]
-        return below, above
+        step = getattr(self.model, "step", 1)
+        return neighbour(self.space, widths, step, -1), neighbour(self.space, widths, step, +1)
+
+
+def neighbour(space: SearchSpace, widths: IntArray, step: int, direction: int) -> IntArray:
+    """The next allowed width of each group above (+1) or below (-1); the last one of the grid where there is none.
+
+    On a grid finer than the target's `step` (in channels) the next one that is not padded to as many channels: the
+    others cost the same.
+    """
+    found = []
+    for group, allowed, width in zip(space.groups, space.widths, widths.tolist(), strict=True):
+        place = allowed.index(width)
+        beyond = allowed[place + 1 :] if direction > 0 else allowed[:place][::-1]
+        padded = -(-width * group.unit_channels // step)
+        others = (other for other in beyond if -(-other * group.unit_channels // step) != padded)
+        found.append(next(others, beyond[-1] if beyond else width))
+    return np.array(found, dtype=np.int64)
 
 
 def secant_latency(model: BatchPredictor, space: SearchSpace, widths: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ class LatencyTable:
     """Measured networks of one search space under one fingerprint. Make it with `create`, `open`, `find` or `obtain`.
 
     `reference_ms` is the reference kernel's time that all rows share; open the device with it so that milliseconds
-    of different sessions agree.
+    of different sessions agree. `tile` is the grid of the widths; `step` is what the target pads channels to, which
+    latency models round to: the two differ where a finer grid was asked for. The first tables know the tile only.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class LatencyTable:
     space: SearchSpace
     op_templates: tuple[OpTemplate, ...]
     tile: int
+    step: int
     provenance: Provenance
     _rows: list[TableRow] = field(default_factory=list, repr=False, compare=False)
     _layers: list[LayerSample] = field(default_factory=list, repr=False, compare=False)
@@ -91,9 +93,10 @@ class LatencyTable:
         space: SearchSpace,
         op_templates: Sequence[OpTemplate],
         tile: int,
+        step: int | None = None,
         protocol: Protocol | None = None,
     ) -> LatencyTable:
-        """A new, empty table in its place under `root`.
+        """A new, empty table in its place under `root`; without a `step` the target is taken to pad to the tile.
 
         Operators may depend on groups of the space only (`features.restrict` fixes the others). Raises `TableError`
         where a table already stands.
@@ -108,7 +111,7 @@ class LatencyTable:
             raise TableError(f"operators depend on groups outside the space: {', '.join(sorted(unknown))}")
         provenance = Provenance.now(protocol or Protocol.sample())
         templates = tuple(op_templates)
-        table = cls(folder, model_name, fingerprint, reference_ms, space, templates, tile, provenance)
+        table = cls(folder, model_name, fingerprint, reference_ms, space, templates, tile, step or tile, provenance)
         write_json(folder / "table.json", table._header())
         return table
 
@@ -166,6 +169,7 @@ class LatencyTable:
         space: SearchSpace,
         board: AbstractBoard,
         tile: int,
+        step: int | None = None,
         protocol: Protocol | None = None,
     ) -> LatencyTable:
         """The table that belongs to a traced network on an open device: found, or created empty."""
@@ -179,6 +183,7 @@ class LatencyTable:
             space=space,
             op_templates=templates,
             tile=tile,
+            step=step,
             protocol=protocol,
         )
 
@@ -202,6 +207,7 @@ class LatencyTable:
             SearchSpace.from_json(document["space"]),
             tuple(OpTemplate.from_json(op) for op in document["ops"]),
             int(document["tile"]),
+            int(document.get("step", document["tile"])),
             Provenance(**{**origin, "protocol": Protocol.from_json(origin["protocol"])}),
             [TableRow.from_json(row["row"]) for row in rows],
             [_layer_sample(item["layers"]) for item in layers],
@@ -216,6 +222,7 @@ class LatencyTable:
             "fingerprint": self.fingerprint.to_json(),
             "reference_ms": self.reference_ms,
             "tile": self.tile,
+            "step": self.step,
             "provenance": {**asdict(self.provenance), "protocol": self.provenance.protocol.to_json()},
             "space": self.space.to_json(),
             "ops": [op.to_json() for op in self.op_templates],
@@ -284,7 +291,7 @@ class LatencyTable:
             raise TableError(f"the latency table in {self.folder} has no rows", hint="run: hwprune profile")
         values = np.array([row.widths for row in rows], dtype=np.int64)
         latency_ms = np.array([row.latency_ms for row in rows])
-        return Samples(self.space, self.op_templates, self.tile, values, latency_ms, self.layer_rows, self.fingerprint)
+        return Samples(self.space, self.op_templates, self.step, values, latency_ms, self.layer_rows, self.fingerprint)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One line a row: a column for each group's width, then latency, interval, laps, kind, session and the rest."""

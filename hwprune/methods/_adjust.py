@@ -7,17 +7,18 @@ The result is never predicted above the target.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from hwprune.core.errors import BudgetInfeasible
 from hwprune.core.units import format_ms
-from hwprune.core.widths import SearchSpace, Widths
+from hwprune.core.widths import ChannelGroup, SearchSpace, Widths
 from hwprune.latency.models._base import AbstractLatencyModel
 
-# A step of the grid that saves no time can be the way to one that does: look this many steps ahead.
+# A step that saves no time can be the way to one that does: look this many steps ahead, of the grid or, where that is
+# finer, of the target.
 _REACH = 3
 _EXCHANGES_TRIED = 512
 # Two groups' savings do not add exactly when they share a layer: try pairs whose sum is above the target by this much.
@@ -108,6 +109,12 @@ def fit_to_target(
     return Fit(walk.widths(best), float(walk.predict(best[None])[0]))
 
 
+def _finer(group: ChannelGroup, allowed: np.ndarray, step: int) -> int:
+    """How many allowed widths of a group the target pads to the same channels, at most."""
+    _, counts = np.unique(-(-allowed * group.unit_channels // step), return_counts=True)
+    return int(counts.max())
+
+
 def _predict(latency: AbstractLatencyModel, rows: list[Widths]) -> list[float]:
     values = np.array([row.values_tuple() for row in rows], dtype=np.int64)
     return [float(ms) for ms in latency.predict_batch(values)]
@@ -139,10 +146,12 @@ class _Walk:
     values: list[np.ndarray] = field(init=False)
     lowest: np.ndarray = field(init=False)
     highest: np.ndarray = field(init=False)
+    reach: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.allowed = [np.asarray(widths) for widths in self.space.widths]
         self.values = []
+        self.reach = [_REACH * _finer(g, widths, self.latency.step) for g, widths in self._by_group()]
         for group, widths in zip(self.space.groups, self.allowed, strict=True):
             best_first = np.sort(np.asarray(self.scores[group.name], dtype=np.float64))[::-1]
             self.values.append(np.concatenate([[0.0], np.cumsum(best_first)])[widths])
@@ -150,6 +159,9 @@ class _Walk:
         places = [int(np.searchsorted(w, bound)) for w, bound in zip(self.allowed, floors, strict=True)]
         self.highest = self.position(self.space.dense() if self.cap is None else self.cap)
         self.lowest = np.minimum(places, [len(widths) - 1 for widths in self.allowed])
+
+    def _by_group(self) -> Iterator[tuple[ChannelGroup, np.ndarray]]:
+        return zip(self.space.groups, self.allowed, strict=True)
 
     def position(self, widths: Mapping[str, int]) -> np.ndarray:
         """The places of `widths`, which are widths of the space: `[G]`."""
@@ -167,11 +179,11 @@ class _Walk:
         return np.asarray(self.latency.predict_batch(np.stack(columns, axis=1)), dtype=np.float64)
 
     def moves(self, position: np.ndarray, direction: int) -> _Moves:
-        """All changes of one group by up to `_REACH` steps; `direction` is +1 (wider) or -1 (narrower)."""
+        """All changes of one group by up to `reach` steps; `direction` is +1 (wider) or -1 (narrower)."""
         groups, places = [], []
         for i, place in enumerate(position):
             top, bottom = int(self.highest[i]), min(int(self.lowest[i]), int(place))
-            for step in range(1, _REACH + 1):
+            for step in range(1, self.reach[i] + 1):
                 new = int(place) + direction * step
                 if bottom <= new <= top:
                     groups.append(i)

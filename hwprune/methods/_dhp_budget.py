@@ -9,6 +9,7 @@ import numpy as np
 
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.latency.models._base import AbstractLatencyModel
+from hwprune.latency.secant import neighbour
 from hwprune.methods._adjust import Fit, check_feasible, fit_to_target
 from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._questions import first_within, predicted
@@ -25,12 +26,11 @@ class Prices:
 def tile_prices(efficiency: Efficiency, space: SearchSpace, widths: Widths) -> Prices:
     """`max(0, E(c) - E(c - tile)) / tile` for each group at the hard widths c, over their mean; and E(c), 1.0 = dense.
 
-    The tile is one step of the space's grid. Over less, a staircase has slopes of 0 or of noise. A group at its least
-    width has price 0: it may not shrink.
+    The tile is one step of the space's grid, or of the target where that is wider. Over less, a staircase has slopes of
+    0 or of noise. A group at its least width has price 0: it may not shrink.
     """
     values = np.array(widths.values_tuple(), dtype=np.int64)
-    places = [allowed.index(int(width)) for allowed, width in zip(space.widths, values, strict=True)]
-    below = np.array([a[max(place - 1, 0)] for a, place in zip(space.widths, places, strict=True)], dtype=np.int64)
+    below = neighbour(space, values, efficiency.step, -1)
     rows = np.tile(values, (len(values) + 1, 1))
     rows[np.arange(len(values)), np.arange(len(values))] = below
     cost = efficiency.predict_batch(rows) / efficiency.dense

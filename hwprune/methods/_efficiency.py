@@ -38,6 +38,11 @@ class Efficiency:
     def __post_init__(self) -> None:
         object.__setattr__(self, "dense", predicted(self, self.space.dense()))
 
+    @property
+    def step(self) -> int:
+        """The step in channels within which nothing is gained; MACs have none."""
+        return self.latency.step if self.kind == "latency" else 1
+
     def predict_batch(self, values: np.ndarray) -> np.ndarray:
         """`[B, G]` widths -> `[B]` ms or MACs."""
         if self.kind == "latency":

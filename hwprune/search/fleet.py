@@ -27,7 +27,7 @@ from hwprune.latency.table import LatencyTable
 from hwprune.search.settings import DEFAULTS, parse_tile
 from hwprune.search.subjects import model_and_example
 from hwprune.search.survey import traced_and_exported
-from hwprune.search.tile import target_space
+from hwprune.search.tile import model_step, target_space
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -178,8 +178,9 @@ def _table(group: list[AbstractBoard], task: _Task) -> LatencyTable:
         seed=task.seed,
         on_event=task.on_event,
     )
+    step = model_step(first, task.tables, tile, task.seed, task.on_event)
     table = LatencyTable.obtain(
-        task.tables, model_name=task.name, graph=task.graph, space=space, board=first, tile=tile
+        task.tables, model_name=task.name, graph=task.graph, space=space, board=first, tile=tile, step=step
     )
     for board in group:
         board.reference_ms = table.reference_ms

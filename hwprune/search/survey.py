@@ -18,7 +18,7 @@ from hwprune.graph import ChannelGraph, OnnxTemplate, trace
 from hwprune.graph.labels import Pin
 from hwprune.graph.onnx.labels import CannotCut
 from hwprune.latency.table import LatencyTable
-from hwprune.search.tile import target_space
+from hwprune.search.tile import model_step, target_space
 
 PINS_TOLD = 5  # places that keep channels whole are told one by one, up to so many
 
@@ -67,7 +67,10 @@ def survey(
                 f"no channel group of {name} has two widths at a tile of {tile} channels",
                 hint="choose a wider network, or --tile 1 --min-keep 0.1",
             )
-        table = LatencyTable.obtain(tables, model_name=name, graph=graph, space=space, board=board, tile=tile)
+        step = model_step(board, tables, tile, seed, on_event)
+        table = LatencyTable.obtain(
+            tables, model_name=name, graph=graph, space=space, board=board, tile=tile, step=step
+        )
         board.reference_ms = table.reference_ms  # the milliseconds of all sessions of a table agree
         yield Survey(graph, template, space, board, table)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hwprune.core.events import Note, OnEvent, ignore
+from hwprune.core.errors import NetworkUnfit
+from hwprune.core.events import Caution, Note, OnEvent, ignore
 from hwprune.core.files import atomic_write_text, read_json, write_json
 from hwprune.core.measurement import Fingerprint
 from hwprune.core.widths import SearchSpace
@@ -58,6 +59,24 @@ def known_probe(board: AbstractBoard, tables: Path, seed: int, on_event: OnEvent
     for text in probe_sentences(probe):
         on_event(Note(text))
     return probe
+
+
+def model_step(board: AbstractBoard, tables: Path, tile: int, seed: int, on_event: OnEvent = ignore) -> int:
+    """The step in channels that latency models round to, for widths on a grid of `tile`: that of the hardware.
+
+    A model that rounds to a finer grid is wrong by what most of a step seems to save: 7.7 % where it could be 1.0 %
+    (digits_resnet, ONNX Runtime, steps of 16 on a grid of 4). Where the probe sees no step, or the target cannot be
+    probed, it is the grid.
+    """
+    try:
+        probe = _known_probe(board, _target_folder(tables, board.fingerprint), seed)
+    except NetworkUnfit as error:
+        on_event(Caution(f"the target cannot be probed for its step: {error.message}", error.hint))
+        return tile
+    step = probe.tile if probe.resolved else tile
+    if step != tile:
+        on_event(Note(f"latency steps every {step} channels on this target, widths every {tile}"))
+    return step
 
 
 def padding_step(board: AbstractBoard, table: LatencyTable, seed: int) -> int:

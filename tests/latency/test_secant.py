@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from hwprune.latency.features import Array, IntArray
-from hwprune.latency.secant import SecantLatency, secant_latency
+from hwprune.latency.secant import SecantLatency, neighbour, secant_latency
 from hwprune.testing.staircase import staircase_layers_ms, staircase_space
 
 SPACE = staircase_space()
@@ -91,3 +91,18 @@ def test_a_group_with_one_width_has_no_slope() -> None:
     secant_latency(Line(), narrow, widths).backward()
     assert widths.grad is not None
     assert widths.grad[0] == 0
+
+
+class KnownStaircase(Staircase):
+    step = 16
+
+
+def test_on_a_grid_finer_than_the_step_the_neighbours_are_those_that_cost_something_else() -> None:
+    fine = staircase_space(4)
+    widths = np.array([16, 52, 64, 96, 256])
+    assert neighbour(fine, widths, 16, -1).tolist() == [4, 48, 48, 80, 240]
+    assert neighbour(fine, widths, 16, +1).tolist() == [20, 68, 64, 100, 256]
+    assert neighbour(fine, widths, 4, -1).tolist() == neighbour(fine, widths, 1, -1).tolist() == [12, 48, 60, 92, 252]
+    _, slopes = SecantLatency(KnownStaircase(), fine).secants(widths)
+    assert bool((slopes > 0).all())
+    assert not bool((SecantLatency(Staircase(), fine).secants(widths)[1] > 0).all())

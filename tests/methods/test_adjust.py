@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hwprune.core.errors import BudgetInfeasible
 from hwprune.core.widths import ChannelGroup, SearchSpace, Widths
 from hwprune.latency.features import Array, IntArray
-from hwprune.methods._adjust import check_feasible, fastest, fit_to_target
+from hwprune.latency.models._base import Fitted
+from hwprune.methods._adjust import _Walk, check_feasible, fastest, fit_to_target
 from hwprune.methods._families import ranked_family, uniform_family, widest_that_fits
 from hwprune.testing.methods import StaircaseLatency
 
@@ -189,3 +190,16 @@ def test_without_a_fitting_member_the_fastest_network_is_taken() -> None:
     assert fit.widths.values_tuple() == (4, 4)
     with pytest.raises(BudgetInfeasible):
         widest_that_fits(space, latency, [space.make([2, 2])], 1.0)
+
+
+def test_looks_beyond_a_step_of_the_target_on_a_finer_grid() -> None:
+    """Four widths of the grid cost the same: from the dense network the next cheaper one is four steps away."""
+    space = make_space((32, 32), step=1)
+    latency = Formula(space, [1.0, 1.0])
+    latency._fitted = Fitted(space, (), 4, None, 0, space.widths, 0.0, 0.0)
+    scores = {name: np.arange(32.0, 0.0, -1.0) for name in space.names}
+    walk = _Walk(space, latency, scores, 0.0)
+    target_ms = float(latency.predict_batch(np.array([[28, 32]]))[0])
+    shrunk = walk.shrink(walk.position(space.dense()), target_ms)
+    assert shrunk is not None
+    assert walk.widths(shrunk) == space.make([28, 32])

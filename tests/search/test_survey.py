@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hwprune.core.target import Target
 from hwprune.devices import connect
 from hwprune.graph import OnnxTemplate, cut, trace
 from hwprune.graph.onnx.labels import CannotCut
+from hwprune.latency.table import LatencyTable
 from hwprune.search import survey
 from hwprune.search.survey import traced, traced_and_exported
 from hwprune.search.tile import LEAST_NETWORKS, padding_step, target_space
@@ -83,9 +85,25 @@ def table(tmp_path: Path) -> Any:
 
 
 def test_padding_is_that_of_the_device_whatever_the_grid(table: Any) -> None:
-    assert table.tile == 4
+    assert (table.tile, table.step) == (4, 16)
     with connect(Target("simulated", "simulated")) as board:
         assert padding_step(board, table, 0) == 16
+
+
+def test_latency_models_round_to_the_step_of_the_device(table: Any) -> None:
+    """Rounded to the grid of 4 the same model errs by 6 %."""
+    report = api.fit(table, kinds=("lpnet",))
+    assert report.scores.mape < 0.01
+    assert report.model.step == 16
+
+
+def test_a_table_that_knows_no_step_has_its_tile(table: Any) -> None:
+    header = json.loads((table.folder / "table.json").read_text())
+    del header["step"]
+    (table.folder / "table.json").write_text(json.dumps(header))
+    opened = LatencyTable.open(table.folder)
+    assert (opened.tile, opened.step) == (4, 4)
+    assert opened.samples().tile == 4
 
 
 def test_predict_finds_the_table_of_the_image_size(tmp_path: Path) -> None:

@@ -10,14 +10,15 @@ from xml.etree import ElementTree
 import pytest
 from traced_families import traced
 
-from hwprune.core.events import Event, Note
+from hwprune.core.errors import NetworkUnfit
+from hwprune.core.events import Caution, Event, Note
 from hwprune.core.measurement import Target
 from hwprune.core.widths import SearchSpace
 from hwprune.devices import connect
 from hwprune.latency.probe import WIDTHS, TileProbe, read_tile
 from hwprune.report.staircase import staircase_drawing
 from hwprune.search import tile as module
-from hwprune.search.tile import known_probe, probe_sentences, target_space
+from hwprune.search.tile import known_probe, model_step, probe_sentences, target_space
 
 SIMULATED = Target("simulated", "simulated")
 
@@ -119,6 +120,35 @@ class TestSpace:
         monkeypatch.setattr(module, "detect_tile", lambda *a, **k: pytest.fail("probed"))
         with connect(SIMULATED) as board:
             assert target_space(graph, board, tmp_path, tile=2, min_keep=0.5)[1] == 2
+
+
+class TestModelStep:
+    """What latency models round to on a grid of 4."""
+
+    @staticmethod
+    def step(found: TileProbe | Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[Event]]:
+        def probed(*args: object, **options: object) -> TileProbe:
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        heard: list[Event] = []
+        monkeypatch.setattr(module, "detect_tile", probed)
+        with connect(SIMULATED) as board:
+            return model_step(board, tmp_path, 4, 0, heard.append), heard
+
+    def test_it_is_the_hardware_s(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        step, heard = self.step(staircase(), tmp_path, monkeypatch)
+        assert step == 16
+        assert heard == [Note("latency steps every 16 channels on this target, widths every 4")]
+
+    def test_it_is_the_grid_where_no_step_is_seen(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.step(read_tile(dict.fromkeys(WIDTHS, (1.0, 0.01))), tmp_path, monkeypatch) == (4, [])
+
+    def test_it_is_the_grid_where_the_probe_cannot_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        step, (caution,) = self.step(NetworkUnfit("no engine"), tmp_path, monkeypatch)
+        assert step == 4
+        assert isinstance(caution, Caution)
 
 
 class TestDrawing:

@@ -155,6 +155,11 @@ class AbstractLatencyModel(abc.ABC):
         return self.fitted.space
 
     @property
+    def step(self) -> int:
+        """The channels to which it rounds (1 before `fit`): widths of a finer grid that lie between cost the same."""
+        return self._fitted.tile if self._fitted is not None else 1
+
+    @property
     def kind(self) -> str:
         """The model's name: that of its file."""
         return type(self).__module__.rsplit(".", 1)[-1]
