@@ -59,6 +59,11 @@ def read_defaults(path: Path, verb: str, flags: Mapping[str, Iterable[str]]) -> 
     known = {name for names in flags.values() for name in names}
     general: dict[str, Any] = {}
     for key, value in document.items():
+        if isinstance(value, dict) and key not in (*flags, "options", *known):
+            raise UsageError(
+                f"{path}: no table [{key}].{did_you_mean(key, (*flags, 'options'))}{_line(text, '', key)}",
+                hint=f"a table is a verb's ({', '.join(flags)}), or [options] of the method",
+            )
         if key in flags and isinstance(value, dict):
             for inner in value:
                 _check(inner, set(flags[key]), path, text, table=key)
@@ -115,11 +120,16 @@ def _check(key: str, known: set[str], path: Path, text: str, *, table: str) -> N
     if key in known:
         return
     place = f"[{table}] has no key" if table else "no key"
-    line = line_of(text, table, key)
-    where = f"   (line {line})" if line else ""
+    flags = f"flags of {table}" if table else "flags of the verbs"
     raise UsageError(
-        f"{path}: {place} '{key}'.{did_you_mean(key, known)}{where}", hint=f"known: {', '.join(sorted(known))}"
+        f"{path}: {place} '{key}'.{did_you_mean(key, known)}{_line(text, table, key)}",
+        hint=f"keys are the {flags}, with underscores: hwprune {table or 'search'} --help",
     )
+
+
+def _line(text: str, table: str, key: str) -> str:
+    line = line_of(text, table, key)
+    return f"   (line {line})" if line else ""
 
 
 def _as_text(key: str, value: Any, path: Path) -> Any:

@@ -13,6 +13,7 @@ import typer
 from hwprune.cli._config import FILE, PER_CALL, USER_FILE, load_defaults
 from hwprune.core.errors import UsageError
 from hwprune.core.specs import config_folder
+from hwprune.devices import devices
 from hwprune.search.settings import DEFAULTS, LEAST_SAMPLES, TrainPrecision
 
 MODEL_HELP = "A reference network, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION."
@@ -24,6 +25,22 @@ def _above_zero(value: float | None) -> float | None:
     if value is not None and not value > 0:
         raise typer.BadParameter(f"{value:g} is not in the range x>0.")
     return value
+
+
+def check_device(names: str) -> str:
+    """Devices, separated by commas. Raises `UsageError` where several begin with a name, `jetson` say: none is nearer.
+
+    A name that is simply unknown is left to whoever looks it up.
+    """
+    known = devices()
+    for name in filter(None, names.split(",")):
+        kinds = [info.name for info in known if info.name.startswith(name)]
+        if len(kinds) > 1 and not any(name in (info.name, *info.aliases) for info in known):
+            raise UsageError(
+                f"'{name}' may be {', '.join(kinds[:-1])} or {kinds[-1]}",
+                hint="name one; a board is made known by `hwprune devices new NAME --from KIND --host USER@HOST`",
+            )
+    return names
 
 
 def _share(value: float) -> float:
@@ -51,7 +68,10 @@ Input = Annotated[str | None, typer.Option(metavar="SHAPE", help="Shape of the e
 Device = Annotated[
     str,
     typer.Option(
-        metavar="DEVICE", help="Name or alias of a device; `hwprune devices` lists them.", rich_help_panel=TARGET
+        metavar="DEVICE",
+        callback=check_device,
+        help="Name or alias of a device; `hwprune devices` lists them.",
+        rich_help_panel=TARGET,
     ),
 ]
 Runtime = Annotated[

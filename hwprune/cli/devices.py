@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hwprune.cli._console import Outcome
+from hwprune.cli._flags import check_device
 from hwprune.cli._verb import Call, register
 from hwprune.core.errors import UsageError, did_you_mean
 from hwprune.report.text import table
@@ -44,6 +45,7 @@ def devices(
         )
     if name is None or source is None or not host:
         raise UsageError("a new device needs a name, --from and --host", hint=EXAMPLE)
+    check_device(source)
     connection = Connection("ssh", host, "", port, identity_file, known_hosts, python)
     made = api.new_device(name, source=source, connection=connection, aliases=tuple(alias or ()))
     document = {"name": made.name, "source": made.source, "host": made.connection.address}

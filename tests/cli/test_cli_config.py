@@ -200,6 +200,21 @@ def test_an_unknown_key_in_a_verbs_table(hw: Hw, search: FakeApi, workplace: Pat
     assert "hwprune.toml: [search] has no key 'epoch'. Did you mean 'epochs'?   (line 3)" in hw("search").err
 
 
+def test_an_unknown_table_is_compared_with_tables(hw: Hw, search: FakeApi, workplace: Path) -> None:
+    (workplace / "hwprune.toml").write_text("threads = 1\n\n[serch]\nseed = 4\n")
+    error, hint = hw("search").err.splitlines()
+    assert error == "error: hwprune.toml: no table [serch]. Did you mean 'search'?   (line 3)"
+    assert hint.startswith("hint: a table is a verb's (search, compare, ")
+    (workplace / "hwprune.toml").write_text("[option]\nfloor = 1\n")
+    assert "no table [option]. Did you mean 'options'?" in hw("search").err
+
+
+def test_the_hint_for_an_unknown_key_is_short(hw: Hw, search: FakeApi, workplace: Path) -> None:
+    (workplace / "hwprune.toml").write_text("sede = 4\n")
+    hint = hw("search").err.splitlines()[1]
+    assert hint == "hint: keys are the flags of the verbs, with underscores: hwprune search --help"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -241,7 +256,7 @@ def test_print_config_names_every_origin(
 
 
 def test_print_config_is_read_back_by_config(hw: Hw, search: FakeApi, workplace: Path) -> None:
-    line = "search resnet20 --data digits --latency-ms 4 --set a=1 --threads 2 --statistic p90 --min-keep 0.3 --tables t"
+    line = "search resnet20 --data d --latency-ms 4 --set a=1 --threads 2 --statistic p90 --min-keep 0.3 --tables t"
     words = line.split()
     (workplace / "saved.toml").write_text(hw(*words, "--print-config").out)
     hw(*words)

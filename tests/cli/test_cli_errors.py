@@ -167,6 +167,33 @@ def test_a_network_of_ones_own_needs_data(hw: Hw, api: FakeApi, workplace: Path)
     assert "asked" in hw(*SEARCH, "my.py:build").err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("doctor", "--device", "jetson"),
+        (*SEARCH, "--device", "jetson"),
+        ("profile", "--device", "cpu,jetson"),
+        ("devices", "new", "desk", "--from", "jetson", "--host", "ann@10.0.0.7"),
+    ],
+)
+def test_no_board_is_guessed_among_several(hw: Hw, api: FakeApi, words: tuple[str, ...]) -> None:
+    done = hw(*words)
+    assert done.code == 2
+    boards = "jetson-agx-orin, jetson-agx-xavier, jetson-orin-nano, jetson-orin-nx or jetson-thor"
+    assert done.err.startswith(f"error: 'jetson' may be {boards}\nhint: name one; ")
+    assert "hwprune devices new NAME --from KIND" in done.err
+    assert api.calls == []
+
+
+def test_an_alias_may_be_the_beginning_of_other_names(hw: Hw, api: FakeApi, workplace: Path) -> None:
+    api.answers["doctor"] = ()
+    (workplace / "devices").mkdir()
+    text = 'schema = 1\nname = "desk"\naliases = ["jetson"]\n[runtimes.onnxruntime]\n'
+    (workplace / "devices" / "desk.toml").write_text(text)
+    assert hw("doctor", "--device", "jetson").code == 0
+    assert hw("doctor", "--device", "jetsom").code == 0  # nearest names are the API's affair
+
+
 def test_flags_before_the_verb_are_explained(hw: Hw) -> None:
     assert "hint: flags come after the verb: hwprune search --json" in hw("--json", "search").err
 
