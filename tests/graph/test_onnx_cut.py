@@ -153,6 +153,7 @@ CASES: dict[str, tuple[list[Node], dict[str, np.ndarray], dict[str, dict[int, li
         [("ScatterElements", ["x", "i", "u"], ["y"], {"axis": -2})],
         {"i": np.arange(96, dtype=INTS).reshape(1, 8, 2, 6) // 6 % 2 + 1, "u": ROWS}, {},
     ),
+    "triangle": ([("Trilu", ["x"], ["y"], {"upper": 0})], {}, {}),
     "constant_channels_follow": (
         [
             ("Concat", ["x", "c"], ["a"], {"axis": 1}), ("Concat", ["x", "x"], ["b"], {"axis": 1}),
@@ -331,6 +332,28 @@ def test_choosing_among_channels_is_refused(node: Node, constants: dict[str, np.
     model = model_of(nodes, tensors, inputs={"image": (1, 2, 3, 3)}, output="out")
     with pytest.raises(GraphError, match="it chooses along a dimension that would lose indices"):
         cut_model(model, {"a": {0: [1, 2]}})
+
+
+def test_columns_to_image() -> None:
+    """An operator of opset 18: two positions of each channel make one column."""
+    nodes: list[Node] = [
+        ("Conv", ["image", "a"], ["x"], {}), ("Reshape", ["x", "s"], ["f"], {}),
+        ("Col2Im", ["f", "i", "k"], ["y"], {}), ("Conv", ["y", "b"], ["out"], {}),
+    ]  # fmt: skip
+    rng = np.random.default_rng(0)
+    tensors = {
+        "a": rng.normal(size=(8, 2, 1, 1)).astype("f"), "b": rng.normal(size=(3, 4, 1, 1)).astype("f"),
+        "s": ints(1, 8, 9), "i": ints(3, 4), "k": ints(1, 2),
+    }  # fmt: skip
+    image = rng.normal(size=(1, 2, 3, 3)).astype("f")
+    dense = model_of(nodes, tensors, inputs={"image": (1, 2, 3, 3)}, output="out", opset=18)
+    masked = {**tensors, "b": tensors["b"].copy()}
+    masked["b"][:, [0, 3]] = 0
+    expected = run(model_of(nodes, masked, inputs={"image": (1, 2, 3, 3)}, output="out", opset=18), {"image": image})[0]
+    found = run(cut_model(dense, {"a": {0: [2, 3, 4, 5]}, "b": {1: [1, 2]}}), {"image": image})[0]
+    assert found == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(GraphError, match="it would lose parts of a block"):
+        cut_model(dense, {"a": {0: [0, 2, 4, 6]}})
 
 
 def test_elements_of_part_of_the_channels_are_refused() -> None:

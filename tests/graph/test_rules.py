@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -126,3 +128,44 @@ def test_a_new_constant_pins_no_channel_of_the_tensor_it_is_made_from() -> None:
     assert units(graph) == {"conv1": 8, "conv2": 10}
     assert "joins them with channels that cannot be removed" in graph.group("conv3").reason
     check_cut(model, x, graph)
+
+
+class Windows(nn.Module):
+    """Two convolutions; between them what `between` does to 8 channels of 6 x 6."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor], made: int = 8) -> None:
+        super().__init__()
+        self.between = between
+        self.conv1, self.conv2, self.fc = nn.Conv2d(3, 8, 1), nn.Conv2d(made, 5, 1), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv2(self.between(self.conv1(x))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def _onto_a_canvas(x: Tensor) -> Tensor:
+    canvas = x.new_zeros(*x.shape[:2], 12, 12)
+    canvas[:, :, 1::2, ::2] = x
+    return canvas
+
+
+@pytest.mark.parametrize(
+    ("between", "made", "units_of_first"),
+    [
+        (lambda x: F.unfold(x, 3, padding=1).unflatten(2, (6, 6)), 72, 8),
+        (lambda x: F.fold(x.flatten(2), (12, 12), 2, stride=2), 2, 2),
+        (lambda x: x.unfold(2, 3, 1).unfold(3, 3, 3).mean((4, 5)), 8, 8),
+        (lambda x: torch.tril(x) + x.triu(1), 8, 8),
+        (lambda x: F.pad(x, (1, 1, 1, 1), mode="circular"), 8, 8),
+        (_onto_a_canvas, 8, 8),
+    ],
+    ids=["unfold", "fold", "windows", "triangle", "circular", "canvas"],
+)
+def test_what_moves_positions_lets_channels_go(
+    between: Callable[[Tensor], Tensor], made: int, units_of_first: int
+) -> None:
+    model, x = Windows(between, made).eval(), torch.randn(2, 3, 6, 6)
+    graph = trace(model, x)
+    assert units(graph) == {"conv1": units_of_first, "conv2": 5}
+    keep = {"conv1": [1], "conv2": [0, 3]}
+    with torch.no_grad():
+        assert torch.allclose(cut(model, graph, keep)(x), mask(model, graph, keep)(x), atol=1e-5)

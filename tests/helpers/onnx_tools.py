@@ -44,7 +44,12 @@ def worst_error(found: Sequence[Array], expected: Sequence[Array]) -> float:
 
 
 def model_of(
-    nodes: Sequence[Node], tensors: Mapping[str, Array], *, inputs: Mapping[str, Sequence[int]], output: str
+    nodes: Sequence[Node],
+    tensors: Mapping[str, Array],
+    *,
+    inputs: Mapping[str, Sequence[int]],
+    output: str,
+    opset: int = OPSET,
 ) -> onnx.ModelProto:
     """A checked model with float inputs of the given shapes and one output of unknown shape."""
     made = [
@@ -58,7 +63,7 @@ def model_of(
         [helper.make_empty_tensor_value_info(output)],
         [numpy_helper.from_array(array, name) for name, array in tensors.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     model.ir_version = IR_VERSION
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     onnx.checker.check_model(inferred)

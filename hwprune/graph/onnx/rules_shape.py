@@ -181,6 +181,25 @@ def space_to_depth(walk: Walk, node: onnx.NodeProto) -> None:
     walk.set(node.output[0], (dims[0], np.tile(dims[1], block**2), None, None))
 
 
+def columns_to_image(walk: Walk, node: onnx.NodeProto) -> None:
+    """Col2Im: the channels `(out, block)` of the input; the positions of a block are removed together."""
+    dims, channels = walk.dims(node.input[0]), walk.shape(node.input[0])[1]
+    shape = walk.shape(node.output[0])
+    factored = reshape_labels((channels,), (dims[1],), (shape[1], channels // shape[1]))
+    labels, within = factored or (None, dims[1])
+    if not same_dims((within, dims[2]), (None, None)):
+        refuse(node, "it would lose parts of a block")
+    walk.set(node.output[0], (dims[0], labels, *(None for _ in shape[2:])))
+
+
+def triangle(walk: Walk, node: onnx.NodeProto) -> None:
+    """Trilu: the last two dimensions keep their places."""
+    dims = walk.dims(node.input[0])
+    if not same_dims(dims[-2:], (None, None)):
+        refuse(node, "it would lose rows or columns")
+    walk.set(node.output[0], dims)
+
+
 def _labelled(dims: Dims) -> dict[int, Labels]:
     return {dim: labels for dim, labels in enumerate(dims) if plain(labels) is not None and labels is not None}
 
@@ -205,4 +224,6 @@ SHAPE_RULES: dict[str, Rule] = {
     "Resize": resize,
     "DepthToSpace": depth_to_space,
     "SpaceToDepth": space_to_depth,
+    "Col2Im": columns_to_image,
+    "Trilu": triangle,
 }

@@ -52,9 +52,13 @@ def like(call: Call) -> None:
 
 @rule("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
 def new(call: Call) -> None:
-    """New values in a shape of their own, which are constants; in the input's whole shape they follow its channels."""
-    x = call.tensor("self")
-    call.put(call.layout(x) if x.shape == call.outputs[0].shape else ())
+    """New values in a shape of their own; dims as long as the input's follow its channels, which the code may count.
+
+    Where the length is a literal instead, the self-check finds out.
+    """
+    x, out = call.tensor("self"), call.outputs[0]
+    alike = {dim for dim in range(x.ndim) if x.ndim == out.ndim and x.shape[dim] == out.shape[dim]}
+    call.put(tuple(factor for factor in call.layout(x) if alike.issuperset(factor.dims)))
 
 
 def _activations_first(call: Call) -> list[Tensor]:

@@ -146,6 +146,28 @@ def pixel_unshuffle(call: Call) -> None:
     call.note_plain("reshape", x)
 
 
+@rule("im2col")
+def im2col(call: Call) -> None:
+    """`(n, c, h, w)` to `(n, c*k, positions)`: every channel comes with its k neighbours (`F.unfold`)."""
+    x, out = call.tensor("self"), call.outputs[0]
+    dim = x.ndim - 3
+    call.keep_only(x, {dim})
+    call.put_vector(dim, np.repeat(call.labels(x, dim), out.shape[dim] // x.shape[dim]))
+    call.note_plain("reshape", x)
+
+
+@rule("col2im")
+def col2im(call: Call) -> None:
+    """`(n, c*k, positions)` to `(n, c, h, w)`: k consecutive channels make one (`F.fold`)."""
+    x, out = call.tensor("self"), call.outputs[0]
+    dim = x.ndim - 2
+    call.keep_only(x, {dim})
+    matrix = call.labels(x, dim).reshape(out.shape[dim], -1)
+    call.tie(matrix)
+    call.put_vector(dim, matrix[:, 0].copy())
+    call.note_plain("reshape", x)
+
+
 @rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(call: Call) -> None:
     """`(n, g*c, ...)`: channels of g groups interleaved; every group loses the same positions."""

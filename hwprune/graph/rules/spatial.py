@@ -1,4 +1,4 @@
-"""Pooling, resizing, reflection padding: spatial positions are mixed, channels are not."""
+"""Pooling, resizing, reflection padding, windows: spatial positions are mixed, channels are not."""
 
 from __future__ import annotations
 
@@ -38,6 +38,21 @@ def resize(call: Call) -> None:
 def pad(call: Call) -> None:
     """`(n, c, *size)` with a border."""
     _spatial(call, "reshape")
+
+
+@rule("tril", "triu")
+def triangle(call: Call) -> None:
+    """The last two dims are zero on one side of the diagonal."""
+    x = call.tensor("self")
+    call.put(call.keep_only(x, set(range(x.ndim - 2))))
+    call.note_plain("other", x)
+
+
+@rule("unfold")
+def windows(call: Call) -> None:
+    """Windows along `dimension`, laid out along a new last dim."""
+    x = call.tensor("self")
+    call.put(call.keep_only(x, set(range(x.ndim)) - {call.dim("dimension", x)}))
 
 
 def _spatial(call: Call, kind: str) -> None:
