@@ -27,7 +27,7 @@ def _above_zero(value: float | None) -> float | None:
     return value
 
 
-def check_device(names: str) -> str:
+def check_device(names: str) -> None:
     """Devices, separated by commas. Raises `UsageError` where several begin with a name, `jetson` say: none is nearer.
 
     A name that is simply unknown is left to whoever looks it up.
@@ -40,7 +40,6 @@ def check_device(names: str) -> str:
                 f"'{name}' may be {', '.join(kinds[:-1])} or {kinds[-1]}",
                 hint="name one; a board is made known by `hwprune devices new NAME --from KIND --host USER@HOST`",
             )
-    return names
 
 
 def _share(value: float) -> float:
@@ -69,7 +68,6 @@ Device = Annotated[
     str,
     typer.Option(
         metavar="DEVICE",
-        callback=check_device,
         help="Name or alias of a device; `hwprune devices` lists them.",
         rich_help_panel=TARGET,
     ),

@@ -15,7 +15,7 @@ from typer.core import TyperArgument, TyperCommand
 
 from hwprune.cli._config import ONE_SETTING, PER_CALL, Default, resolved_toml
 from hwprune.cli._console import Outcome, Streams
-from hwprune.cli._flags import COMMON_FLAGS, Common, Flag
+from hwprune.cli._flags import COMMON_FLAGS, Common, Flag, check_device
 from hwprune.cli._flags import parameters as flag_parameters
 from hwprune.cli._progress import ProgressDisplay
 from hwprune.cli._stop import Stop
@@ -96,6 +96,7 @@ def register(
         if common.print_config:
             typer.echo(resolved_toml(str(ctx.info_name), *_resolved(ctx)), nl=False)
             return 0
+        check_device(values.get("device", ""))
         outcome = function(Call(common, streams), **values)
         streams.result(f"hwprune.{ctx.info_name}/1", outcome)
         return outcome.code
