@@ -30,7 +30,7 @@ from hwprune.search.precision import in_precision
 from hwprune.search.refine import epochs_of, finetune_run
 from hwprune.search.run import run_search
 from hwprune.search.run_folder import RUNS, find_run, fp32_onnx
-from hwprune.search.settings import SearchOptions, SearchSettings
+from hwprune.search.settings import COMPARED_BUDGETS, COMPARED_METHODS, SearchOptions, SearchSettings
 from hwprune.search.subjects import example_of, model_and_example, model_name, read_onnx, run_or_model
 from hwprune.training import Data, Task, load_data
 
@@ -77,8 +77,8 @@ def compare(
     model: str | nn.Module | None = None,
     data: str | Data | None = None,
     *,
-    methods: Sequence[str],
-    budgets: Sequence[str],
+    methods: Sequence[str] = COMPARED_METHODS,
+    budgets: Sequence[str] = COMPARED_BUDGETS,
     seeds: int = 2,
     baselines: Sequence[str] | None = None,
     run_dir: str | Path | None = None,

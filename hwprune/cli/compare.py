@@ -12,7 +12,7 @@ from hwprune.cli._method_help import check_method
 from hwprune.cli._verb import Call, register
 from hwprune.core.errors import UsageError
 from hwprune.report.comparison import comparison_text
-from hwprune.search.settings import DEFAULTS, check_data, parse_budget
+from hwprune.search.settings import COMPARED_BUDGETS, COMPARED_METHODS, DEFAULTS, check_data, parse_budget
 
 EXAMPLE = "hwprune compare resnet20 --data cifar10:data/cifar10 --methods dhp,greedy,uniform --budgets 75%,60%,45%"
 
@@ -22,10 +22,10 @@ def compare(
     model: flags.Model = None,
     methods: Annotated[
         str, typer.Option(metavar="A,B", help="Methods, separated by commas; options as NAME:KEY=VALUE.")
-    ] = "dhp,greedy,uniform",
+    ] = ",".join(COMPARED_METHODS),
     budgets: Annotated[
         str, typer.Option(metavar="75%,60%", help="Budgets: shares of the dense measured latency, or latencies (4ms).")
-    ] = "75%,60%,45%",
+    ] = ",".join(COMPARED_BUDGETS),
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Seeds 0 to N-1 for search and finetuning.")] = 2,
     baselines: Annotated[
         str | None,

@@ -58,6 +58,7 @@ class SearchOptions(TypedDict, total=False):
     seed: int
 
 
+COMPARED_METHODS, COMPARED_BUDGETS = ("dhp", "greedy", "uniform"), ("75%", "60%", "45%")
 LEAST_SAMPLES = 16  # of which a quarter is held out to judge the latency model
 
 

@@ -340,3 +340,14 @@ def test_doctor(hw: Hw, api: FakeApi, status: str, code: int) -> None:
     ending = f"{failed} check{'s' * (failed != 1)} failed, {warned} warning{'s' * (warned != 1)}"
     assert done.out.rstrip().endswith(ending)
     assert hw("doctor", "--json").json["checks"][0]["status"] == status
+
+
+def test_compare_has_the_same_defaults_in_python(hw: Hw, api: FakeApi) -> None:
+    import inspect
+
+    api.answers["compare"] = UsageError("asked")
+    api.answers["comparison_folder"] = Path("runs/compare_net")
+    assert "asked" in hw("compare").err
+    parameters = inspect.signature(api.real.compare).parameters
+    for name in ("methods", "budgets", "seeds", "baselines"):
+        assert api.last[name] == parameters[name].default
