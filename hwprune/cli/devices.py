@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import textwrap
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +13,12 @@ from hwprune.cli._verb import Call, register
 from hwprune.core.errors import UsageError, did_you_mean
 from hwprune.report.text import table
 
+if TYPE_CHECKING:
+    from hwprune.devices.files import DeviceInfo
+
 EXAMPLE = "hwprune devices new bench-board --from jetson-orin-nano --host nvidia@10.0.0.7"
+NO_HOST = "no host yet"  # a kind of board
+RUNTIMES_WIDTH = 34  # the shipped devices then take 80 columns
 
 
 def devices(
@@ -29,7 +35,7 @@ def devices(
     python: Annotated[str, typer.Option(metavar="FILE", help="Interpreter there that has the runtime.")] = "",
     alias: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Another name; may be repeated.")] = None,
 ) -> Outcome:
-    """List the known devices, their runtimes and aliases.
+    """List the known devices, their runtimes and aliases; with `-v` what they are, too.
 
     `hwprune devices new NAME --from DEVICE --host USER@HOST` writes a device file of your own.
     """
@@ -37,7 +43,7 @@ def devices(
     from hwprune.devices.files import Connection
 
     if action is None:
-        return _listed()
+        return _listed(call.common.verbosity)
     if action != "new":
         raise UsageError(
             f"hwprune devices does not know '{action}'.{did_you_mean(action, ['new'])}",
@@ -54,22 +60,12 @@ def devices(
     return Outcome(f"wrote {made.source}", document, next=following)
 
 
-def _listed() -> Outcome:
+def _listed(verbosity: int) -> Outcome:
     from hwprune import api
 
     found = api.devices()
-    rows = [
-        (
-            item.name,
-            item.connection.kind,
-            ", ".join(item.runtimes),
-            ", ".join(item.aliases) or "-",
-            "no host: see `hwprune devices new`" if item.is_template else item.connection.address or "this machine",
-            item.description,
-        )
-        for item in found
-    ]
-    headers = ("NAME", "KIND", "RUNTIMES", "ALIASES", "WHERE", "DESCRIPTION")
+    headers = ("NAME", "WHERE", "ALIASES", "RUNTIMES", *(("DESCRIPTION",) if verbosity > 0 else ()))
+    rows = [line for item in found for line in _rows(item, len(headers))]
     documents = [
         {
             "name": item.name,
@@ -83,8 +79,19 @@ def _listed() -> Outcome:
         }
         for item in found
     ]
-    text = table(headers, rows, left=(0, 1, 2, 3, 4, 5))
-    return Outcome(text, {"devices": documents}, next=("hwprune doctor --device NAME",))
+    following = ["hwprune doctor --device NAME"]
+    if any(item.is_template for item in found):
+        following.append("hwprune devices new NAME --from KIND --host USER@HOST")
+    text = table(headers, rows, left=range(len(headers)))
+    return Outcome(text, {"devices": documents}, next=tuple(following))
+
+
+def _rows(item: DeviceInfo, columns: int) -> list[tuple[str, ...]]:
+    """The lines of one device: as many as its runtimes take; the description fills a column that is asked for."""
+    where = NO_HOST if item.is_template else item.connection.address or "this machine"
+    runtimes = textwrap.wrap(", ".join(item.runtimes), RUNTIMES_WIDTH)
+    first = (item.name, where, ", ".join(item.aliases) or "-", runtimes[0], item.description)
+    return [first[:columns], *(("", "", "", more, "")[:columns] for more in runtimes[1:])]
 
 
 def add_to(app: typer.Typer) -> None:

@@ -290,13 +290,24 @@ def test_devices(hw: Hw, api: FakeApi) -> None:
     board = DeviceInfo("desk", connection=Connection("ssh", "ann@10.0.0.7"), runtimes=offers)
     template = DeviceInfo("orin", connection=Connection("ssh"), runtimes=offers)
     api.answers["devices"] = (cpu, board, template)
-    lines = [line.split() for line in hw("devices").out.splitlines()[1:4]]
-    assert lines[0] == ["cpu", "local", "onnxruntime", "host", "this", "machine", "this", "one"]
-    assert lines[1] == ["desk", "ssh", "onnxruntime", "-", "ann@10.0.0.7"]
-    assert "hwprune devices new" in " ".join(lines[2])
+    done = hw("devices")
+    assert [line.split() for line in done.out.splitlines()[1:]] == [
+        ["cpu", "this", "machine", "host", "onnxruntime"],
+        ["desk", "ann@10.0.0.7", "-", "onnxruntime"],
+        ["orin", "no", "host", "yet", "-", "onnxruntime"],
+    ]
+    assert "next: hwprune devices new NAME --from KIND" in done.err
+    assert hw("devices", "-v").out.splitlines()[1].endswith("onnxruntime  this one")
     documents = hw("devices", "--json").json["devices"]
     assert documents[0]["runtimes"] == ["onnxruntime"]
     assert [item["template"] for item in documents] == [False, False, True]
+
+
+def test_the_shipped_devices_fit_a_terminal(hw: Hw) -> None:
+    golden = Path(__file__).parent / "golden" / "devices.txt"
+    done = hw("devices")
+    assert done.out == golden.read_text()
+    assert max(map(len, done.out.splitlines())) <= 80
 
 
 def test_devices_new(hw: Hw, api: FakeApi) -> None:
