@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ _COARSE = (torch.float16, torch.bfloat16)
 # A number below the first multiplies a branch until nothing of it shows; it then counts as the second.
 _CLOSED, _OPEN = 0.01, 0.75
 
+# The proof in which the cut network must run in training as well.
+_TRAINING_SEED = 1
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -52,10 +56,12 @@ class Check:
 
     def __call__(self, graph: ChannelGraph, names: Sequence[str], seed: int = 0) -> Failure | None:
         """What goes wrong when a quarter to three quarters of each group are removed; None if nothing does."""
-        return self.difference(graph, _random_keep(graph, names, seed))
+        return self.difference(graph, _random_keep(graph, names, seed), in_training=seed == _TRAINING_SEED)
 
-    def difference(self, graph: ChannelGraph, keep: Mapping[str, list[int]]) -> Failure | None:
-        """What goes wrong when these units stay; None if nothing does."""
+    def difference(
+        self, graph: ChannelGraph, keep: Mapping[str, list[int]], *, in_training: bool = False
+    ) -> Failure | None:
+        """What goes wrong when these units stay, in eval mode and, on request, in training; None if nothing does."""
         small = cut(self.model, graph, keep)
         places: list[Place] = []
         watch_modules(small, places)
@@ -69,6 +75,31 @@ class Check:
             return Failure("removing some of its channels changes what the others compute")
         if not _agree(result, self._gated(graph, keep), self._tolerance):
             return Failure("its channels act on the result in other ways than through the weights that read them")
+        return self._training_failure(small, places) if in_training else None
+
+    def _training_failure(self, small: nn.Module, places: list[Place]) -> Failure | None:
+        """Where the cut network stops in training mode; None if the whole one stops there as well.
+
+        A head that runs in training only is not on the tape. Batch norm may need a batch of more than one.
+        """
+        small.train()
+        for example in (self._example, tuple(_twice(tensor) for tensor in self._example)):
+            places.clear()
+            stop = self._stop(small, example)
+            if stop is None:
+                return None
+            if self._stop(copied(self.model).train(), example) is None:
+                text = f"what runs only in training does not run without some of its channels: {stop}"
+                return Failure(text, places[-1].path if places else None)
+        return None
+
+    def _stop(self, model: nn.Module, example: tuple[Tensor, ...]) -> str | None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._run(lambda: model(*example))
+        except Exception as error:  # noqa: BLE001 - the user's forward may raise anything
+            return first_line(error)
         return None
 
     def _prepare(self, model: nn.Module, example: tuple[Tensor, ...]) -> None:
@@ -215,6 +246,10 @@ def _lively_input(tensor: Tensor, *, keep_type: bool) -> Tensor:
         return tensor
     generator = torch.Generator().manual_seed(0)
     return torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+
+
+def _twice(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor]) if tensor.ndim else tensor
 
 
 def _agree(left: list[Result], right: list[Result], tolerance: float) -> bool:

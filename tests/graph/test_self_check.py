@@ -187,3 +187,34 @@ def test_truth_values_beside_numbers() -> None:
             return {"scores": scores, "mask": scores > 0}
 
     assert removable(Both("scores")) == ["stem", "narrow"]
+
+
+class Auxiliary(Small):
+    """A second head that runs in training only, behind a norm that needs more than one image."""
+
+    def make(self) -> None:
+        self.body, self.norm, self.second = nn.Conv2d(16, 16, 1), nn.BatchNorm1d(16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> object:
+        x = F.relu(self.stem(x))
+        scores = self.head(self.body(x))
+        return (scores, self.second(self.norm(x.mean((2, 3))))) if self.training else scores
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_runs_only_in_training_keeps_its_channels(batch: int) -> None:
+    model = Auxiliary()
+    graph = trace(model, IMAGES[:batch])
+    assert [group.name for group in graph.removable] == ["body"]
+    assert "runs only in training" in graph.group("stem").reason
+    first, second = cut(model, graph, {"body": [1, 2]}).train()(IMAGES)
+    assert first.shape == second.shape == (2, 5)
+    assert not model.training
+
+
+def test_a_network_that_needs_targets_in_training_is_judged_without_it() -> None:
+    class Targets(Auxiliary):
+        def forward(self, x: Tensor, targets: Tensor | None = None) -> object:
+            return super().forward(x) if targets is not None or not self.training else targets.sum()  # type: ignore[union-attr]
+
+    assert removable(Targets()) == ["stem", "body"]
