@@ -194,7 +194,8 @@ class MetaPruning(AbstractMethod):
             return net.state(winner.widths)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(problem.seed, "scratch"))
-            return dict(with_random_weights(problem.model).state_dict())
+            state = with_random_weights(problem.model).state_dict()
+        return {name: value.clone() for name, value in state.items()}
 
 
 def _warn_if_not_ready(problem: Problem, probes: Mapping[str, float]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from hwprune.core.errors import Interrupted, RunError, TrainingDiverged, UsageError
@@ -252,6 +253,17 @@ def test_the_winner_starts_from_generated_from_dense_or_from_new_weights(whole: 
     again = solve(problem, weights="scratch").state
     assert again is not None
     assert torch.equal(again["network.conv1.weight"], fresh["network.conv1.weight"])
+
+
+@pytest.mark.parametrize("name", ["registered", "tied"])
+def test_new_weights_of_a_tensor_with_two_names_can_be_saved(name: str) -> None:
+    problem = tiny_problem(name, 0.7)
+    state = solve(problem, weights="scratch", evaluations=4).state
+    assert state is not None
+    assert load(save(dict(state))).keys() == problem.model.state_dict().keys()
+    assert all(
+        torch.equal(state[first], state[other]) for first, names in problem.graph.aliases.items() for other in names
+    )
 
 
 def test_generated_weights_are_those_the_winner_was_scored_with(whole: Whole) -> None:
