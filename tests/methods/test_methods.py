@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load, save
 
 from hwprune import methods
 from hwprune.core import config
@@ -84,9 +86,28 @@ class TestMetaPruning(MethodConformance):
     options: ClassVar[dict[str, Any]] = {"hidden": 2, "evaluations": 4, "population": 2, "recalibration_images": 16}
 
 
+SUITES = [
+    value
+    for value in list(globals().values())
+    if isinstance(value, type) and issubclass(value, MethodConformance) and value is not MethodConformance
+]
+
+
 def test_every_method_is_tested_here() -> None:
-    suites = [value for value in globals().values() if isinstance(value, type) and issubclass(value, MethodConformance)]
-    assert {suite.method for suite in suites if suite is not MethodConformance} == set(methods.names())
+    assert {suite.method for suite in SUITES} == set(methods.names())
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("name", ["registered", "tied"])
+def test_a_tensor_with_two_names_has_one_value_in_two_places(name: str, suite: type[MethodConformance]) -> None:
+    """So the answer loads into the network that was searched, and its state can be saved as safetensors."""
+    problem = tiny_problem(name, 0.7)
+    answer = suite().solve(problem)
+    suite().check(problem, answer, problem.target_ms)
+    if answer.state is not None:
+        assert load(save(dict(answer.state))).keys() == problem.model.state_dict().keys()
+        for first, others in problem.graph.aliases.items():
+            assert all(torch.equal(answer.state[first], answer.state[other]) for other in others)
 
 
 @pytest.mark.parametrize(
