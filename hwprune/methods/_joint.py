@@ -11,7 +11,7 @@ from hwprune.graph import gate_parameters
 from hwprune.methods._base import Problem
 from hwprune.methods._stateless import called_with
 from hwprune.training._plan import TrainLog
-from hwprune.training._trainee import AbstractTrainee
+from hwprune.training._trainee import AbstractTrainee, mixed_loss
 from hwprune.training.loop import train
 
 
@@ -41,14 +41,12 @@ def gated_outputs(problem: Problem, model: nn.Module, gates: Sequence[Tensor], i
 
 
 def distilled_loss(problem: Problem, outputs: Tensor, images: Tensor, targets: Tensor, alpha: float) -> Tensor:
-    """`(1 - alpha) * task loss + alpha * distance to the dense network's outputs` at the plan's temperature."""
-    loss = problem.task.loss(outputs, targets)
+    """The task's loss, mixed by `alpha` with the distance to the dense network's outputs; without it at 0."""
     if alpha == 0:
-        return loss
+        return problem.task.loss(outputs, targets)
     with torch.no_grad():
         reference = problem.model(images).float()
-    distance = problem.task.distance(outputs, reference, problem.plan.temperature).mean()
-    return (1 - alpha) * loss + alpha * distance
+    return mixed_loss(problem.task, outputs, targets, reference, alpha, problem.plan.temperature)
 
 
 def tightened(target: float, progress: float, warmup: float, ramp: float) -> float:

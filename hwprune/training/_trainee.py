@@ -59,9 +59,8 @@ class AbstractTrainee(ABC):
 class ModelTrainee(AbstractTrainee):
     """A model trained on a task, with or without a teacher.
 
-    With one, the loss is `(1 - alpha) * task loss + alpha * distance to the teacher at its temperature`
-    (Hinton et al. 2015). `cached` are the teacher's outputs on the plain training images, `(N, ...)`; without them
-    the teacher sees each augmented batch.
+    With one, the loss is `mixed_loss`. `cached` are the teacher's outputs on the plain training images, `(N, ...)`;
+    without them the teacher sees each augmented batch.
     """
 
     def __init__(
@@ -90,13 +89,11 @@ class ModelTrainee(AbstractTrainee):
 
     def loss(self, images: Tensor, targets: Tensor, progress: float) -> Tensor:
         """The task's loss, mixed with the distance to the teacher."""
-        outputs = self.model(images).float()
-        own = self.task.loss(outputs, targets)
+        outputs, plan = self.model(images).float(), self.plan
         reference = self._reference(images)
         if reference is None:
-            return own
-        distance = self.task.distance(outputs, reference, self.plan.temperature).mean()
-        return (1 - self.plan.distill_alpha) * own + self.plan.distill_alpha * distance
+            return self.task.loss(outputs, targets)
+        return mixed_loss(self.task, outputs, targets, reference, plan.distill_alpha, plan.temperature)
 
     def _reference(self, images: Tensor) -> Tensor | None:
         if self.cached is not None:
@@ -114,6 +111,14 @@ class ModelTrainee(AbstractTrainee):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Load the model's state dict."""
         self.model.load_state_dict(dict(state))
+
+
+def mixed_loss(
+    task: Task, outputs: Tensor, targets: Tensor, reference: Tensor, alpha: float, temperature: float
+) -> Tensor:
+    """`(1 - alpha) * task loss + alpha * distance to a teacher's outputs at the temperature` (Hinton et al. 2015)."""
+    own = task.loss(outputs, targets)
+    return (1 - alpha) * own + alpha * task.distance(outputs, reference, temperature).mean()
 
 
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
