@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from hwprune.core.units import format_ms
@@ -14,7 +15,8 @@ FURTHER_TEXT = {
     "unresolved": f"unresolved: differences below {RESOLVED * 100:.0f} % of a layer, net",
 }
 
-HEADER = ("LAYER", "KIND", "DENSE", "KEPT", "MACS", "DENSE MS", "PRUNED MS", "CHANGE", "LOST MS", "WHY")
+WHY_WIDTH = 30
+HEADER = ("LAYER", "DENSE", "KEPT", "MACS", "DENSE MS", "PRUNED MS", "CHANGE", "LOST MS", "WHY")
 
 
 def waterfall_text(waterfall: Waterfall, *, limit: int = 30) -> str:
@@ -23,7 +25,10 @@ def waterfall_text(waterfall: Waterfall, *, limit: int = 30) -> str:
     if waterfall.in_vain:
         parts.append(_in_vain(waterfall.in_vain))
     parts.append(_layers(waterfall, limit))
-    parts.append("Layer times come from a profiled session and carry its overhead; the measured whole decides.")
+    parts.append(
+        "Layer times, and so promise and losses, come from a profiled session and carry its overhead;\n"
+        "the measured whole decides."
+    )
     return "\n\n".join(parts)
 
 
@@ -64,7 +69,7 @@ def _sums(waterfall: Waterfall) -> list[tuple[str, str]]:
         *stamp,
         ("dense", _whole(waterfall.dense_ms, waterfall.dense_sum_ms)),
         ("pruned", _whole(waterfall.pruned_ms, waterfall.pruned_sum_ms)),
-        ("promise", f"{format_ms(waterfall.promised_sum_ms)} if the time of every layer had followed its MACs"),
+        ("promise", f"layers would add up to {format_ms(waterfall.promised_sum_ms)} if their times followed the MACs"),
         ("lost", lost or "nothing"),
         *(("further" if not number else "", line) for number, line in enumerate(further_lines(waterfall))),
         ("outside", f"{format_ms(outside)} ({share}) of the pruned layers' time belong to no module of the model"),
@@ -89,22 +94,28 @@ def _layers(waterfall: Waterfall, limit: int) -> str:
         return max(row.dense_ms or 0.0, row.pruned_ms or 0.0)
 
     listed = {id(row) for row in sorted(waterfall.rows, key=longest, reverse=True)[:limit]}
-    rows = [_line(row) for row in waterfall.rows if id(row) in listed]
+    rows = [line for row in waterfall.rows if id(row) in listed for line in _lines(row)]
     rest = [row for row in waterfall.rows if id(row) not in listed]
     if rest:
         dense, pruned = sum(row.dense_ms or 0 for row in rest), sum(row.pruned_ms or 0 for row in rest)
         name = f"({len(rest)} shorter ones)"
-        rows.append((name, "", "", "", "", f"{dense:.4f}", f"{pruned:.4f}", _change(dense, pruned), "", ""))
+        rows.append((name, "", "", "", f"{dense:.4f}", f"{pruned:.4f}", _change(dense, pruned), "", ""))
     sums = waterfall.dense_sum_ms, waterfall.pruned_sum_ms
-    rows.append(("sum", "", "", "", "", f"{sums[0]:.4f}", f"{sums[1]:.4f}", _change(*sums), "", ""))
-    return table(HEADER, rows, left=(0, 1, 9))
+    rows.append(("sum", "", "", "", f"{sums[0]:.4f}", f"{sums[1]:.4f}", _change(*sums), "", ""))
+    return table(HEADER, rows, left=(0, 8))
 
 
-def _line(row: LayerRow) -> tuple[str, ...]:
+def _lines(row: LayerRow) -> list[tuple[str, ...]]:
+    """The line of a layer, and as many more as its reason takes."""
+    first, *more = textwrap.wrap(why_text(row), WHY_WIDTH) or [""]
+    figures = _figures(row)
+    return [(*figures, first), *((*[""] * len(figures), rest) for rest in more)]
+
+
+def _figures(row: LayerRow) -> tuple[str, ...]:
     macs = percent(row.pruned_macs / row.dense_macs - 1, 0) if row.dense_macs else "-"
     return (
         row.name,
-        row.kind,
         channels_text(row.dense_channels),
         channels_text(row.pruned_channels) if row.shrunk else "same" if row.dense_channels else "-",
         macs,
@@ -112,7 +123,6 @@ def _line(row: LayerRow) -> tuple[str, ...]:
         "-" if row.pruned_ms is None else f"{row.pruned_ms:.4f}",
         _change(row.dense_ms, row.pruned_ms),
         f"{row.lost_ms:.4f}" if row.lost_ms > 0 else "",
-        why_text(row),
     )
 
 

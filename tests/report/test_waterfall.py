@@ -329,6 +329,22 @@ def test_text_lists_sums_and_layers() -> None:
     assert lines[-1].endswith("the measured whole decides.")
 
 
+def test_the_promise_is_one_of_the_layers_sum_not_of_the_measured_whole() -> None:
+    """Measured 3.00 -> 1.70 ms: a promise of 1.80 ms would look beaten, though the layers lost 0.09 ms."""
+    result = replace(made(), dense_ms=3.00, pruned_ms=1.70)
+    lines = waterfall_text(result).splitlines()
+    assert "pruned    1.70 ms measured, layers add up to 1.89 ms" in lines
+    assert "promise   layers would add up to 1.80 ms if their times followed the MACs" in lines
+    assert "Layer times, and so promise and losses, come from a profiled session" in lines[-2]
+
+
+def test_text_fits_a_wide_terminal_and_says_every_reason_whole() -> None:
+    text = waterfall_text(made())
+    assert max(map(len, text.splitlines())) <= 120
+    said = re.findall(r"^layer3\.0\.shortcut .*  (fixed .*)\n {80,}(\S.*)$", text, re.MULTILINE)
+    assert [" ".join(parts) for parts in said] == ["fixed cost of a node (4.1 us) does not shrink"]
+
+
 def test_text_of_layers_in_vain() -> None:
     text = waterfall_text(compare((1.0, conv(64, 64)), (1.4, conv(64, 32))))
     assert "1 layer lost channels and less than 5 % of the time:\n  block.conv  not explained" in text
