@@ -77,8 +77,9 @@ class Augment:
 class Data:
     """A data set ready to train on. `mean` and `std` (one a channel) are in the units of the stored images.
 
-    `classes` is 0 for regression. With `noise` the targets are clean images on a scale 0..1 and the stored ones the
-    same, on a scale 0..255, with Gaussian noise of that deviation, which augmentation draws anew.
+    `classes` is 0 where targets are not all numbers of classes: regression, or pixels marked as unknown by -1. With
+    `noise` the targets are clean images on a scale 0..1 and the stored ones the same, on a scale 0..255, with Gaussian
+    noise of that deviation, which augmentation draws anew; without it augmentation leaves targets as they are.
     """
 
     name: str
@@ -100,6 +101,14 @@ class Data:
                     f"{name} {tuple(values)} of {self.name} does not fit images with {channels} channels",
                     hint="give one number for each channel, in the units of the stored images; a std is above 0",
                 )
+        if self.classes and (self.train.targets.is_floating_point() or self._least_target() < 0):
+            raise DataError(
+                f"{self.name} has {self.classes} classes, but targets that are floating or below 0",
+                hint="say classes=0 where targets are not all numbers of classes",
+            )
+
+    def _least_target(self) -> int:
+        return min(int(split.targets.min()) for split in (self.train, self.val, self.test))
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -221,6 +221,11 @@ def _data(
     std = _constants(options.std or std, channels, "std")
     flip = augment.flip if options.flip is None else options.flip
     crop = augment.crop if options.crop is None else options.crop
+    if not classes and (flip or crop):
+        raise UsageError(
+            f"flip and crop would move the images of {name} and leave their targets where they are",
+            hint="leave them out, or store moved images and targets",
+        )
     return Data(name, splits["train"], splits["val"], splits["test"], classes, mean, std, Augment(flip, crop))
 
 

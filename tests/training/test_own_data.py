@@ -77,6 +77,14 @@ def test_clean_images_are_on_a_scale_of_one(tmp_path: Path) -> None:
         task_for(data)
 
 
+@pytest.mark.parametrize("option", ["flip=true", "crop=2"])
+def test_images_that_are_to_be_made_are_not_moved_without_their_targets(tmp_path: Path, option: str) -> None:
+    arrays = _arrays(y_train="x / 255.", y_test="x / 255.")
+    assert _load(tmp_path, arrays, "?flip=false&crop=0").classes == 0
+    with pytest.raises(UsageError, match=r"would move the images of .* and leave their targets where they are"):
+        _load(tmp_path, arrays, f"?{option}")
+
+
 def test_a_finished_data_set_takes_no_options(tmp_path: Path) -> None:
     expression = "Data('own', split, split, split, classes=2, mean=(0.,) * 3, std=(1.,) * 3)"
     assert _load(tmp_path, expression).input_shape == (3, 8, 8)
@@ -103,6 +111,14 @@ def test_normalisation_must_fit_the_channels(mean: tuple[float, ...], std: tuple
     split = ArraySet(torch.from_numpy(X), torch.from_numpy(Y))
     with pytest.raises(DataError, match="of own does not fit images with 3 channels"):
         Data("own", split, split, split, classes=2, mean=mean, std=std)
+
+
+@pytest.mark.parametrize("targets", [torch.from_numpy(Y) - 1, torch.from_numpy(Y).float()])
+def test_targets_that_are_no_classes_have_none(targets: Tensor) -> None:
+    split = ArraySet(torch.from_numpy(X), targets)
+    with pytest.raises(DataError, match="own has 2 classes, but targets that are floating or below 0"):
+        Data("own", split, split, split, classes=2, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert Data("own", split, split, split, classes=0, mean=(0.0,) * 3, std=(1.0,) * 3).classes == 0
 
 
 def test_image_folders_agree_on_their_classes(tmp_path: Path) -> None:
