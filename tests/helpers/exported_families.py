@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable
 from functools import cache
 
 from torch import Tensor, nn
 from traced_families import random_keep
 
 from hwprune.graph import ChannelGraph, OnnxTemplate, trace
-from hwprune.testing.networks import build
+from hwprune.testing.networks import FAMILIES, build
 
-__all__ = ["TOGETHER", "Together", "exported", "random_keep"]
-
-TOGETHER = (
-    "chain densenet grouped mobilenetv1 mobilenetv2 registered resnet18 resnet50 resnet_option_a resnet_option_b"
-    " shuffle squeeze_excite tied unet"
-)
+__all__ = ["Together", "exported", "random_keep"]
 
 
 class Together(nn.Module):
     """Several networks side by side: one export, which costs most of the time, for all of them."""
 
-    def __init__(self, families: Sequence[str]) -> None:
+    def __init__(self, families: Iterable[str]) -> None:
         super().__init__()
         built = {family: build(family) for family in families}
         self.nets = nn.ModuleDict({family: model for family, (model, _) in built.items()})
-        self.example = tuple(example for _, (example,) in built.values())
+        self.takes = [len(images) for _, images in built.values()]
+        self.example = tuple(image for _, images in built.values() for image in images)
 
     def forward(self, *images: Tensor) -> list[Tensor]:
-        return [net(image) for net, image in zip(self.nets.values(), images, strict=True)]
+        left = iter(images)
+        return [net(*itertools.islice(left, count)) for net, count in zip(self.nets.values(), self.takes, strict=True)]
 
 
 @cache
 def exported(family: str, batch: int = 2) -> tuple[nn.Module, ChannelGraph, OnnxTemplate]:
-    """The network of a family, or of those in `TOGETHER` side by side, with its graph and template; batch 1 or 2."""
+    """The network of a family, or of all ("together") side by side, with its graph and template; batch 1 or 2."""
     if family == "together":
-        model: nn.Module = Together(TOGETHER.split()).eval()
+        model: nn.Module = Together(sorted(FAMILIES)).eval()
         example = model.example
     else:
         model, example = build(family)
     example = tuple(image[:batch] for image in example)
-    graph = trace(model, example, verify=family != "together")  # its families are verified one by one
+    graph = trace(model, example)
     return model, graph, OnnxTemplate.export(model, graph)
