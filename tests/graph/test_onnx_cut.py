@@ -101,6 +101,14 @@ CASES: dict[str, tuple[list[Node], dict[str, np.ndarray], dict[str, dict[int, li
         [("Transpose", ["x"], ["t"], {"perm": [0, 2, 3, 1]}), ("MatMul", ["t", "w"], ["y"], {})],
         {"w": np.arange(8 * 5, dtype="f").reshape(8, 5)}, {"w": {0: KEPT}},
     ),
+    "matrix_times_vector": (
+        [("Transpose", ["x"], ["t"], {"perm": [0, 2, 3, 1]}), ("MatMul", ["t", "w"], ["y"], {})],
+        {"w": np.arange(8, dtype="f")}, {"w": {0: KEPT}},
+    ),
+    "vector_times_matrix": (
+        [("Transpose", ["x"], ["t"], {"perm": [0, 2, 3, 1]}), ("MatMul", ["w", "t"], ["y"], {})],
+        {"w": np.arange(6, dtype="f")}, {},
+    ),
     "attention": (
         [
             ("Reshape", ["x", "s"], ["q"], {}), ("Transpose", ["q"], ["k"], {"perm": [0, 2, 1]}),

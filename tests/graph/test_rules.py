@@ -169,3 +169,19 @@ def test_what_moves_positions_lets_channels_go(
     keep = {"conv1": [1], "conv2": [0, 3]}
     with torch.no_grad():
         assert torch.allclose(cut(model, graph, keep)(x), mask(model, graph, keep)(x), atol=1e-5)
+
+
+def test_channels_that_a_convolution_takes_for_samples_stay() -> None:
+    blur = torch.ones(1, 1, 3, 3)
+    model = Windows(lambda x: F.conv2d(x.reshape(-1, 1, 6, 6), blur, padding=1).reshape(2, -1, 6, 6)).eval()
+    graph = trace(model, torch.randn(2, 3, 6, 6), verify=False)
+    assert units(graph) == {"conv2": 5}
+    assert "it takes them for samples" in graph.group("conv1").reason
+
+
+def test_spectral_norm_leaves_its_layer_free() -> None:
+    model, x = Plain(), torch.randn(2, 3, 8, 8)
+    torch.nn.utils.parametrizations.spectral_norm(model.conv2)
+    graph = trace(model.eval(), x)
+    assert units(graph) == {"conv1": 6, "conv2.parametrizations.weight": 8}
+    check_cut(model, x, graph)

@@ -187,12 +187,13 @@ def general_matrix_product(walk: Walk, node: onnx.NodeProto) -> None:
 
 
 def matrix_product(walk: Walk, node: onnx.NodeProto) -> None:
-    """MatMul: `(..., m, k) @ (..., k, n)` with broadcasting before the last two dimensions."""
+    """MatMul: `(..., m, k) @ (..., k, n)` with broadcasting before the last two dimensions; `(k)` is a vector."""
     ranks = [len(walk.shape(name)) for name in node.input]
-    if min(ranks) < 2:
-        refuse(node, "one of its inputs is a vector")
-    _contract(walk, node, ranks[0] - 1, ranks[1] - 2)
+    _contract(walk, node, ranks[0] - 1, max(ranks[1] - 2, 0))
     first, second = walk.dims(node.input[0]), walk.dims(node.input[1])
+    if min(ranks) == 1:
+        walk.set(node.output[0], first[:-1] if ranks[1] == 1 else (*second[:-2], second[-1]))
+        return
     shape = walk.shape(node.output[0])
     batch = tuple(_agreed(walk, node, dim - len(shape), shape[dim]) for dim in range(len(shape) - 2))
     for index, dims in enumerate((first, second)):

@@ -15,7 +15,8 @@ def convolution(call: Call) -> None:
     """`input (n, c_in, *size)`, `weight (c_out, c_in/groups, *kernel)`; transposed `(c_in, c_out/groups, *kernel)`."""
     x, weight, groups = call.tensor("input"), call.tensor("weight"), call.integer("groups")
     transposed = bool(call.value("transposed"))
-    call.keep_only(x, {0, 1})
+    samples = tuple(factor for factor in call.keep_only(x, {0, 1}) if factor.dims == (0,))
+    call.pin_factors(samples, "it takes them for samples")
     in_ids = call.labels(x, 1)
     if groups == 1:
         out_ids = call.labels(weight, 1 if transposed else 0)

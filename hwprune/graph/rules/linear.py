@@ -37,12 +37,11 @@ def baddbmm(call: Call) -> None:
     _add(call, call.tensor("self"))
 
 
-@rule("mv", "dot")
+@rule("mv", "dot", "vdot")
 def mv(call: Call) -> None:
     """`self (n, k)` or `(k)` times a vector `(k)`."""
     left = call.tensor("self")
-    right = call.optional("vec")
-    right = right if right is not None else call.tensor("tensor")
+    right = call.tensor({"mv": "vec", "dot": "tensor", "vdot": "other"}[call.name])
     call.contract(left, left.ndim - 1, right, 0)
     call.put(_outer(call, left, left.ndim - 1, left.ndim - 1))
 
