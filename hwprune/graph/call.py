@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hwprune.graph.layout import Factor, Ids, Layout, factor_on, rows, vector
 from hwprune.graph.record import OpRecord, Record, TensorRecord, channel_view, labels_on
@@ -223,14 +225,39 @@ class Call:
         return op
 
 
+# What has no fields that could hold a tensor.
+_ATOMS = (type(None), int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
+_NO_RESULTS = (nn.Module, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, torch.Generator)
+
+
 def tensors_in(values: object) -> list[Tensor]:
-    """All tensors of nested lists, tuples, mappings and of objects' fields that are one of these."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, Mapping):
-        values = values.values()
-    elif hasattr(values, "__dataclass_fields__"):
-        values = vars(values).values()
-    elif not isinstance(values, (list, tuple, type({}.values()))):
-        return []
-    return [tensor for value in values for tensor in tensors_in(value)]
+    """All tensors of nested lists, tuples, sets, mappings and of the fields of any other object but modules and code.
+
+    The fields of an object are taken once, however often it is found.
+    """
+    found: list[Tensor] = []
+    _collect(values, found, set())
+    return found
+
+
+def _collect(value: object, found: list[Tensor], seen: set[int]) -> None:
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, Mapping):
+        _collect(tuple(value.values()), found, seen)
+    elif isinstance(value, (list, tuple, set, frozenset, deque, type({}.values()))):
+        for item in value:
+            _collect(item, found, seen)
+    elif not isinstance(value, (*_ATOMS, *_NO_RESULTS)) and id(value) not in seen:
+        seen.add(id(value))
+        _collect(_fields(value), found, seen)
+
+
+def _fields(value: object) -> list[object]:
+    slots = [name for kind in type(value).__mro__ for name in _names(vars(kind).get("__slots__", ()))]
+    fields = [getattr(value, name) for name in slots if name != "__dict__" and hasattr(value, name)]
+    return [*fields, *getattr(value, "__dict__", {}).values()]
+
+
+def _names(slots: object) -> list[str]:
+    return [slots] if isinstance(slots, str) else list(slots) if isinstance(slots, Iterable) else []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hwprune.graph import cut, mask, trace
+from hwprune.graph.call import tensors_in
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -218,3 +221,53 @@ def test_a_network_that_needs_targets_in_training_is_judged_without_it() -> None
             return super().forward(x) if targets is not None or not self.training else targets.sum()  # type: ignore[union-attr]
 
     assert removable(Targets()) == ["stem", "body"]
+
+
+class Features:
+    """What a network returns beside its scores, in one of the ways that people pack such things."""
+
+    __slots__ = ("features", "owner")
+
+    def __init__(self, features: Tensor, owner: object) -> None:
+        self.features, self.owner = features, owner
+
+
+class Packed(Small):
+    """Scores, and features in some object."""
+
+    def __init__(self, pack: Callable[[Tensor, nn.Module], object]) -> None:
+        super().__init__()
+        self.pack = pack
+
+    def make(self) -> None:
+        self.body, self.last = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> object:
+        features = self.body(F.relu(self.stem(x)))
+        return {"scores": self.head(self.last(F.relu(features))), "features": self.pack(features, self)}
+
+
+def _circle(features: Tensor, model: nn.Module) -> object:
+    outer = Features(features, None)
+    outer.owner = SimpleNamespace(back=outer, model=model, names=("a", 1, None), forward=model.forward)
+    return outer
+
+
+PACKS: dict[str, Callable[[Tensor, nn.Module], object]] = {
+    "namespace": lambda x, _: SimpleNamespace(features=x),
+    "slots": Features,
+    "nested": lambda x, _: [SimpleNamespace(inner=Features(x, "name"))],
+    "circle": _circle,
+    "set": lambda x, _: {x},
+    "distribution": lambda x, _: torch.distributions.Normal(x, torch.ones_like(x), validate_args=False),
+}
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_outputs_are_found_in_any_object(pack: str) -> None:
+    model = Packed(PACKS[pack])
+    graph = trace(model, IMAGES)
+    assert [group.name for group in graph.removable] == ["stem", "last"]
+    assert graph.group("body").reason == "output: it is an output of the network"
+    outputs = cut(model, graph, {"stem": [0, 1], "last": [3]})(IMAGES)
+    assert [tuple(tensor.shape) for tensor in tensors_in(outputs)][:2] == [(2, 5), (2, 16, 8, 8)]
