@@ -58,6 +58,10 @@ class Samples:
         found.update(np.ascontiguousarray(self.latency_ms, dtype="<f8").tobytes())
         return found.hexdigest()[:16]
 
+    def scaled(self, factor: float) -> Samples:
+        """The same data in milliseconds that are so many times as large; layer times stay."""
+        return replace(self, latency_ms=self.latency_ms * factor) if factor != 1 else self
+
     def take(self, rows: Sequence[int] | IntArray) -> Samples:
         """The same data with these rows only, in this order; layer times stay whole."""
         index = np.asarray(rows, dtype=np.int64)

@@ -24,6 +24,7 @@ from hwprune.devices.files import measured_as
 from hwprune.graph import ChannelGraph, OnnxTemplate
 from hwprune.latency.profile import profile
 from hwprune.latency.table import LatencyTable
+from hwprune.search.drift import use_reference
 from hwprune.search.settings import DEFAULTS, parse_tile
 from hwprune.search.subjects import model_and_example
 from hwprune.search.survey import traced_and_exported
@@ -183,7 +184,7 @@ def _table(group: list[AbstractBoard], task: _Task) -> LatencyTable:
         task.tables, model_name=task.name, graph=task.graph, space=space, board=first, tile=tile, step=step
     )
     for board in group:
-        board.reference_ms = table.reference_ms
+        use_reference(board, table, task.template, seed=task.seed, on_event=task.on_event)
     count = f"{len(group)} devices" if len(group) > 1 else first.label()
     task.on_event(Note(f"{count} fill {table.folder}"))
     return table

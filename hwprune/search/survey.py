@@ -18,6 +18,7 @@ from hwprune.graph import ChannelGraph, OnnxTemplate, trace
 from hwprune.graph.labels import Pin
 from hwprune.graph.onnx.labels import CannotCut
 from hwprune.latency.table import LatencyTable
+from hwprune.search.drift import use_reference
 from hwprune.search.tile import model_step, target_space
 
 PINS_TOLD = 5  # places that keep channels whole are told one by one, up to so many
@@ -71,7 +72,7 @@ def survey(
         table = LatencyTable.obtain(
             tables, model_name=name, graph=graph, space=space, board=board, tile=tile, step=step
         )
-        board.reference_ms = table.reference_ms  # the milliseconds of all sessions of a table agree
+        use_reference(board, table, template, seed=seed, on_event=on_event)
         yield Survey(graph, template, space, board, table)
 
 

@@ -23,6 +23,7 @@ from hwprune.latency.models._base import AbstractLatencyModel
 from hwprune.latency.plan import PROFILED
 from hwprune.latency.profile import profile
 from hwprune.latency.table import LatencyTable, TableRow
+from hwprune.search.drift import DRIFT
 from hwprune.search.run_folder import RunFolder
 from hwprune.search.settings import SearchSettings
 from hwprune.search.subjects import example_of
@@ -112,6 +113,7 @@ class Workshop(Workbench):
     def record(self, widths: Widths, measured: Measurement) -> None:
         """Add a measured network to the table, unless its engine ran in another way than the table's networks."""
         if measured.fingerprint == self.table.fingerprint:
+            measured = replace(measured, reference_ms=self.table.reference_ms)
             row = TableRow.of(widths.values_tuple(), measured, kind="search", session=self.session)
             self.table.append(row, fingerprint=measured.fingerprint)
 
@@ -123,9 +125,11 @@ class Workshop(Workbench):
     def refit(self) -> None:
         """Fit the latency model on the profile and on what this run has measured.
 
-        Not on what other runs leave in the table: a run must not depend on which ones come before or beside it.
+        Not on what other runs leave in the table: a run must not depend on which ones come before or beside it. The
+        model speaks in the milliseconds of the run, which may not be the table's.
         """
         samples = self.table.samples(kinds=PROFILED, session=self.session, first=self.profiled_rows)
+        samples = samples.scaled(self.board.reference_ms / self.table.reference_ms)
         self.latency = type(self.latency)(**self.latency.options()).fit(samples, seed=self.settings.seed)
 
     @property
@@ -182,8 +186,9 @@ def open_workshop(
         report = folder.stage("fit", lambda: _fitted(folder, table, rows))
         judge_fit(report, folder.emit)
         keep_model(table, report.model)
+        found.board.reference_ms = _reference_ms(folder, found)
         write_environment(folder, found.board, data)
-        yield Workshop(
+        shop = Workshop(
             folder=folder,
             model=model,
             data=data,
@@ -197,6 +202,9 @@ def open_workshop(
             latency=report.model,
             report=report,
         )
+        if found.board.reference_ms != table.reference_ms:
+            shop.refit()
+        yield shop
 
 
 @contextlib.contextmanager
@@ -229,6 +237,22 @@ def _profiled(found: Survey, folder: RunFolder, stop: Stop) -> LatencyTable:
         on_event=folder.emit,
         stop=stop,
     )
+
+
+def _reference_ms(folder: RunFolder, found: Survey) -> float:
+    """The reference kernel's time behind all milliseconds of a run, fixed when it begins.
+
+    That of the table, so that runs agree: a budget that is a share of the dense network is measured by the same
+    reference as what must meet it. A budget in milliseconds is one in those of today: where the machine has become
+    slower for good, those of the table's day would pass a network that is over it.
+    """
+    path = folder.path / "environment.json"
+    if path.exists():
+        return float(read_json(path).get("reference_ms", found.table.reference_ms))
+    if folder.settings.latency_ms is None or abs(found.board.reference_drift) <= DRIFT:
+        return found.table.reference_ms
+    folder.emit(Note("the budget is one in milliseconds of today: so are all of this run"))
+    return found.board.session_reference_ms
 
 
 def _profiled_rows(folder: RunFolder, table: LatencyTable) -> int:
