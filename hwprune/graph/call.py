@@ -225,9 +225,9 @@ class Call:
         return op
 
 
-# What has no fields that could hold a tensor.
+# What has no fields that could hold a tensor, or none that is a result.
 _ATOMS = (type(None), int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
-_NO_RESULTS = (nn.Module, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, torch.Generator)
+_ATOMS += (nn.Module, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, torch.Generator)
 
 
 def tensors_in(values: object) -> list[Tensor]:
@@ -243,12 +243,14 @@ def tensors_in(values: object) -> list[Tensor]:
 def _collect(value: object, found: list[Tensor], seen: set[int]) -> None:
     if isinstance(value, Tensor):
         found.append(value)
-    elif isinstance(value, Mapping):
-        _collect(tuple(value.values()), found, seen)
+    elif isinstance(value, _ATOMS):
+        return
     elif isinstance(value, (list, tuple, set, frozenset, deque, type({}.values()))):
         for item in value:
             _collect(item, found, seen)
-    elif not isinstance(value, (*_ATOMS, *_NO_RESULTS)) and id(value) not in seen:
+    elif isinstance(value, Mapping):
+        _collect(tuple(value.values()), found, seen)
+    elif id(value) not in seen:
         seen.add(id(value))
         _collect(_fields(value), found, seen)
 
