@@ -20,6 +20,7 @@ from hwprune.core.events import (
     StageStarted,
 )
 from hwprune.core.units import format_duration, format_ms
+from hwprune.report.figures import figure_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -131,8 +132,8 @@ class ProgressDisplay:
 
 
 def figures(metrics: Mapping[str, float]) -> str:
-    """`loss 0.412  score 0.981`."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    """`loss 0.412  open channels 80.1 %`."""
+    return "  ".join(figure_text(name, value) for name, value in metrics.items())
 
 
 def time_left(remaining_s: float | None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hwprune.core.events import SearchStep
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import format_ms
+from hwprune.report.figures import figure
 from hwprune.report.run_data import Result, RunData
 from hwprune.report.score_text import is_share, score_text
 from hwprune.report.svg import Axis, Plot
@@ -110,8 +111,8 @@ def prediction_plot(result: Result) -> str:
     return plot.svg()
 
 
-def search_plots(run: RunData) -> tuple[tuple[str, str], ...]:
-    """(title, drawing) of the search over its steps: the predicted latency, then what the method reports."""
+def search_plots(run: RunData) -> tuple[tuple[str, str, str], ...]:
+    """(title, meaning, drawing) of the search over its steps: the predicted latency, then what the method reports."""
     steps = [step for _, step in thinned(run.search_steps(), MOST_STEPS)]
     if len(steps) < 2:
         return ()
@@ -121,13 +122,14 @@ def search_plots(run: RunData) -> tuple[tuple[str, str], ...]:
     plot.across(run.result.budget_ms, "budget")
     plot.note((x.high, run.result.budget_ms), "budget", anchor="end", dx=-4, dy=-6)
     plot.line([(step.step, step.predicted_ms) for step in steps], "trace")
-    found = [("Predicted latency", plot.svg())]
+    found = [("Predicted latency", "Of the network as it is at each step.", plot.svg())]
     for name in _metric_names(steps):
         points = [(float(step.step), step.metrics[name]) for step in steps if name in step.metrics]
-        words = name.replace("_", " ")
-        panel = Plot(x, Axis.around([p[1] for p in points], words), height=220, label=f"{words} over the search")
+        title, meaning, unit = figure(name)
+        y = Axis.around([p[1] for p in points], title)
+        panel = Plot(x, y, height=220, label=f"{title} over the search", percent_y=bool(unit))
         panel.line(points, "trace")
-        found.append((words.capitalize(), panel.svg()))
+        found.append((title[0].upper() + title[1:], meaning, panel.svg()))
     return tuple(found)
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from hwprune.cli import _progress
 from hwprune.cli._console import Outcome, Streams, styled
 from hwprune.cli._flags import Color, Common
-from hwprune.cli._progress import ProgressDisplay, candidate_line
+from hwprune.cli._progress import ProgressDisplay, candidate_line, figures
 from hwprune.cli._stop import Stop
 from hwprune.cli._verb import Call
 from hwprune.core.events import CandidateMeasured, Caution, EpochDone, Event, Note, Progress, SearchStep, StageStarted
@@ -175,3 +175,10 @@ def test_the_note_reaches_the_user_while_a_library_is_silenced(
 def test_without_an_interrupt_nothing_is_asked(handler: object) -> None:
     with Stop(lambda text: None) as stop:
         assert not stop()
+
+
+def test_figures_of_a_search_are_told_in_words() -> None:
+    told = {"penalty": 0.00123456, "open_share": 0.8007, "narrowest": 0.4857, "cost": 0.8116, "budget": 0.5852}
+    words = "penalty 0.001235  open channels 80.1 %  narrowest group 48.6 %  latency 81.2 % of dense"
+    assert figures(told) == f"{words}  budget 58.5 % of dense"
+    assert figures({"loss": 0.5, "my_own": 2.0}) == "loss 0.5  my own 2"

@@ -119,12 +119,30 @@ def test_the_key_names_no_mark_that_is_not_drawn(folder: Path) -> None:
     assert "within the budget" not in render(replace(run, result=replace(result, predictions=())))
 
 
+def test_every_curve_of_the_search_is_explained(html: str) -> None:
+    panels = re.findall(r"<h3>([^<]*)</h3>(?:<p class=\"hint\">([^<]*)</p>)?<svg", html.partition("over time</h2>")[2])
+    told = dict(panels[:3])
+    assert list(told) == ["Predicted latency", "Multiplier", "Open channels"]
+    assert all(told.values())
+    assert "of all that may go" in told["Open channels"]
+    assert "open_share" not in html.partition("<script")[0]
+
+
+def test_the_key_tells_the_way_from_an_interval(folder: Path, html: str) -> None:
+    key = 'the same widths on the way there</span><span><i class="upright"></i>that way, at one latency</span>'
+    assert key in html
+    assert "95 % interval of a latency" in html
+    run = RunData.read(folder)
+    assert "that way" not in render(replace(run, result=replace(run.result, scores={"dense": 0.98}, score=0.9721)))
+
+
 def test_the_multiplier_is_explained_where_there_is_one(folder: Path, html: str) -> None:
     assert "The multiplier rises" in html
     run = RunData.read(folder)
     steps = [TimedEvent(time_s, replace(step, metrics={"penalty": 1.0})) for time_s, step in run.search_steps()]
     other = render(replace(run, events=tuple(steps)))
     assert "<h3>Penalty</h3>" in other
+    assert "How hard channels are pulled towards 0" in other
     assert "multiplier" not in other
 
 
@@ -182,8 +200,8 @@ def test_simulated_is_stamped_unmistakably(tmp_path: Path, html: str) -> None:
 
 def test_an_infeasible_run_has_a_page_too(tmp_path: Path) -> None:
     html = write_report(write_run(tmp_path / "run", verdict="infeasible")).read_text()
-    assert "infeasible: 0.0500 ms asked, smallest reachable 0.334 ms measured" in html
-    assert "<b>0.334 ms</b><span>smallest reachable, measured (simulated)</span>" in html
+    assert "infeasible: 0.0500 ms asked, smallest reachable 0.335 ms measured" in html
+    assert "<b>0.335 ms</b><span>smallest reachable, measured (simulated)</span>" in html
     assert '<div class="fill smallest" style="width: 11.00%">' in html
     assert "Latency by layer" not in html
     assert Page(html).open == []

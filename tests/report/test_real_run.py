@@ -61,7 +61,8 @@ def test_every_mark_of_the_key_is_drawn(run: RunData, html: str) -> None:
     drawn = re.findall(r'<circle class="(\w+)"', accuracy)
     assert sorted(drawn) == ["dense", "pruned", "stage", "stage"]
     key = re.findall(r"</i>([^<]+)</span>", accuracy)
-    assert key == ["dense, measured", "pruned, measured", "the same widths on the way there", "95 % interval", "budget"]
+    way = ["the same widths on the way there", "that way, at one latency"]
+    assert key == ["dense, measured", "pruned, measured", *way, "95 % interval of a latency", "budget"]
     timed = section(html, "Predicted against measured")
     assert set(re.findall(r'<circle class="(\w+)"', timed)) == {
         "pruned" if item.within_budget else "over" for item in run.result.predictions
@@ -71,7 +72,12 @@ def test_every_mark_of_the_key_is_drawn(run: RunData, html: str) -> None:
 def test_the_search_is_described_by_what_the_method_reports(run: RunData, html: str) -> None:
     assert len(run.search_steps()) > 1
     over_time = section(html, "The search over time")
-    assert re.findall(r"<h3>(.*?)</h3>", over_time) == ["Predicted latency", "Penalty", "Open share", "Narrowest"]
+    assert re.findall(r"<h3>(.*?)</h3>", over_time) == [
+        "Predicted latency",
+        "Penalty",
+        "Open channels",
+        "Narrowest group",
+    ]
     assert "multiplier" not in over_time
 
 
