@@ -47,7 +47,7 @@ def render(run: RunData) -> str:
         bytes=format_bytes,
         percent=text.percent,
         score=partial(score_text, name),
-        change=partial(change_text, name, decimals=2),
+        change=partial(change_text, name),
     )
     return environment.get_template("report.html.j2").render(**_context(run), score_is_share=is_share(name))
 

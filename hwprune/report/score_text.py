@@ -11,10 +11,12 @@ def is_share(score_name: str) -> bool:
     return not score_name.endswith(")")
 
 
-def score_text(score_name: str, score: float | None, decimals: int = 2) -> str:
-    """`98.89 %`, `31.20 dB`, or `-` for what is not known."""
+def score_text(score_name: str, score: float | None, decimals: int | None = None) -> str:
+    """`98.9 %`, `31.20 dB`, or `-` for what is not known."""
     if score is None:
         return "-"
+    if decimals is None:
+        decimals = 1 if is_share(score_name) else 2
     return f"{100 * score if is_share(score_name) else score:.{decimals}f} {_unit(score_name, '%')}"
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from hwprune.core.measurement import Comparison, Fingerprint, Measurement, explain
 from hwprune.core.units import format_count, format_duration, format_ms
 from hwprune.report.run_data import Result
-from hwprune.report.score_text import change_text
+from hwprune.report.score_text import change_text, is_share, score_text
 
 BAR_WIDTH = 20
 REMOVED = "branch removed"
@@ -245,8 +245,14 @@ def _network(result: Result, which: str) -> str:
         parts += [f"{format_count(params)} params", f"{format_count(macs)} MACs"]
     score = result.dense_score if dense else result.score
     if score is not None:
-        parts.append(f"{result.score_name} {score:.4f}{_score_change(result, dense)}")
+        parts.append(f"{result.score_name} {_score(result, score)}{_score_change(result, dense)}")
     return ", ".join(parts)
+
+
+def _score(result: Result, score: float) -> str:
+    """`98.1 %`, or `31.20` where the name of the score says the unit."""
+    text = score_text(result.score_name, score)
+    return text if is_share(result.score_name) else text.split()[0]
 
 
 def _score_change(result: Result, dense: bool) -> str:
