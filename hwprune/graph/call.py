@@ -226,8 +226,10 @@ class Call:
 
 
 # What has no fields that could hold a tensor, or none that is a result.
-_ATOMS = (type(None), int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
-_ATOMS += (nn.Module, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, torch.Generator)
+_ATOMS: tuple[type, ...] = (
+    *(type(None), int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format),
+    *(nn.Module, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, torch.Generator),
+)
 
 
 def tensors_in(values: object) -> list[Tensor]:

@@ -145,7 +145,20 @@ class Check:
             gates[name][kept] = 1.0
         with torch.no_grad():
             changed = gate_parameters(dict(self.model.named_parameters()), graph, gates)
-        return self._run(lambda: functional_call(self.model, changed, self._example))
+        return self._run(lambda: functional_call(self.model, self._by_place(changed), self._example, tie_weights=False))
+
+    def _by_place(self, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors under one name for every module that holds them.
+
+        `functional_call` puts back what it found, so a module filled under two names would keep what was put in first.
+        """
+        new = {id(own): changed[name] for name, own in self.model.named_parameters() if name in changed}
+        return {
+            f"{path}.{name}" if path else name: new[id(own)]
+            for path, module in self.model.named_modules()
+            for name, own in module.named_parameters(recurse=False, remove_duplicate=False)
+            if id(own) in new
+        }
 
 
 class _AffineNorms(TorchFunctionMode):

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from traced_families import traced
 
 from hwprune.graph import cut, mask, trace
 from hwprune.graph.call import tensors_in
+from hwprune.graph.check import Check
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -271,3 +273,14 @@ def test_outputs_are_found_in_any_object(pack: str) -> None:
     assert graph.group("body").reason == "output: it is an output of the network"
     outputs = cut(model, graph, {"stem": [0, 1], "last": [3]})(IMAGES)
     assert [tuple(tensor.shape) for tensor in tensors_in(outputs)][:2] == [(2, 5), (2, 16, 8, 8)]
+
+
+@pytest.mark.parametrize("family", ["registered", "tied", "transformer"])
+def test_a_proof_leaves_its_own_network_whole(family: str) -> None:
+    model, example, graph = traced(family)
+    check = Check(model, example, norms_without_statistics=False)
+    before = {name: (id(tensor), tensor.detach().clone()) for name, tensor in check.model.named_parameters()}
+    assert check(graph, [group.name for group in graph.removable]) is None
+    after = dict(check.model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(id(after[name]) == known and torch.equal(after[name], data) for name, (known, data) in before.items())
