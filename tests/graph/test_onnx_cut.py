@@ -153,6 +153,11 @@ CASES: dict[str, tuple[list[Node], dict[str, np.ndarray], dict[str, dict[int, li
         [("Transpose", ["x"], ["t"], {"perm": [2, 1, 3, 0]}), ("ScatterND", ["t", "i", "u"], ["y"], {})],
         {"i": ints(3, 1).reshape(2, 1), "u": ROWS.transpose(2, 1, 3, 0)}, {},
     ),
+    "scatter_nd_channels": (
+        [("Transpose", ["x"], ["t"], {"perm": [1, 2, 3, 0]}), ("ScatterND", ["t", "i", "u"], ["y"], {})],
+        {"i": ints(4, 1, -8, 3).reshape(4, 1), "u": np.float32([1, 0, 2, 3]).repeat(24).reshape(4, 4, 6, 1)},
+        {},
+    ),
     "scatter_nd_onto_a_constant": (
         [("Transpose", ["x"], ["t"], {"perm": [2, 1, 3, 0]}), ("ScatterND", ["z", "i", "t"], ["y"], {})],
         {"i": ints(3, 1, 4, 0).reshape(4, 1), "z": np.zeros((5, 8, 6, 1), "f")}, {},

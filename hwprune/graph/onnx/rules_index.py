@@ -1,13 +1,14 @@
 """How the labels of indices pass through the ONNX operators that look up and write elements by their position.
 
-None of them may choose along a dimension that would lose indices; all other dimensions keep their labels.
+Hardly any may choose along a dimension that would lose indices; all other dimensions keep their labels.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 
-from hwprune.graph.onnx.labels import Dims, Labels, Rule, Walk, refuse
+from hwprune.graph.onnx.labels import Dims, Labels, Rule, Walk, plain, refuse
 from hwprune.graph.onnx.network import integer
 
 
@@ -21,12 +22,22 @@ def gather_nd(walk: Walk, node: onnx.NodeProto) -> None:
 
 
 def scatter_nd(walk: Walk, node: onnx.NodeProto) -> None:
-    """ScatterND: data and what is written over it agree behind the dimensions that are chosen from."""
+    """ScatterND: data and what is written over it agree behind the dimensions that are chosen from.
+
+    A single such dimension may lose indices when they are constant: those of removed units are not written.
+    """
     data, updates = walk.dims(node.input[0]), walk.dims(node.input[2])
     indices = walk.shape(node.input[1])
     chosen, count = indices[-1], len(indices) - 1
-    _demand_free(node, data[:chosen] + updates[:count])
     rest = _either(data[chosen:], updates[count:])
+    constant = walk.constant(node.input[1])
+    if (chosen, count) == (1, 1) and data[0] is not None and constant is not None:
+        places = constant.astype(np.int64) % len(data[0])
+        written = data[0][places[:, 0]]
+        walk.renumber(node, 1, places, data[0], written)
+        updates = (plain(written), *updates[1:])
+    else:
+        _demand_free(node, data[:chosen] + updates[:count])
     walk.match(node, 0, (*data[:chosen], *rest))
     walk.match(node, 2, (*updates[:count], *rest))
     walk.set(node.output[0], (*data[:chosen], *rest))
