@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import errno
+import fcntl
 import os
 import random
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -157,6 +159,22 @@ def test_short_write_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
     assert journal.read() == ([{"n": 0}], 0)
     journal.append({"n": 2})
     assert journal.read() == ([{"n": 0}, {"n": 2}], 0)
+
+
+def test_a_second_writer_waits_for_the_first(tmp_path: Path) -> None:
+    """One writer is half way through its record when another begins: both records are whole."""
+    journal, first = files.Journal(tmp_path / "j.jsonl"), files.Journal(tmp_path / "first.jsonl")
+    first.append({"n": 0})
+    line = first.path.read_bytes()
+    second = threading.Thread(target=journal.append, args=({"n": 1},))
+    with journal.path.open("ab", buffering=0) as half_way:
+        fcntl.flock(half_way, fcntl.LOCK_EX)
+        half_way.write(line[:12])
+        second.start()
+        second.join(timeout=0.3)
+        half_way.write(line[12:])
+    second.join(timeout=60)
+    assert journal.read() == ([{"n": 0}, {"n": 1}], 0)
 
 
 _WRITER = """
