@@ -28,6 +28,7 @@ TIMM = {
     "poolformer_s12": 12,
     "swin_tiny_patch4_window7_224": 24,
 }
+NO_VISION = "needs hwprune[vision]; the CPU builds that fit a CPU build of torch are not on the package index"
 FIXED_SIZE = ("vit", "swin", "efficientformer")
 
 
@@ -50,7 +51,7 @@ def assert_exact(model: torch.nn.Module, size: int) -> int:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name: str) -> None:
-    models = pytest.importorskip("torchvision.models")
+    models = pytest.importorskip("torchvision.models", reason=NO_VISION)
     options = {"init_weights": True} if name == "googlenet" else {}
     model = models.get_model(name, weights=None, **options)
     assert assert_exact(model, 224 if name == "vit_b_32" else 96) >= 12
@@ -60,7 +61,7 @@ def test_torchvision(name: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name: str) -> None:
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason=NO_VISION)
     model = timm.create_model(name, pretrained=False)
     size = 224 if any(part in name for part in FIXED_SIZE) else 96
     assert assert_exact(model, size) == TIMM[name]

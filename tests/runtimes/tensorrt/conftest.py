@@ -24,7 +24,7 @@ def names_file() -> Path:
     """The names in the real bindings."""
     path = DATA / NAMES_FILE
     if not path.is_file():
-        pytest.skip(f"{NAMES_FILE} is not beside the repository")
+        pytest.skip(f"needs ../shared/data/{NAMES_FILE}")
     return path
 
 

@@ -130,7 +130,7 @@ ELEVEN = json.dumps(
 )
 
 
-@pytest.mark.skipif(not PROFILES.is_dir(), reason="the shared trtexec profiles are not here")
+@pytest.mark.skipif(not PROFILES.is_dir(), reason="needs ../shared/data/tensorrt_profiles")
 @pytest.mark.parametrize("network", sorted(NETWORKS))
 def test_real_documents_of_version_10(network: str) -> None:
     text = (PROFILES / f"{network}_fp16.graph.json").read_text()
@@ -150,7 +150,7 @@ def test_real_documents_of_version_10(network: str) -> None:
     assert len(rows) == count - inserted
 
 
-@pytest.mark.skipif(not PROFILES.is_dir(), reason="the shared trtexec profiles are not here")
+@pytest.mark.skipif(not PROFILES.is_dir(), reason="needs ../shared/data/tensorrt_profiles")
 def test_a_real_first_convolution_takes_in_the_reformat_before_it() -> None:
     text = (PROFILES / "resnet18_fp16.graph.json").read_text()
     first = layer_times(text, [("/conv1/Conv + /relu/Relu", 0.030), (read_layers(text)[0].name, 0.008)])[0]
