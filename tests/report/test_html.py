@@ -129,11 +129,11 @@ def test_every_curve_of_the_search_is_explained(html: str) -> None:
 
 
 def test_the_key_tells_the_way_from_an_interval(folder: Path, html: str) -> None:
-    key = 'the same widths on the way there</span><span><i class="upright"></i>that way, at one latency</span>'
+    key = 'the same widths on the way there</span><span><i class="upright"></i>the path of its score</span>'
     assert key in html
     assert "95 % interval of a latency" in html
     run = RunData.read(folder)
-    assert "that way" not in render(replace(run, result=replace(run.result, scores={"dense": 0.98}, score=0.9721)))
+    assert "the path of" not in render(replace(run, result=replace(run.result, scores={"dense": 0.98}, score=0.9721)))
 
 
 def test_the_multiplier_is_explained_where_there_is_one(folder: Path, html: str) -> None:

@@ -61,7 +61,7 @@ def test_every_mark_of_the_key_is_drawn(run: RunData, html: str) -> None:
     drawn = re.findall(r'<circle class="(\w+)"', accuracy)
     assert sorted(drawn) == ["dense", "pruned", "stage", "stage"]
     key = re.findall(r"</i>([^<]+)</span>", accuracy)
-    way = ["the same widths on the way there", "that way, at one latency"]
+    way = ["the same widths on the way there", "the path of its score"]
     assert key == ["dense, measured", "pruned, measured", *way, "95 % interval of a latency", "budget"]
     timed = section(html, "Predicted against measured")
     assert set(re.findall(r'<circle class="(\w+)"', timed)) == {
