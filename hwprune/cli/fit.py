@@ -12,6 +12,7 @@ from hwprune.cli import _flags as flags
 from hwprune.cli._console import Outcome
 from hwprune.cli._verb import Call, register
 from hwprune.core.measurement import Fingerprint
+from hwprune.devices import devices
 from hwprune.report.text import device_sentence, percent, scores_text
 from hwprune.search.settings import DEFAULTS
 
@@ -76,14 +77,15 @@ def _model_of(table: str) -> str:
 
 
 def _search_command(model: str, fingerprint: Fingerprint, tables: Path) -> str:
-    """The search on the target that the table was measured on."""
+    """The search on the target that the table was measured on; DEVICE where several devices filled it together."""
     words = ["hwprune", "search", model]
     if model != DEFAULTS.model:
         words += ["--data", "DATA"]
     precision = "" if fingerprint.precision == DEFAULTS.precision else f":{fingerprint.precision}"
     runtime = f"{fingerprint.runtime}{precision}"
+    known = any(info.name == fingerprint.device for info in devices())
     given = {
-        "device": (fingerprint.device, DEFAULTS.device),
+        "device": (fingerprint.device if known else "DEVICE", DEFAULTS.device),
         "runtime": (runtime, DEFAULTS.runtime),
         "threads": (fingerprint.threads, DEFAULTS.threads),
         "batch": (fingerprint.batch, DEFAULTS.batch),

@@ -16,7 +16,7 @@ from hwprune.core.measurement import Fingerprint
 
 Hw = Callable[..., Done]
 CPU = replace(measurement("x", 1.0, seed=1, simulated=False).fingerprint, device="cpu")
-BOARD = replace(CPU, device="bench-board", runtime="tensorrt", precision="fp16", batch=4)
+BOARD = replace(CPU, device="raspberry-pi-5", runtime="tensorrt", precision="fp16", batch=4)
 
 
 def fitted(fingerprint: Fingerprint) -> SimpleNamespace:
@@ -30,9 +30,10 @@ def fitted(fingerprint: Fingerprint) -> SimpleNamespace:
     ("words", "fingerprint", "following"),
     [
         (("mobilenetv2",), CPU, "mobilenetv2 --data DATA"),
+        (("resnet20",), replace(CPU, device="pool"), "resnet20 --data DATA --device DEVICE"),
         (("my.py:build",), CPU, "my.py:build --data DATA"),
         (("digits_resnet",), CPU, "digits_resnet"),
-        (("resnet20",), BOARD, "resnet20 --data DATA --device bench-board --runtime tensorrt:fp16 --batch 4"),
+        (("resnet20",), BOARD, "resnet20 --data DATA --device raspberry-pi-5 --runtime tensorrt:fp16 --batch 4"),
         (("kept/resnet56",), CPU, "'resnet56?width=2' --data DATA"),
         (("kept/build",), CPU, "MODEL --data DATA"),
         (("resnet20", "--tables", "kept"), CPU, "resnet20 --data DATA --tables kept"),
