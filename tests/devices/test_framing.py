@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from hwprune.devices.agent import framing
 from hwprune.devices.agent.framing import FrameError, decode_line, encode_frame, encode_line, pack, read_frame, unpack
+from hwprune.devices.remote.connection import AgentConnection
+from hwprune.devices.remote.transport import ConnectionLost
 
 VALUES = st.none() | st.integers() | st.floats(allow_nan=False, allow_subnormal=False) | st.text() | st.booleans()
 MESSAGES = st.dictionaries(st.text(), VALUES)
@@ -135,3 +137,23 @@ def test_what_the_reader_would_refuse_is_not_sent(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(FrameError, match="a blob of 11 bytes; 10 are allowed"):
         encode_frame({"a": 1}, b"x" * 11)
     assert json.loads(encode_frame({"a": 1}, b"x" * 10).split(b"\n")[1][:7]) == {"a": 1}
+
+
+class _Lines:
+    """A channel on which these lines arrive."""
+
+    def __init__(self, *lines: bytes) -> None:
+        self._lines = list(lines)
+
+    def receive(self, silence_s: int) -> bytes:
+        return self._lines.pop(0)
+
+
+@pytest.mark.parametrize("late", [2, 3])
+def test_a_message_that_comes_again_or_late_ends_the_connection(late: int) -> None:
+    """Numbers rise; those without one (a pulse) may come at any time."""
+    messages = [{"type": "round", "seq": 3}, {"type": "pulse"}, {"type": "round", "seq": late}]
+    connection = AgentConnection(_Lines(*(encode_line(message) for message in messages)), 15)  # type: ignore[arg-type]
+    assert [connection.receive()["type"] for _ in range(2)] == ["round", "pulse"]
+    with pytest.raises(ConnectionLost, match=f"message {late} came after message 3"):
+        connection.receive()
