@@ -284,3 +284,21 @@ def test_a_proof_leaves_its_own_network_whole(family: str) -> None:
     after = dict(check.model.named_parameters())
     assert after.keys() == before.keys()
     assert all(id(after[name]) == known and torch.equal(after[name], data) for name, (known, data) in before.items())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dim", [1, -1])
+def test_small_scores_beside_large_boxes(seed: int, dim: int) -> None:
+    class Detector(Decided):
+        def forward(self, x: Tensor) -> object:
+            scores, boxes = super().forward(x), self.fc(F.relu(self.stem(x)).mean((2, 3))).sigmoid() * 640
+            assert isinstance(scores, Tensor)
+            return torch.stack([boxes, scores.sigmoid()], dim)
+
+    model = Detector("scores")
+    torch.manual_seed(seed)
+    for layer in (model.stem, model.wide, model.narrow, model.fc):
+        layer.reset_parameters()
+    with torch.no_grad():
+        model.narrow.weight.mul_(5)
+    assert "wide" not in removable(model)
