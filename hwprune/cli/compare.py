@@ -14,7 +14,7 @@ from hwprune.core.errors import UsageError
 from hwprune.report.comparison import comparison_text
 from hwprune.search.settings import COMPARED_BUDGETS, COMPARED_METHODS, DEFAULTS, check_data, parse_budget
 
-EXAMPLE = "hwprune compare resnet20 --data cifar10:data/cifar10 --methods dhp,greedy,uniform --budgets 75%,60%,45%"
+EXAMPLE = "hwprune compare resnet20 --data cifar10:data/cifar10 --methods gdp,greedy,uniform --budgets 75%,60%,45%"
 
 
 def compare(

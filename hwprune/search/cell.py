@@ -66,6 +66,6 @@ def cells_of(methods: Sequence[str], budgets: Sequence[str], seeds: int) -> tupl
     if not methods or not budgets or seeds < 1:
         raise UsageError(
             "a comparison needs methods, budgets and at least one seed",
-            hint="--methods dhp,greedy,uniform --budgets 75%,60%,45% --seeds 2",
+            hint="--methods gdp,greedy,uniform --budgets 75%,60%,45% --seeds 2",
         )
     return tuple(Cell(budget, method, seed) for seed in range(seeds) for budget in budgets for method in methods)

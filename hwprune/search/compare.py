@@ -102,7 +102,7 @@ def _check_same(base: SearchSettings, data: Data, folder: Path) -> None:
         write_json(kept, document)
         return
     found = read_json(kept)
-    common.check_same(SearchSettings.from_json(found["settings"]), folder)
+    common.check_same(replace(SearchSettings.from_json(found["settings"]), method=common.method), folder)
     if found["data"] != data.fingerprint:
         raise RunError(f"{folder} holds a comparison on other data", hint="choose another --run-dir")
 

@@ -58,7 +58,7 @@ class SearchOptions(TypedDict, total=False):
     seed: int
 
 
-COMPARED_METHODS, COMPARED_BUDGETS = ("dhp", "greedy", "uniform"), ("75%", "60%", "45%")
+COMPARED_METHODS, COMPARED_BUDGETS = ("gdp", "greedy", "uniform"), ("75%", "60%", "45%")
 LEAST_SAMPLES = 16  # of which a quarter is held out to judge the latency model
 
 
@@ -77,7 +77,7 @@ class SearchSettings:
     latency_ms: float | None = None
     latency_fraction: float | None = None
     statistic: Statistic = "median"
-    method: str = "dhp"
+    method: str = "gdp"
     options: Mapping[str, Any] = field(default_factory=dict)
     samples: int = 100
     tile: int = 0

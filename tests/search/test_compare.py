@@ -14,7 +14,7 @@ from torch import nn
 from hwprune import api
 from hwprune.core.errors import MethodGaveUp, RunError, UsageError
 from hwprune.core.events import Caution, Event, Note
-from hwprune.core.files import read_json
+from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement
 from hwprune.methods._saliency import taylor
 from hwprune.report.comparison import MethodComparison, comparison_text
@@ -96,6 +96,17 @@ def test_goes_on_run_by_run(found: MethodComparison, dense: nn.Module, few_digit
     again = next(run for run in more.runs if run.method == "uniform")
     assert (again.score, again.seconds) == (old.score, old.seconds)
     assert [(item.method, item.baseline) for item in more.differences] == [("magnitude", "uniform")]
+
+
+def test_a_folder_from_another_default_method_goes_on(
+    found: MethodComparison, dense: nn.Module, few_digits: Data, folder: Path
+) -> None:
+    kept = folder / "runs" / "comparison_settings.json"
+    document = read_json(kept)
+    document["settings"]["method"] = "greedy"  # what `--method` was when the comparison began says nothing about it
+    write_json(kept, document)
+    again = compare(dense, few_digits, folder)
+    assert [run.score for run in again.runs] == [run.score for run in found.runs]
 
 
 def test_other_settings_or_data_are_another_comparison(
