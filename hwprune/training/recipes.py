@@ -15,7 +15,8 @@ from hwprune.training.loop import train
 from hwprune.training.tasks import Task, evaluate, predict, task_for
 
 # After surgery most of the knowledge is still there. A small rate that only falls guides the weights back; a warm-up to
-# twice that rate forgets first: KL 0.31 instead of 0.13 after an epoch (EfficientNet-Lite0 at 45 %, benchmarks/LOG.md).
+# twice that rate forgets first: KL 0.31 instead of 0.13 after an epoch (EfficientNet-Lite0 at 45 %; the log of methods
+# in benchmarks/).
 FINETUNE = TrainPlan(epochs=2, batch_size=64, lr=0.01, schedule="cosine", weight_decay=1e-4)
 
 
