@@ -85,7 +85,7 @@ def fit(
     The chosen model is stored beside the table as JSON.
     """
     name = None if table is None else str(table)
-    found = table if isinstance(table, LatencyTable) else find_table(name, Path(tables))
+    found = table if isinstance(table, LatencyTable) else find_table(name, Path(tables), on_event=on_event)
     fitted = fit_table(found, kinds=kinds, seed=seed, on_event=on_event)
     store_model(found, fitted.model)
     return fitted

@@ -62,6 +62,9 @@ def load_function(reference: str) -> Callable[..., Any]:
 def _module_from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"no file {path}", hint="write FILE.py:FUNCTION with a path from this folder")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # files beside it can be imported; last, so that they hide no installed package
     # The name holds the path's hash, so that two files of the same name do not replace each other.
     name = f"_hwprune_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -169,7 +169,9 @@ def _from_library(
         raise UsageError(f"{library} has no model '{name}'.{did_you_mean(name, known)}", hint=f"{listed} names them")
     count = {} if classes is None else {"num_classes": classes}
     if library == "torchvision":
-        model = module.get_model(name, weights=None, **count)
+        # Segmentation and detection networks would fetch the weights of their backbones.
+        backbone = "weights_backbone" in inspect.signature(module.get_model_builder(name)).parameters
+        model = module.get_model(name, weights=None, **count, **({"weights_backbone": None} if backbone else {}))
     else:
         model = module.create_model(name, pretrained=False, in_chans=(input_shape or (3,))[0], **count)
     return _checked(model, f"{library}:{name}")

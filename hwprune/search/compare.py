@@ -18,6 +18,7 @@ from hwprune.core.errors import BudgetInfeasible, MethodGaveUp, RunError, Traini
 from hwprune.core.events import Caution, Note, OnEvent, Stop, ignore, never
 from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement, Protocol
+from hwprune.devices import check
 from hwprune.models import load_weights, save_weights
 from hwprune.report.comparison import MethodComparison, write_comparison
 from hwprune.report.run_data import Result
@@ -54,8 +55,10 @@ def run_comparison(
     for cell in cells:
         chosen = cell.settings(base, 1.0)
         make_method(chosen.method, dict(chosen.options))
-    _check_same(base, data, folder)
-    dense = _dense(base, folder, model, data, task, on_event, stop)
+    check(base.target)
+    network = copy.deepcopy(model) if model is not None else named_model(base, data)
+    _check_same(base, data, folder)  # writes: what can be refused has been by now
+    dense = _dense(base, folder, network, data, task, on_event, stop)
     dense_ms = _dense_ms(base, folder, dense, data, tables, on_event)
     dense_score = float(task.scores(dense_outputs(dense, data, folder), data.test.targets).mean())
     failed: dict[Cell, str] = {}
@@ -110,14 +113,13 @@ def _check_same(base: SearchSettings, data: Data, folder: Path) -> None:
 def _dense(
     base: SearchSettings,
     folder: Path,
-    model: nn.Module | None,
+    dense: nn.Module,
     data: Data,
     task: Task,
     on_event: OnEvent,
     stop: Stop,
 ) -> nn.Module:
-    """The one dense network of the comparison, kept in `dense.safetensors`."""
-    dense = copy.deepcopy(model) if model is not None else named_model(base, data)
+    """The one dense network of the comparison, its weights kept in `dense.safetensors`."""
     path = folder / "dense.safetensors"
     if path.exists():
         load_weights(dense, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def test_a_function_comes_from_a_file(tmp_path: Path) -> None:
         (tmp_path / folder / "net.py").write_text(f"def make():\n    return {value}\n")
     first, second = (load_function(f"{tmp_path}/{folder}/net.py:make") for folder in ("one", "two"))
     assert (first(), second()) == (1, 2)
+
+
+def test_files_beside_it_can_be_imported_and_hide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "layers_beside.py").write_text("VALUE = 3\n")
+    (tmp_path / "json.py").write_text("raise RuntimeError('hidden')\n")
+    (tmp_path / "net.py").write_text("import json, layers_beside\ndef make():\n    return layers_beside.VALUE\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert load_function(f"{tmp_path / 'net.py'}:make")() == 3
+    monkeypatch.delitem(sys.modules, "layers_beside")
 
 
 def test_a_function_comes_from_a_module() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hwprune.core.errors import DeviceError, UsageError
-from hwprune.models import default_input_shape, load_model, load_weights, save_weights
+from hwprune.models import _load, default_input_shape, load_model, load_weights, save_weights
 from hwprune.testing.networks import build
 
 FUNCTIONS = """
@@ -84,6 +85,21 @@ def test_libraries_give_models() -> None:
         load_model("torchvision:resnet19")
     with pytest.raises(UsageError, match="unknown option 'width' of torchvision:resnet18"):
         load_model("torchvision:resnet18?width=2")
+
+
+def test_backbones_of_torchvision_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fcn(*, weights: object = "yes", weights_backbone: object = "yes", num_classes: int = 21) -> nn.Module:
+        assert weights is None
+        assert weights_backbone is None
+        return nn.Conv2d(3, num_classes, 1)
+
+    library = SimpleNamespace(
+        list_models=lambda: ["fcn"],
+        get_model_builder=lambda name: fcn,
+        get_model=lambda name, **given: fcn(**given),
+    )
+    monkeypatch.setattr(_load, "_import_library", lambda name: library)
+    assert load_model("torchvision:fcn", classes=5).get_parameter("weight").shape[0] == 5
 
 
 def test_timm_gives_models() -> None:

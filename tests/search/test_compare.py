@@ -98,6 +98,14 @@ def test_goes_on_run_by_run(found: MethodComparison, dense: nn.Module, few_digit
     assert [(item.method, item.baseline) for item in more.differences] == [("magnitude", "uniform")]
 
 
+def test_a_refused_comparison_leaves_nothing(few_digits: Data, folder: Path) -> None:
+    with pytest.raises(UsageError, match="unknown model"):
+        api.compare(
+            "resnet2", few_digits, methods=("uniform",), budgets=("60%",), device="simulated", run_dir=folder / "no"
+        )
+    assert not (folder / "no").exists()
+
+
 def test_a_folder_from_another_default_method_goes_on(
     found: MethodComparison, dense: nn.Module, few_digits: Data, folder: Path
 ) -> None:
