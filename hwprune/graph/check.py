@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
@@ -21,6 +20,7 @@ from hwprune.graph.channel_graph import ChannelGraph
 from hwprune.graph.evidence import Evidence, Result, is_constant, is_number
 from hwprune.graph.gates import gate_parameters
 from hwprune.graph.record import Place
+from hwprune.graph.stateless import called_with
 from hwprune.graph.surgery import cut, mask
 from hwprune.graph.tape import copied, first_line, plain_attention, watch_modules
 
@@ -145,20 +145,7 @@ class Check:
             gates[name][kept] = 1.0
         with torch.no_grad():
             changed = gate_parameters(dict(self.model.named_parameters()), graph, gates)
-        return self._run(lambda: functional_call(self.model, self._by_place(changed), self._example, tie_weights=False))
-
-    def _by_place(self, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors under one name for every module that holds them.
-
-        `functional_call` puts back what it found, so a module filled under two names would keep what was put in first.
-        """
-        new = {id(own): changed[name] for name, own in self.model.named_parameters() if name in changed}
-        return {
-            f"{path}.{name}" if path else name: new[id(own)]
-            for path, module in self.model.named_modules()
-            for name, own in module.named_parameters(recurse=False, remove_duplicate=False)
-            if id(own) in new
-        }
+        return self._run(lambda: called_with(self.model, changed, *self._example))
 
 
 class _AffineNorms(TorchFunctionMode):

@@ -14,7 +14,7 @@ from hwprune.graph.channel_graph import ChannelGraph, ConsumerSlice
 def gate_parameters(
     parameters: Mapping[str, Tensor], graph: ChannelGraph, gates: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The parameters that gates change, multiplied; for `torch.func.functional_call(model, {**parameters, **changed})`.
+    """The parameters that gates change, multiplied; for `called_with(model, {**parameters, **changed}, x)`.
 
     `gates`: group -> `(units,)`. Every weight that reads the group is multiplied along its input dim, which equals a
     gate on its input. A gate of 0 equals removal, gates of 1 change nothing. Differentiable in weights and gates.

@@ -14,6 +14,7 @@ from torch.optim import SGD, Optimizer
 
 from hwprune.core.events import Caution, Note, SearchStep
 from hwprune.core.widths import Widths
+from hwprune.graph.stateless import called_with
 from hwprune.methods._adjust import Fit
 from hwprune.methods._base import Problem, top_units
 from hwprune.methods._dhp_budget import exchange_fit, needed_travel, threshold_fit, tile_prices
@@ -22,7 +23,6 @@ from hwprune.methods._dhp_latents import Latents, Wiring, kept_mask, soft_width,
 from hwprune.methods._efficiency import Efficiency
 from hwprune.methods._joint import distilled_loss, step_count
 from hwprune.methods._questions import predicted
-from hwprune.methods._stateless import called_with
 from hwprune.training._trainee import AbstractTrainee, below
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hwprune.graph import gate_parameters
+from hwprune.graph.stateless import called_with
 from hwprune.methods._base import Problem
-from hwprune.methods._stateless import called_with
 from hwprune.training._plan import TrainLog
 from hwprune.training._trainee import AbstractTrainee, mixed_loss
 from hwprune.training.loop import train

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from hwprune.core.errors import UsageError
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.graph import ChannelGraph
+from hwprune.graph.stateless import called_with
 from hwprune.methods._base import top_units
 from hwprune.methods._sliced import Slices
-from hwprune.methods._stateless import called_with
 
 Encoding = Literal["layer", "block"]
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from hwprune.core.widths import SearchSpace
 from hwprune.graph import ChannelGraph, gate_parameters
+from hwprune.graph.stateless import called_with
 from hwprune.methods._base import Answer, Problem
-from hwprune.methods._stateless import called_with
 
 Norm = Literal["l1", "l2"]
 

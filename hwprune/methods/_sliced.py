@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hwprune.graph import ChannelGraph, Recipe, apply_recipe
-from hwprune.methods._stateless import called_with
+from hwprune.graph.stateless import called_with
 
 Keep = Mapping[str, tuple[int, ...]]
 

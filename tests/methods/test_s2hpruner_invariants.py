@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hwprune.graph import cut, gate_parameters, trace
+from hwprune.graph.stateless import called_with
 from hwprune.methods import Problem
 from hwprune.methods._base import top_units
 from hwprune.methods._s2h_gap import Gap
-from hwprune.methods._stateless import called_with
 from hwprune.testing.methods import StaircaseLatency, tiny_problem
 from hwprune.testing.networks import FAMILIES
 from hwprune.training.tasks import Classification

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hwprune.methods._stateless import called_with
+from hwprune.graph.stateless import called_with
 from hwprune.testing.methods import family
 from hwprune.testing.networks import FAMILIES
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 
-def called_with(model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Outputs for images `(N, C, H, W)` with these parameters and buffers, by first name, in place of the model's own.
+def called_with(model: nn.Module, tensors: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
+    """The outputs with these parameters and buffers, by first name, in place of the model's own.
 
     `functional_call` by itself puts a tensor in once for every name it has. Into a module that is registered under two
     names it goes twice, and what is put back at the end is what was put in first. Here each place is filled once.
@@ -23,5 +23,5 @@ def called_with(model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor)
     own = dict(places)
     given = {id(own[name]): tensor for name, tensor in tensors.items()}
     filled = {place: given[id(tensor)] for place, tensor in places if id(tensor) in given}
-    outputs: Tensor = functional_call(model, filled, (images,), tie_weights=False)
+    outputs: Tensor = functional_call(model, filled, inputs, tie_weights=False)
     return outputs
