@@ -75,6 +75,7 @@ def run_comparison(
                 on_event=on_event,
                 stop=stop,
                 dense_score=dense_score,
+                table_ms=True,
             )
         except (BudgetInfeasible, MethodGaveUp, TrainingDiverged) as error:
             on_event(Caution(f"{cell.name} has no result: {error.message}", error.hint))

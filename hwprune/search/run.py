@@ -50,11 +50,13 @@ def run_search(
     on_event: OnEvent = ignore,
     stop: Stop = never,
     dense_score: float | None = None,
+    table_ms: bool = False,
 ) -> Result:
     """Search under a budget and write the run folder; the result's verdict is a measurement.
 
     `model` and `data` replace what the settings name; `dense_score` is the test score of a trained `model` where the
-    caller knows it, which many runs of one network then need not find out. Raises `RunError` for a folder of another
+    caller knows it, which many runs of one network then need not find out; `table_ms` says that a budget in ms is one
+    in the units of the latency table, as a budget that many runs share is. Raises `RunError` for a folder of another
     run or one in use, `Interrupted` after saving when `stop` says so, and the errors of every stage; an infeasible
     budget is a result.
     """
@@ -69,7 +71,7 @@ def run_search(
         data = data or load_data(settings.data, seed=settings.seed)
         model = model or named_model(settings, data)
         with open_workshop(
-            folder, model=model, data=data, task=task or task_for(data), tables=tables, stop=stop
+            folder, model=model, data=data, task=task or task_for(data), tables=tables, stop=stop, table_ms=table_ms
         ) as shop:
             shop.dense_score = dense_score
             baseline = measure_baseline(shop)

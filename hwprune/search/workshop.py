@@ -174,11 +174,19 @@ def survey_of(
 
 @contextlib.contextmanager
 def open_workshop(
-    folder: RunFolder, *, model: nn.Module, data: Data, task: Task, tables: Path, stop: Stop
+    folder: RunFolder,
+    *,
+    model: nn.Module,
+    data: Data,
+    task: Task,
+    tables: Path,
+    stop: Stop,
+    table_ms: bool = False,
 ) -> Iterator[Workshop]:
     """Trace, open the device, profile and fit; nothing is trained yet.
 
-    Raises `GraphError` for a model that cannot be traced, `DeviceError` for a device that cannot be measured.
+    `table_ms`: a budget in milliseconds is one in those of the latency table, not of today's machine. Raises
+    `GraphError` for a model that cannot be traced, `DeviceError` for a device that cannot be measured.
     """
     with survey_of(folder.settings, model, data, tables, folder.emit) as found:
         table = folder.stage("profile", lambda: _profiled(found, folder, stop))
@@ -186,7 +194,7 @@ def open_workshop(
         report = folder.stage("fit", lambda: _fitted(folder, table, rows))
         judge_fit(report, folder.emit)
         keep_model(table, report.model)
-        found.board.reference_ms = _reference_ms(folder, found)
+        found.board.reference_ms = _reference_ms(folder, found, table_ms=table_ms)
         write_environment(folder, found.board, data)
         shop = Workshop(
             folder=folder,
@@ -239,7 +247,7 @@ def _profiled(found: Survey, folder: RunFolder, stop: Stop) -> LatencyTable:
     )
 
 
-def _reference_ms(folder: RunFolder, found: Survey) -> float:
+def _reference_ms(folder: RunFolder, found: Survey, *, table_ms: bool) -> float:
     """The reference kernel's time behind all milliseconds of a run, fixed when it begins.
 
     That of the table, so that runs agree: a budget that is a share of the dense network is measured by the same
@@ -249,7 +257,7 @@ def _reference_ms(folder: RunFolder, found: Survey) -> float:
     path = folder.path / "environment.json"
     if path.exists():
         return float(read_json(path).get("reference_ms", found.table.reference_ms))
-    if folder.settings.latency_ms is None or abs(found.board.reference_drift) <= DRIFT:
+    if table_ms or folder.settings.latency_ms is None or abs(found.board.reference_drift) <= DRIFT:
         return found.table.reference_ms
     folder.emit(Note("the budget is one in milliseconds of today: so are all of this run"))
     return found.board.session_reference_ms

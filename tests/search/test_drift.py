@@ -17,6 +17,7 @@ from hwprune.core.events import Caution, Event, Note
 from hwprune.latency.table import LatencyTable
 from hwprune.search.outcomes import Run
 from hwprune.search.tables import table_folders
+from hwprune.training import Data
 
 Search = Callable[..., Run]
 SHAPE = (1, 1, 8, 8)
@@ -104,3 +105,28 @@ def test_a_share_is_judged_in_the_milliseconds_of_the_table(
     assert run.verdict == "pass"
     assert run.result.measurements["pruned"].reference_ms == pytest.approx(table.reference_ms / 2)
     assert any("when the latency table was made" in text for text in run.result.warnings)
+
+
+def test_a_comparison_shares_a_budget_in_the_milliseconds_of_the_table(
+    dense: nn.Module, few_digits: Data, table: LatencyTable, tmp_path: Path
+) -> None:
+    """Its runs have one budget in ms, measured once; each in its own session's would have another."""
+    from_a_faster_day(table, 2.0)
+    found = api.compare(
+        dense,
+        few_digits,
+        methods=("uniform",),
+        budgets=("60%",),
+        seeds=1,
+        device="simulated",
+        samples=40,
+        tile=16,
+        epochs=0.5,
+        total_epochs=0.5,
+        tables=table.folder.parents[2],
+        run_dir=tmp_path / "compared",
+    )
+    (run,) = found.runs
+    assert run.verdict == "pass"
+    assert run.share is not None
+    assert 0.5 < run.share < 0.61
