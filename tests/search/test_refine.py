@@ -104,9 +104,10 @@ def test_the_result_names_the_data_as_they_were_given(run: Run, few_digits: Data
 def test_data_for_another_network_are_refused(run: Run, few_digits: Data) -> None:
     with pytest.raises(UsageError, match="the data digits have 9 classes, the network has 10"):
         more(run, replace(few_digits, classes=9))
-    wider = replace(few_digits.train, images=torch.zeros(384, 1, 12, 12))
+    splits = {name: few_digits.split(name) for name in ("train", "val", "test")}
+    wider = {name: replace(part, images=torch.zeros(len(part), 1, 12, 12)) for name, part in splits.items()}
     with pytest.raises(UsageError, match=r"images of digits are \(1, 12, 12\), the network was measured with \(1, 8"):
-        more(run, replace(few_digits, train=wider))
+        more(run, replace(few_digits, **wider))
 
 
 def test_an_unreachable_device_is_said_before_the_training(

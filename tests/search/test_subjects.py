@@ -21,6 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that has only begun, as seen from where it was started."""
     monkeypatch.chdir(tmp_path)
     SearchSettings.make(latency="60%").write(Path("runs/first/run.toml"))
+    Path("runs/first/journal.jsonl").touch()
     return Path("runs/first")
 
 
