@@ -31,10 +31,12 @@ class Together(nn.Module):
 
 
 @cache
-def exported(family: str, batch: int = 2) -> tuple[nn.Module, ChannelGraph, OnnxTemplate]:
-    """The network of a family, or of all ("together") side by side, with its graph and template; batch 1 or 2."""
+def exported(
+    family: str, batch: int = 2, without: tuple[str, ...] = ()
+) -> tuple[nn.Module, ChannelGraph, OnnxTemplate]:
+    """The network of a family, or of all but some ("together") side by side, its graph and template; batch 1 or 2."""
     if family == "together":
-        model: nn.Module = Together(sorted(FAMILIES)).eval()
+        model: nn.Module = Together(sorted(set(FAMILIES) - set(without))).eval()
         example = model.example
     else:
         model, example = build(family)
