@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hwprune.core.errors import HwpruneError
+from hwprune.core.errors import UsageError
 from hwprune.core.events import Note, OnEvent, Stop
 from hwprune.core.files import read_json, write_json
 from hwprune.core.statistics import median
@@ -23,6 +23,7 @@ from hwprune.training import ArraySet, Data, Task, TrainPlan, evaluate, train_de
 WEIGHTS, ORIGIN = "dense.safetensors", "dense_training.json"
 TRAINED = 0.2  # a network this share of the way from chance to a perfect score has learned something
 FRESH_DRAWS, FRESH_IMAGES = 5, 512  # without classes: as many untrained copies are scored on so many images
+FRESH_MARGIN = 3.0  # a trained network lies beyond the best of them by so many times what that lies above their middle
 
 
 def dense_network(shop: Workshop) -> None:
@@ -33,17 +34,17 @@ def dense_network(shop: Workshop) -> None:
     path = shop.folder.path / WEIGHTS
 
     def work() -> None:
-        if not is_trained(shop.model, shop.data, shop.task, shop.settings, shop.folder.emit):
-            origin = _training(shop.model, shop.data, shop.task, shop.settings)
-            score = _lent(shop, origin)
-            if score is None:
-                checkpoint = shop.folder.checkpoint("dense")
-                train(shop.model, shop.data, shop.task, shop.settings, checkpoint, shop.folder.emit, shop.stop)
-                score = evaluate(shop.model, shop.data, "val", task=shop.task).score
+        if is_trained(shop.model, shop.data, shop.task, shop.settings, shop.folder.emit):
             save_weights(shop.model, path)
-            write_json(shop.folder.path / ORIGIN, {"training": origin, "val_score": score})
-        else:
-            save_weights(shop.model, path)
+            return
+        origin = _training(shop.model, shop.data, shop.task, shop.settings)
+        score = _lent(shop, origin)
+        if score is None:
+            checkpoint = shop.folder.checkpoint("dense")
+            train(shop.model, shop.data, shop.task, shop.settings, checkpoint, shop.folder.emit, shop.stop)
+            score = evaluate(shop.model, shop.data, "val", task=shop.task).score
+        save_weights(shop.model, path)
+        write_json(shop.folder.path / ORIGIN, {"training": origin, "val_score": score})
 
     def load() -> None:
         load_weights(shop.model, path)
@@ -114,8 +115,10 @@ def _above_fresh(model: nn.Module, data: Data, task: Task, seed: int) -> float:
                 if callable(reset):
                     reset()
             scores.append(evaluate(fresh, data, "val", task=task).score)
-    finite = [score for score in scores if math.isfinite(score)] or [-math.inf]
-    return 2 * max(finite) - median(finite) if math.isfinite(max(finite)) else -math.inf
+    finite = [score for score in scores if math.isfinite(score)]
+    if not finite:
+        return -math.inf
+    return max(finite) + FRESH_MARGIN * (max(finite) - median(finite))
 
 
 def _training(model: nn.Module, data: Data, task: Task, settings: SearchSettings) -> str:
@@ -135,16 +138,25 @@ def _lent(shop: Workshop, origin: str) -> float | None:
     """
     before = copy.deepcopy(shop.model.state_dict())
     for path in sorted(shop.folder.path.parent.glob(f"*/{ORIGIN}")):
+        told = _told_score(path, origin)
+        if told is None:
+            continue
         try:
-            told = read_json(path)
-            if told["training"] != origin:
-                continue
             load_weights(shop.model, path.parent / WEIGHTS)
-            score = evaluate(shop.model, shop.data, "val", task=shop.task).score
-        except (HwpruneError, OSError, KeyError, TypeError):  # half a folder, or one of another version
-            score = math.nan
-        if score == told.get("val_score"):
+        except UsageError:  # gone, damaged, or of a network that has changed
+            continue
+        score = evaluate(shop.model, shop.data, "val", task=shop.task).score
+        if score == told:
             shop.folder.emit(Note(f"trained in {path.parent.name} already: taken from there, it scores {score:.4f}"))
             return score
         shop.model.load_state_dict(before)
     return None
+
+
+def _told_score(path: Path, origin: str) -> float | None:
+    """What a run's dense network scored; None where its training was another one or the file cannot be read."""
+    try:
+        told = read_json(path)
+        return float(told["val_score"]) if told["training"] == origin else None
+    except (UsageError, KeyError, TypeError, ValueError):
+        return None

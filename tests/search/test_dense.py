@@ -38,6 +38,12 @@ def classifier(weight: float, bias: float = 0.0) -> nn.Module:
     return model.eval()
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What is drawn here does not depend on the tests before."""
+    torch.manual_seed(0)
+
+
 @pytest.mark.parametrize(
     ("share", "model", "trained"),
     [
@@ -114,6 +120,9 @@ def test_a_second_budget_takes_the_dense_network_of_the_first(search: Search, tm
     files = [(tmp_path / name / "dense.safetensors").read_bytes() for name in runs]
     assert files[0] == files[1]
 
+    for name, text in (("a-torn", '{"training": "'), ("b-list", "[]"), ("c-old", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dense_training.json").write_text(text)  # read before those of the runs
     other: list[Event] = []
     search(tmp_path / "other", other, dense_epochs=1)
     assert dense_epochs(other) == 1  # another training
