@@ -13,7 +13,7 @@ import typer
 from hwprune.cli._config import FILE, PER_CALL, USER_FILE, load_defaults
 from hwprune.core.errors import UsageError
 from hwprune.core.specs import config_folder
-from hwprune.devices import devices
+from hwprune.devices.files import check_distinct, devices
 from hwprune.search.settings import DEFAULTS, LEAST_SAMPLES, TrainPrecision
 
 MODEL_HELP = "A reference network, torchvision:NAME, timm:NAME, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION."
@@ -28,18 +28,12 @@ def _above_zero(value: float | None) -> float | None:
 
 
 def check_device(names: str) -> None:
-    """Devices, separated by commas. Raises `UsageError` where several begin with a name, `jetson` say: none is nearer.
+    """Devices, separated by commas, of which none may be the beginning of several; raises `UsageError`.
 
     A name that is simply unknown is left to whoever looks it up.
     """
-    known = devices()
     for name in filter(None, names.split(",")):
-        kinds = [info.name for info in known if info.name.startswith(name)]
-        if len(kinds) > 1 and not any(name in (info.name, *info.aliases) for info in known):
-            raise UsageError(
-                f"'{name}' may be {', '.join(kinds[:-1])} or {kinds[-1]}",
-                hint="name one; a board is made known by `hwprune devices new NAME --from KIND --host USER@HOST`",
-            )
+        check_distinct(name, devices())
 
 
 def _share(value: float) -> float:

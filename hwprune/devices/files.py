@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -175,12 +175,23 @@ def _not_offered(info: DeviceInfo, runtime: str) -> UsageError:
 
 
 def find_device(name: str) -> DeviceInfo:
-    """The device of this name or alias. Raises `UsageError` with the nearest name and all names."""
+    """The device of this name or alias. Raises `UsageError` with the names that begin so, or the nearest one."""
     known = devices()
     for info in known:
-        if name == info.name or name in info.aliases:
+        if name in (info.name, *info.aliases):
             return info
+    check_distinct(name, known)
     raise unknown_name("device", name, [label for info in known for label in (info.name, *info.aliases)])
+
+
+def check_distinct(name: str, known: Sequence[DeviceInfo]) -> None:
+    """Raise `UsageError` where several devices begin with a name that is none's, `jetson` say: no one is nearer."""
+    kinds = [info.name for info in known if info.name.startswith(name)]
+    if len(kinds) > 1 and not any(name in (info.name, *info.aliases) for info in known):
+        raise UsageError(
+            f"'{name}' may be {', '.join(kinds[:-1])} or {kinds[-1]}",
+            hint="name one; a board is made known by `hwprune devices new NAME --from KIND --host USER@HOST`",
+        )
 
 
 def measured_as(target: Target) -> Target:
