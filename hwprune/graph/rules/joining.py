@@ -132,18 +132,14 @@ def repeat(call: Call) -> None:
 def pixel_shuffle(call: Call) -> None:
     """`(n, c*r*r, h, w)` to `(n, c, h*r, w*r)`: r*r consecutive channels make one."""
     x, factor = call.tensor("self"), call.integer("upscale_factor")
-    matrix = call.labels(x, x.ndim - 3).reshape(-1, factor * factor)
-    call.tie(matrix)
-    call.put_vector(x.ndim - 3, matrix[:, 0].copy())
-    call.note_plain("reshape", x)
+    _merge(call, x, x.ndim - 3, factor * factor)
 
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(call: Call) -> None:
     """`(n, c, h*r, w*r)` to `(n, c*r*r, h, w)`."""
     x, factor = call.tensor("self"), call.integer("downscale_factor")
-    call.put_vector(x.ndim - 3, np.repeat(call.labels(x, x.ndim - 3), factor * factor))
-    call.note_plain("reshape", x)
+    _spread(call, x, x.ndim - 3, factor * factor)
 
 
 @rule("im2col")
@@ -152,8 +148,7 @@ def im2col(call: Call) -> None:
     x, out = call.tensor("self"), call.outputs[0]
     dim = x.ndim - 3
     call.keep_only(x, {dim})
-    call.put_vector(dim, np.repeat(call.labels(x, dim), out.shape[dim] // x.shape[dim]))
-    call.note_plain("reshape", x)
+    _spread(call, x, dim, out.shape[dim] // x.shape[dim])
 
 
 @rule("col2im")
@@ -162,9 +157,20 @@ def col2im(call: Call) -> None:
     x, out = call.tensor("self"), call.outputs[0]
     dim = x.ndim - 2
     call.keep_only(x, {dim})
-    matrix = call.labels(x, dim).reshape(out.shape[dim], -1)
+    _merge(call, x, dim, x.shape[dim] // out.shape[dim])
+
+
+def _merge(call: Call, x: Tensor, dim: int, count: int) -> None:
+    """The output has one channel for every `count` consecutive ones of the input, which go together."""
+    matrix = call.labels(x, dim).reshape(-1, count)
     call.tie(matrix)
     call.put_vector(dim, matrix[:, 0].copy())
+    call.note_plain("reshape", x)
+
+
+def _spread(call: Call, x: Tensor, dim: int, count: int) -> None:
+    """The output has `count` consecutive channels for every one of the input."""
+    call.put_vector(dim, np.repeat(call.labels(x, dim), count))
     call.note_plain("reshape", x)
 
 
