@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from hwprune import api
 from hwprune.core.events import EpochDone, Event, Note
 from hwprune.models import load_model, save_weights
 from hwprune.search.dense import is_trained
@@ -90,30 +89,18 @@ def dense_epochs(events: list[Event]) -> int:
     return sum(isinstance(event, EpochDone) and event.stage == "dense" for event in events)
 
 
-@pytest.fixture
-def search(few_digits: Data, tables: Path) -> Search:
-    """A search with an untrained network on the simulated device."""
-
-    def run(folder: Path, heard: list[Event], **options: Any) -> Run:
-        model = load_model("digits_resnet", classes=10, input_shape=(1, 8, 8), seed=0)
-        given: dict[str, Any] = {
-            "latency": "60%",
-            "device": "simulated",
-            "method": "uniform",
-            "samples": 40,
-            "tile": 16,
-        }
-        given.update({"dense_epochs": 2, "epochs": 0.5, "finetune_epochs": 0.25, "batch_size": 32, **options})
-        return api.search(model, few_digits, run_dir=folder, tables=tables, on_event=heard.append, **given)
-
-    return run
+def run_untrained(search: Search, folder: Path, heard: list[Event], **options: Any) -> Run:
+    """A short run with an untrained network."""
+    model = load_model("digits_resnet", classes=10, input_shape=(1, 8, 8), seed=0)
+    given = {"dense_epochs": 2, "finetune_epochs": 0.25, "batch_size": 32, **options}
+    return search(model, run_dir=folder, on_event=heard.append, **given)
 
 
 def test_a_second_budget_takes_the_dense_network_of_the_first(search: Search, tmp_path: Path) -> None:
     runs = {"first": "60%", "second": "70%"}
     heard: dict[str, list[Event]] = {name: [] for name in runs}
     for name, latency in runs.items():
-        search(tmp_path / name, heard[name], latency=latency)
+        run_untrained(search, tmp_path / name, heard[name], latency=latency)
     assert dense_epochs(heard["first"]) == 2
     assert dense_epochs(heard["second"]) == 0
     assert any(isinstance(event, Note) and "trained in first already" in event.text for event in heard["second"])
@@ -124,13 +111,13 @@ def test_a_second_budget_takes_the_dense_network_of_the_first(search: Search, tm
         (tmp_path / name).mkdir()
         (tmp_path / name / "dense_training.json").write_text(text)  # read before those of the runs
     other: list[Event] = []
-    search(tmp_path / "other", other, dense_epochs=1)
+    run_untrained(search, tmp_path / "other", other, dense_epochs=1)
     assert dense_epochs(other) == 1  # another training
 
     for name in runs:  # weights that do not score what their run says
         model = load_model("digits_resnet", classes=10, input_shape=(1, 8, 8), seed=5)
         save_weights(model, tmp_path / name / "dense.safetensors")
     anew: list[Event] = []
-    run = search(tmp_path / "third", anew, latency="65%")
+    run = run_untrained(search, tmp_path / "third", anew, latency="65%")
     assert dense_epochs(anew) == 2
     assert (run.folder / "dense.safetensors").read_bytes() == files[0]
