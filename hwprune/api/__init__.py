@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hwprune.api._devices import bench, device, devices, doctor
-from hwprune.api._latency import fit, predict, profile
+from hwprune.api._latency import fit, inspect, predict, profile
 from hwprune.api._runs import compare, comparison_folder, explain, export, finetune, report, search
 from hwprune.devices.new import new_device
 from hwprune.search.fleet import profile_devices
@@ -23,6 +23,7 @@ __all__ = [
     "export",
     "finetune",
     "fit",
+    "inspect",
     "load",
     "new_device",
     "predict",

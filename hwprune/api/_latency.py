@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -12,14 +12,14 @@ from hwprune.core.events import OnEvent, Stop, ignore, never
 from hwprune.core.measurement import Prediction, Target
 from hwprune.devices import resolve
 from hwprune.devices.files import measured_as
-from hwprune.graph import trace
+from hwprune.graph import ChannelGraph, trace
 from hwprune.latency.fit import KINDS, FitReport
 from hwprune.latency.fit import fit as fit_table
 from hwprune.latency.profile import profile as profile_table
 from hwprune.latency.table import LatencyTable
 from hwprune.search.settings import DEFAULTS, parse_tile
 from hwprune.search.subjects import model_and_example, model_name
-from hwprune.search.survey import survey
+from hwprune.search.survey import survey, traced_and_exported
 from hwprune.search.tables import find_table, store_model, stored_model
 
 
@@ -37,6 +37,7 @@ def profile(
     min_keep: float | None = None,
     tile: int | str = "auto",
     depth: bool = False,
+    protect: Sequence[str] | None = None,
     seed: int = 0,
     on_event: OnEvent = ignore,
     stop: Stop = never,
@@ -44,7 +45,7 @@ def profile(
     """Measure `samples` sub-networks of many widths on a device; the table goes on where it stopped.
 
     `x` is an example input or its shape; without it `data` or the named network says it. With `depth` sub-networks
-    may lack whole residual branches.
+    may lack whole residual branches; `protect`: layers whose channels all stay, as for `trace`.
     """
     network, example, name = model_and_example(model, x, data, batch, seed)
     with survey(
@@ -56,6 +57,7 @@ def profile(
         min_keep=DEFAULTS.min_keep if min_keep is None else min_keep,
         tile=parse_tile(tile),
         depth=depth,
+        protect=protect or (),
         seed=seed,
         on_event=on_event,
     ) as found:
@@ -70,6 +72,22 @@ def profile(
             on_event=on_event,
             stop=stop,
         )
+
+
+def inspect(
+    model: str | nn.Module | None = None,
+    x: Tensor | tuple[int, ...] | None = None,
+    *,
+    data: str | None = None,
+    protect: Sequence[str] | None = None,
+    on_event: OnEvent = ignore,
+) -> ChannelGraph:
+    """The channel graph that a search works on: that of `trace`, without the groups that cannot be cut as ONNX.
+
+    `x`, `data` and `protect` as for `profile`. Nothing is measured and no device is opened.
+    """
+    network, example, _ = model_and_example(model, x, data, 1, 0)
+    return traced_and_exported(network, example, on_event, protect=protect or ())[0]
 
 
 def fit(

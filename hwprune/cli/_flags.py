@@ -96,6 +96,14 @@ Depth = Annotated[
     bool,
     typer.Option("--depth", help="Let whole residual branches go, too.", rich_help_panel=SPACE),
 ]
+Protect = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LAYER",
+        help="Keep all channels of a layer, of the layers inside a module, or of a pattern (layer*.0); repeatable.",
+        rich_help_panel=SPACE,
+    ),
+]
 Tables = Annotated[Path, typer.Option(metavar="FOLDER", help="Latency tables.", rich_help_panel=TARGET)]
 
 
@@ -209,6 +217,7 @@ SPACE_FLAGS: tuple[Flag, ...] = (
     ("min_keep", MinKeep, DEFAULTS.min_keep),
     ("tile", Tile, "auto"),
     ("depth", Depth, DEFAULTS.depth),
+    ("protect", Protect, None),
 )
 
 

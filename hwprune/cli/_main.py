@@ -27,6 +27,7 @@ from hwprune.cli import (
     export,
     finetune,
     fit,
+    inspect,
     predict,
     profile,
     report,
@@ -37,7 +38,7 @@ from hwprune.cli._verb import origin
 from hwprune.core.errors import BudgetInfeasible, HwpruneError, UsageError, unknown_name
 from hwprune.core.specs import temporary_folder, user_folder
 
-VERBS = (search, compare, profile, fit, predict, finetune, export, bench, explain, report, devices, doctor)
+VERBS = (search, compare, inspect, profile, fit, predict, finetune, export, bench, explain, report, devices, doctor)
 # Every error of the parser: the base of the one subclass that typer exports.
 PARSE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 INTERRUPTED = 130

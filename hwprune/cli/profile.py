@@ -70,9 +70,11 @@ def _search_command(model: str | None, data: str | None, shared: Mapping[str, An
     if model is not None:
         words += [model, "--data", data or "DATA"]
     for name, _, default in flags.SPACE_FLAGS:
-        if shared[name] != default:
+        given = shared[name]
+        if given and given != default:
             flag = f"--{name.replace('_', '-')}"
-            words += [flag] if shared[name] is True else [flag, str(shared[name]).split(",")[0]]
+            many = given if isinstance(given, list) else [str(given).split(",")[0]]
+            words += [flag] if given is True else [word for value in many for word in (flag, value)]
     return f"{shlex.join(words)} --latency 60%"
 
 

@@ -29,10 +29,6 @@ class Structure:
     group_of: Ids
     unit_of: Ids
 
-    def groups_by_producer(self) -> dict[str, tuple[str, ...]]:
-        """Group name -> its producers."""
-        return {group.name: group.producers for group in self.groups}
-
     @property
     def is_inexact(self) -> bool:
         """True if a group may go that a norm takes its statistics over."""

@@ -66,6 +66,7 @@ def profile_devices(
     min_keep: float | None = None,
     tile: int | str = "auto",
     depth: bool = False,
+    protect: Sequence[str] | None = None,
     seed: int = 0,
     on_event: OnEvent = ignore,
     stop: Stop = never,
@@ -85,7 +86,7 @@ def profile_devices(
         check(target)
     network, example, name = model_and_example(model, x, data, batch, seed)
     told = one_at_a_time(on_event)
-    graph, template = traced_and_exported(network, example, told)
+    graph, template = traced_and_exported(network, example, told, protect=protect or ())
     keep = DEFAULTS.min_keep if min_keep is None else min_keep
     probing = {target.device: threading.Lock() for target in map(measured_as, chosen)}
     task = _Task(graph, template, name, Path(tables), keep, parse_tile(tile), depth, samples, seed, told, stop, probing)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -33,7 +33,7 @@ class SearchOptions(TypedDict, total=False):
     the search has left, counted in images that went forward and backward. `lr` and `batch_size` are those of the search
     and the finetuning; `train_precision` what all training computes in ("auto": whichever is faster here), never what
     is exported. `tile` is in channels, or "auto"; `min_keep` the least share of a group's units that stays. With
-    `depth` whole residual branches may go.
+    `depth` whole residual branches may go. `protect`: layers whose channels all stay, as for `trace`.
     """
 
     weights: str | Path | None
@@ -48,6 +48,7 @@ class SearchOptions(TypedDict, total=False):
     tile: int | str
     min_keep: float | None
     depth: bool
+    protect: Sequence[str]
     dense_epochs: float | None
     epochs: float | None
     finetune_epochs: float | None
@@ -83,6 +84,7 @@ class SearchSettings:
     tile: int = 0
     min_keep: float = 0.2
     depth: bool = False
+    protect: tuple[str, ...] = ()
     dense_epochs: float = 12.0
     epochs: float = 2.0
     finetune_epochs: float = 4.0

@@ -45,18 +45,20 @@ def survey(
     tables: Path,
     min_keep: float,
     depth: bool = False,
+    protect: Sequence[str] = (),
     tile: int = 0,
     seed: int = 0,
     on_event: OnEvent = ignore,
 ) -> Iterator[Survey]:
     """Trace, export once, open the device, find the tile (0: by a probe), and find or create the table.
 
-    With `depth` whole residual branches may go: width 0 is in the space of the groups inside them.
+    With `depth` whole residual branches may go: width 0 is in the space of the groups inside them. `protect`: layers
+    whose channels all stay.
     Raises `GraphError` for a model that cannot be traced, `UsageError` when nothing can be cut and `DeviceError` for
     a device that cannot be measured.
     """
     check(target)
-    graph, template = traced_and_exported(model, example, on_event)
+    graph, template = traced_and_exported(model, example, on_event, protect=protect)
     with connect(target) as board:
         space, tile = target_space(
             graph, board, tables, tile=tile, min_keep=min_keep, depth=depth, seed=seed, on_event=on_event
@@ -77,13 +79,13 @@ def survey(
 
 
 def traced_and_exported(
-    model: nn.Module, example: Tensor, on_event: OnEvent = ignore
+    model: nn.Module, example: Tensor, on_event: OnEvent = ignore, *, protect: Sequence[str] = ()
 ) -> tuple[ChannelGraph, OnnxTemplate]:
-    """The channel graph and the network as ONNX at any width of it.
+    """The channel graph and the network as ONNX at any width of it; layers to `protect` keep all channels.
 
     Groups that torch can cut but that reach an ONNX operator which cannot be cut are traced again as protected.
     """
-    protected: tuple[str, ...] = ()
+    protected = (protect,) if isinstance(protect, str) else tuple(protect)
     while True:
         graph = traced(model, example, on_event, protect=protected)
         try:
@@ -115,8 +117,8 @@ def traced(
 
 
 def _tell_pins(pins: Sequence[Pin], on_event: OnEvent) -> None:
-    """What of the network stays whole, and why; that its outputs do goes without saying."""
-    told = [pin for pin in pins if pin.op != "output"]
+    """What of the network stays whole, and why; that its outputs do, or what was asked for, goes without saying."""
+    told = [pin for pin in pins if pin.op not in ("output", "protect")]
     for pin in told[:PINS_TOLD]:
         place = "".join((f" in {pin.module}" if pin.module else "", f" ({pin.source})" if pin.source else ""))
         on_event(Note(f"{pin.channels} channels stay whole, {pin.op}{place}: {pin.reason}"))

@@ -166,6 +166,7 @@ def survey_of(
         tables=tables,
         min_keep=settings.min_keep,
         depth=settings.depth,
+        protect=settings.protect,
         tile=settings.tile,
         seed=settings.seed,
         on_event=on_event,
@@ -223,10 +224,11 @@ def open_workbench(
 
     Raises `GraphError` for a model that cannot be traced, `DeviceError` for a device that cannot be measured.
     """
-    target = folder.settings.target
-    check(target)
-    graph, template = traced_and_exported(model, example_input(data, folder.settings.batch), folder.emit)
-    with connect(target, reference_ms=reference_ms) as board:
+    settings = folder.settings
+    check(settings.target)
+    example = example_input(data, settings.batch)
+    graph, template = traced_and_exported(model, example, folder.emit, protect=settings.protect)
+    with connect(settings.target, reference_ms=reference_ms) as board:
         yield Workbench(
             folder=folder, model=model, data=data, task=task, graph=graph, template=template, board=board, stop=stop
         )

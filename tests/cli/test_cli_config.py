@@ -257,6 +257,7 @@ def test_print_config_names_every_origin(
 
 def test_print_config_is_read_back_by_config(hw: Hw, search: FakeApi, workplace: Path) -> None:
     line = "search resnet20 --data d --latency-ms 4 --set a=1 --threads 2 --statistic p90 --min-keep 0.3 --tables t"
+    line += " --protect a --protect b.*"
     words = line.split()
     (workplace / "saved.toml").write_text(hw(*words, "--print-config").out)
     hw(*words)

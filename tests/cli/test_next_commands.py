@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from made_run import measurement
 
 from hwprune.core.files import write_json
 from hwprune.core.measurement import Fingerprint
+from hwprune.core.widths import ChannelGroup, SearchSpace
 
 Hw = Callable[..., Done]
 CPU = replace(measurement("x", 1.0, seed=1, simulated=False).fingerprint, device="cpu")
@@ -58,3 +60,16 @@ def test_fit_says_whom_its_choice_serves(hw: Hw) -> None:
     said = " ".join(hw("fit", "--help").out.split())
     assert "keep the best for `hwprune predict`" in said
     assert "A search fits its own" in said
+
+
+def test_profile_proposes_a_search_of_what_it_measured(hw: Hw, api: FakeApi) -> None:
+    rows = (SimpleNamespace(latency_ms=0.4),)
+    space = SearchSpace((ChannelGroup("a", 64),), ((32, 64),))
+    api.answers["profile"] = SimpleNamespace(
+        folder=Path("kept"), model_name="net", tile=16, reference_ms=0.2, damaged_lines=0, rows=rows, space=space,
+        fingerprint=CPU,
+    )  # fmt: skip
+    flags = "--threads 2 --depth --protect head --protect 'layer*.0'"
+    done = hw(*shlex.split(f"profile resnet20 {flags} --data d"))
+    assert done.err.endswith(f"next: hwprune search resnet20 --data d {flags} --latency 60%\n")
+    assert "--protect" not in hw("profile", "resnet20").err

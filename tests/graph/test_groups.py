@@ -168,6 +168,32 @@ def test_protected_modules_stay() -> None:
     assert not graph.group("blocks.1.conv2").removable
     assert graph.group("blocks.0.conv1").removable
     assert graph.group("blocks.1.conv1").reason == "protected on request"
+    pins = [(pin.module, pin.channels) for pin in graph.pins if pin.op == "protect"]
+    assert pins == [("blocks.1", 16)] * 2
+
+
+@pytest.mark.parametrize(
+    ("protect", "stays"),
+    [
+        (["blocks.[!12]"], {"stem.0", *(f"blocks.{n}.conv1" for n in (0, 3, 4)), "blocks.3.conv2"}),
+        ("blocks.0.conv1", {"blocks.0.conv1"}),
+        (["blocks.*.conv1"], {f"blocks.{n}.conv1" for n in range(5)}),
+        (["blocks.[1]"], {"blocks.1.conv1", "blocks.1.conv2"}),
+    ],
+)
+def test_a_pattern_protects(protect: list[str] | str, stays: set[str]) -> None:
+    model, example = build("resnet_option_b")
+    whole, graph = trace(model, example), trace(model, example, protect=protect)
+    assert {g.name for g in whole.removable} - {g.name for g in graph.removable} == stays
+
+
+def test_what_stays_anyway_keeps_its_own_reason() -> None:
+    model, example = build("resnet_option_b")
+    outputs = [group for group in trace(model, example).groups if not group.removable]
+    graph = trace(model, example, protect=["*"])
+    assert not graph.removable
+    assert [graph.group(group.name) for group in outputs] == outputs
+    assert len([pin for pin in graph.pins if pin.op == "protect"]) == len(graph.groups) - len(outputs)
 
 
 class Shared(nn.Module):
