@@ -16,7 +16,6 @@ from hwprune.report.text import facts, table
 if TYPE_CHECKING:
     from hwprune.core.widths import ChannelGroup
     from hwprune.graph import ChannelGraph
-    from hwprune.graph.labels import Pin
 
 EXAMPLE = "hwprune inspect mobilenetv2 --input 1x3x96x96"
 MOST_LAYERS = 2  # of a group, by name; --json has them all
@@ -58,14 +57,15 @@ def _text(graph: ChannelGraph) -> str:
     parts = [facts(lines), table(("CHANNEL GROUP", "UNITS", "LAYERS", ""), rows, left=(0, 2, 3))]
     pins = [pin for pin in graph.pins if pin.op not in ("output", "protect")]
     if pins:
-        parts.append("\n".join(["channels that stay whole:", *(f"  {pin_sentence(pin)}" for pin in pins)]))
+        parts.append(
+            "\n".join(
+                [
+                    "channels that stay whole:",
+                    *(f"  {pin.channels} channels, {pin.place}: {pin.reason}" for pin in pins),
+                ]
+            )
+        )
     return "\n\n".join(parts)
-
-
-def pin_sentence(pin: Pin) -> str:
-    """`64 channels, view in layer4 (net.py:31): its size is fixed`."""
-    place = "".join((f" in {pin.module}" if pin.module else "", f" ({pin.source})" if pin.source else ""))
-    return f"{pin.channels} channels, {pin.op}{place}: {pin.reason}"
 
 
 def _units(group: ChannelGroup) -> str:

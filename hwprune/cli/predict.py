@@ -36,8 +36,7 @@ def predict(
         **shared,
         seed=call.common.seed,
     )
-    simulated = (shared["runtime"] or next(iter(api.device(shared["device"]).runtimes))) == "simulated"
-    stamp = "SIMULATED " if simulated else ""
+    stamp = "SIMULATED " if prediction.simulated else ""
     text = (
         f"{stamp}{format_ms(prediction.latency_ms)} predicted, ± {format_ms(prediction.error_ms)} (one sigma)\n"
         f"coverage {percent(prediction.coverage)}: the share of the network inside what the table covers"
@@ -46,7 +45,7 @@ def predict(
         "predicted_ms": prediction.latency_ms,
         "error_ms": prediction.error_ms,
         "coverage": prediction.coverage,
-        "simulated": simulated,
+        "simulated": prediction.simulated,
     }
     return Outcome(text, document)
 

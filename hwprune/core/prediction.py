@@ -11,12 +11,14 @@ from typing import Any
 class Prediction:
     """What a latency model expects, never what was measured. `error_ms` is one sigma.
 
-    `coverage` (0..1) is the share of the network that lies inside what the table behind the model covers.
+    `coverage` (0..1) is the share of the network that lies inside what the table behind the model covers. `simulated`:
+    that table is of no hardware.
     """
 
     latency_ms: float
     error_ms: float
     coverage: float
+    simulated: bool = False
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,13 @@ class Pin:
     channels: int
     reason: str
 
+    @property
+    def place(self) -> str:
+        """`sort in layer4 (net.py:31)`: the operator, the module and the line of code, as far as they are known."""
+        return "".join(
+            (self.op, f" in {self.module}" if self.module else "", f" ({self.source})" if self.source else "")
+        )
+
 
 class Labels:
     """Collects which labels belong together while the network runs; `components` resolves them once at the end."""

@@ -120,8 +120,7 @@ def _tell_pins(pins: Sequence[Pin], on_event: OnEvent) -> None:
     """What of the network stays whole, and why; that its outputs do, or what was asked for, goes without saying."""
     told = [pin for pin in pins if pin.op not in ("output", "protect")]
     for pin in told[:PINS_TOLD]:
-        place = "".join((f" in {pin.module}" if pin.module else "", f" ({pin.source})" if pin.source else ""))
-        on_event(Note(f"{pin.channels} channels stay whole, {pin.op}{place}: {pin.reason}"))
+        on_event(Note(f"{pin.channels} channels stay whole, {pin.place}: {pin.reason}"))
     if len(told) > PINS_TOLD:
         more = len(told) - PINS_TOLD
         on_event(Note(f"{more} more place(s) keep channels whole; hwprune.trace(model, x).pins lists all"))

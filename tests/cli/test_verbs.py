@@ -145,7 +145,6 @@ def test_fit(hw: Hw, api: FakeApi) -> None:
 
 def test_predict_is_labelled_predicted(hw: Hw, api: FakeApi) -> None:
     api.answers["predict"] = Prediction(0.3051, 0.004, 0.974)
-    api.answers["device"] = SimpleNamespace(runtimes={"onnxruntime": None})
     done = hw("predict", "resnet20", "--widths", "a=16, b=32")
     assert api.calls[0][2]["widths"] == {"a": 16, "b": 32}
     assert done.out.splitlines()[0] == "0.305 ms predicted, ± 0.0040 ms (one sigma)"
@@ -160,15 +159,13 @@ def test_predict_is_labelled_predicted(hw: Hw, api: FakeApi) -> None:
 
 
 def test_a_prediction_for_the_simulated_device_is_stamped(hw: Hw, api: FakeApi) -> None:
-    api.answers["predict"] = Prediction(0.3051, 0.004, 0.974)
-    api.answers["device"] = SimpleNamespace(runtimes={"simulated": None})
+    api.answers["predict"] = Prediction(0.3051, 0.004, 0.974, simulated=True)
     assert hw("predict", "--device", "sim").out.startswith("SIMULATED 0.305 ms predicted")
     assert hw("predict", "--device", "sim", "--json").json["simulated"] is True
 
 
 def test_predict_reads_widths_from_a_result(hw: Hw, api: FakeApi, workplace: Path) -> None:
     api.answers["predict"] = Prediction(1.0, 0.1, 1.0)
-    api.answers["device"] = SimpleNamespace(runtimes={"onnxruntime": None})
     (workplace / "result.json").write_text('{"widths": {"a": 16}}')
     assert hw("predict", "--widths", "result.json").code == 0
     assert api.calls[0][2]["widths"] == {"a": 16}

@@ -32,6 +32,9 @@ def test_protected_layers_keep_their_channels(search: Search, dense: torch.nn.Mo
     assert not set(STREAM) & set(read_json(run.folder / "recipe.json")["keep"])
     with pytest.raises(RunError, match=r"protect: .*layer1.* there, \(\) now"):
         search(latency="80%", method="greedy")
+    for verb in (api.load, api.finetune, api.export):
+        with pytest.raises(UsageError, match=r"a run of a network object, .*, which only your code can make"):
+            verb(run.folder)
     further = api.finetune(run.folder, epochs=0.25, build=lambda: dense, data=few_digits)
     assert further.result.widths == result.widths
 

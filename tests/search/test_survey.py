@@ -115,6 +115,7 @@ def test_predict_finds_the_table_of_the_image_size(tmp_path: Path) -> None:
         api.profile(model, (1, 1, size, size), samples=20, tile=32, **given)
     small, large, newest = (api.predict(model, x, **given) for x in ((1, 1, 8, 8), (1, 1, 16, 16), None))
     assert small.latency_ms == newest.latency_ms < large.latency_ms
+    assert small.simulated
     with pytest.raises(TableError, match="no latency table of digits_resnet"):
         api.predict(model, (1, 1, 12, 12), **given)
 

@@ -177,7 +177,9 @@ class AbstractLatencyModel(abc.ABC):
         self.space.check(widths)
         values = widths_array(self.space, [widths])
         latency_ms, error_ms = float(self.predict_batch(values)[0]), float(self.error_batch(values)[0])
-        return Prediction(latency_ms, error_ms, _coverage(self.fitted, values))
+        mark = self.fitted.fingerprint
+        simulated = mark is not None and mark.runtime == "simulated"
+        return Prediction(latency_ms, error_ms, _coverage(self.fitted, values), simulated)
 
     def error_batch(self, values: IntArray) -> Array:
         """Calibrated errors (1 sigma) in ms `[B]` of the predictions for widths `[B, G]`."""
