@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -90,29 +91,8 @@ def _document(graph: ChannelGraph) -> dict[str, Any]:
         "input_shapes": [list(item.shape) for item in graph.example],
         "params": graph.params(dense),
         "macs": graph.macs(dense),
-        "groups": [
-            {
-                "name": group.name,
-                "units": group.units,
-                "unit_channels": group.unit_channels,
-                "producers": list(group.producers),
-                "consumers": list(group.consumers),
-                "removable": group.removable,
-                "reason": group.reason,
-                "skippable": group.skippable,
-            }
-            for group in graph.groups
-        ],
-        "pins": [
-            {
-                "op": pin.op,
-                "module": pin.module,
-                "source": pin.source,
-                "channels": pin.channels,
-                "reason": pin.reason,
-            }
-            for pin in graph.pins
-        ],
+        "groups": [asdict(group) for group in graph.groups],
+        "pins": [asdict(pin) for pin in graph.pins],
     }
 
 

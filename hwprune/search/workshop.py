@@ -29,7 +29,7 @@ from hwprune.search.settings import SearchSettings
 from hwprune.search.subjects import example_of
 from hwprune.search.survey import Survey, survey, traced_and_exported
 from hwprune.search.tables import keep_model, table_name
-from hwprune.training import FINETUNE, Data, Task, TrainPlan
+from hwprune.training import FINETUNE, ArraySet, Classification, Data, Task, TrainPlan, predict
 
 SESSIONS = 3
 PATIENCE_S = 30.0  # what a run may wait for a quiet machine, all in all; as long as it has worked, if that is more
@@ -190,6 +190,7 @@ def open_workshop(
     `GraphError` for a model that cannot be traced, `DeviceError` for a device that cannot be measured.
     """
     with survey_of(folder.settings, model, data, tables, folder.emit) as found:
+        check_outputs(model, data, task, folder.emit)
         table = folder.stage("profile", lambda: _profiled(found, folder, stop))
         rows = _profiled_rows(folder, table)
         report = folder.stage("fit", lambda: _fitted(folder, table, rows))
@@ -289,6 +290,23 @@ def judge_fit(report: FitReport, on_event: OnEvent) -> None:
     if any(doubts.values()):
         text = "; ".join(doubt for doubt, holds in doubts.items() if holds)
         on_event(Caution(f"the latency model {text}", hint="a quieter machine or more --samples make a better one"))
+
+
+def check_outputs(model: nn.Module, data: Data, task: Task, on_event: OnEvent) -> None:
+    """Raise `UsageError` for a network whose outputs the task cannot score, before anything is measured or trained."""
+    targets = data.val.targets
+    largest = int(targets.argmax()) if data.classes and targets.ndim == 1 else 0
+    few = replace(data, val=ArraySet(data.val.images[[0, largest]], targets[[0, largest]]))
+    outputs = predict(model, few, "val")
+    task.check(outputs, few.val.targets)
+    task.scores(outputs, few.val.targets)
+    if isinstance(task, Classification) and outputs.shape[1] > data.classes:
+        on_event(
+            Caution(
+                f"the network has {outputs.shape[1]} outputs for the {data.classes} classes of {data.name}",
+                hint="a last layer for these classes is smaller; a FUNCTION with a parameter `classes` is told them",
+            )
+        )
 
 
 def write_environment(folder: RunFolder, board: AbstractBoard, data: Data) -> None:
