@@ -90,7 +90,7 @@ def as_markdown(found: MethodComparison) -> str:
             for baseline in baselines:
                 item = points.get((run.budget, run.method, baseline))
                 text = f"{100 * item.score:+.1f} [{100 * item.ci[0]:+.1f}, {100 * item.ci[1]:+.1f}]" if item else ""
-                cells.append(text)
+                cells.append(f"{text} at {item.latency_ratio - 1:+.0%} latency" if item and item.unequal else text)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -18,6 +18,7 @@ from hwprune.report.svg import Axis, Plot
 from hwprune.report.text import percent, table
 
 SCHEMA = "hwprune.compare/1"
+EQUAL_LATENCY = 0.05  # what two networks may differ by, relative, where their scores are compared
 PAGE_STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#1a2230}"
     "svg{max-width:760px}pre{overflow-x:auto}"
@@ -62,7 +63,11 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Difference:
-    """Score of a method minus that of a baseline at a budget, averaged over `seeds`, with a paired 95 % interval."""
+    """Score of a method minus that of a baseline at a budget, averaged over `seeds`, with a paired 95 % interval.
+
+    `latency_ratio`: how long the method's networks take against the baseline's, by the bench of all (the geometric
+    mean over the seeds). Far from 1 the two did not use the budget alike, and the score is not the method's alone.
+    """
 
     budget: str
     method: str
@@ -70,6 +75,12 @@ class Difference:
     seeds: int
     score: float
     ci: tuple[float, float]
+    latency_ratio: float
+
+    @property
+    def unequal(self) -> bool:
+        """Whether the two latencies are too far apart for a comparison of scores."""
+        return abs(self.latency_ratio - 1) > EQUAL_LATENCY
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ class MethodComparison:
 
 def comparison_text(found: MethodComparison) -> str:
     """A table of all runs, budgets together, and the differences to each baseline."""
-    header = (
+    columns = (
         "budget",
         "method",
         "seed",
@@ -134,15 +145,25 @@ def comparison_text(found: MethodComparison) -> str:
     stamp = "SIMULATED: no hardware was timed\n" if found.simulated else ""
     dense = f"dense {found.score_name} {score_text(found.score_name, found.dense_score, 1)}"
     head = f"{stamp}{found.model} on {found.data}, {found.target.label()}; {dense}"
-    lines = [head, table(header, rows, left=(0, 1, 3, 4)), *reasons]
+    lines = [head, table(columns, rows, left=(0, 1, 3, 4)), *reasons]
     for baseline in dict.fromkeys(item.baseline for item in found.differences):
         above = f"{above_text(found.score_name, baseline)} [95 %, paired]"
         points = [
-            (item.budget, item.method, interval_text(found.score_name, item.score, *item.ci), str(item.seeds))
+            (
+                item.budget,
+                item.method,
+                interval_text(found.score_name, item.score, *item.ci),
+                str(item.seeds),
+                f"{item.latency_ratio - 1:+.1%}",
+                "unequal" if item.unequal else "",
+            )
             for item in found.differences
             if item.baseline == baseline
         ]
-        lines.append(table(("budget", "method", above, "seeds"), points, left=(0, 1)))
+        header = ("budget", "method", above, "seeds", "latency above it", "")
+        lines.append(table(header, points, left=(0, 1, 5)))
+    if any(item.unequal for item in found.differences):
+        lines.append(f"unequal: more than {EQUAL_LATENCY:.0%} apart in latency, so the score is not the method's alone")
     return "\n\n".join(lines)
 
 

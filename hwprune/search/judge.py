@@ -54,6 +54,7 @@ def judge(
     reference = dense_outputs(dense, data, folder)
     timed = _time_together(base, pruned, folder)
     scores: Scores = {}
+    shares: dict[Cell, float] = {}
     rows = []
     for cell in cells:
         if cell in failed:
@@ -64,6 +65,7 @@ def judge(
             found = _judged(cell, folder, dense=dense, data=data, task=task, reference=reference)
             scores[cell] = found["scores"].numpy()
             ratio = compare(timed["dense"], timed[cell])
+            shares[cell] = ratio.ratio
             score, divergence = float(found["scores"].mean()), float(found["divergence"])
             row = replace(row, share=ratio.ratio, share_ci=ratio.ci, score=score, divergence=divergence)
         rows.append(row)
@@ -76,33 +78,36 @@ def judge(
         total_epochs=base.total_epochs,
         train_images=len(data.train),
         runs=tuple(rows),
-        differences=tuple(item for baseline in baselines for item in differences(scores, baseline)),
+        differences=tuple(item for baseline in baselines for item in differences(scores, baseline, shares)),
         simulated=timed["dense"].simulated,
     )
 
 
-def differences(scores: Scores, baseline: str) -> tuple[Difference, ...]:
+def differences(scores: Scores, baseline: str, shares: Mapping[Cell, float]) -> tuple[Difference, ...]:
     """Mean score of each method minus that of `baseline`, per budget, with a paired 95 % interval.
 
     Paired over the test examples and averaged over the seeds that both have. The interval is that of the test set:
-    it says nothing of how much another seed would change.
+    it says nothing of how much another seed would change. `shares` are the latencies as shares of the dense one.
     """
     found = []
     for budget in dict.fromkeys(cell.budget for cell in scores):
         for method in dict.fromkeys(cell.method for cell in scores):
-            pairs = [
-                scores[cell] - scores[rival]
+            rivals = {
+                cell: rival
                 for cell in scores
                 if (rival := replace(cell, method=baseline)) in scores
                 and (cell.budget, cell.method) == (budget, method)
                 and method != baseline
-            ]
-            if pairs:
+            }
+            if rivals:
+                pairs = [scores[cell] - scores[rival] for cell, rival in rivals.items()]
+                slower = [math.log(shares[cell] / shares[rival]) for cell, rival in rivals.items()]
                 mean = np.asarray(np.mean(pairs, axis=0, dtype=np.float64))
                 half = 1.96 * float(mean.std(ddof=1)) / math.sqrt(len(mean))
                 centre = float(mean.mean())
                 interval = (centre - half, centre + half)
-                found.append(Difference(budget, method, baseline, len(pairs), centre, interval))
+                ratio = math.exp(sum(slower) / len(slower))
+                found.append(Difference(budget, method, baseline, len(pairs), centre, interval, ratio))
     return tuple(found)
 
 

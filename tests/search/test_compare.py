@@ -82,6 +82,14 @@ def test_files_and_text(found: MethodComparison, folder: Path) -> None:
     text = comparison_text(found)
     assert "SIMULATED" in text
     assert "points of top-1 above uniform" in text
+    (difference,) = found.differences
+    share = {run.method: run.share for run in found.runs if run.budget == "60%"}
+    assert difference.latency_ratio == pytest.approx(share["wgates"] / share["uniform"])
+    assert f"  {difference.latency_ratio - 1:+.1%}" in text
+    assert ("unequal: more than 5% apart" in text) == difference.unequal
+    apart = replace(found, differences=(replace(difference, latency_ratio=0.9),))
+    assert "-10.0%  unequal" in comparison_text(apart)
+    assert "unequal: more than 5% apart in latency" in comparison_text(apart)
     page, plot = (runs / "comparison.html").read_text(), (runs / "comparison.svg").read_text()
     assert plot in page
     assert plot.count("<circle") == 3, "two runs and the dense network"
@@ -184,11 +192,14 @@ def test_differences_are_paired_over_images_and_averaged_over_seeds() -> None:
     rng = np.random.default_rng(0)
     scores = {Cell("60%", method, seed): (rng.random(500) < 0.7).astype(float) for method in "ab" for seed in (0, 1)}
     scores[Cell("60%", "a", 2)] = np.ones(500)
-    (only,) = differences(scores, "b")
+    shares = {cell: 0.6 if cell.method == "b" else (0.54, 0.6, 0.1)[cell.seed] for cell in scores}
+    (only,) = differences(scores, "b", shares)
     left = (scores[Cell("60%", "a", 0)] + scores[Cell("60%", "a", 1)]) / 2
     right = (scores[Cell("60%", "b", 0)] + scores[Cell("60%", "b", 1)]) / 2
     assert (only.budget, only.method, only.baseline, only.seeds) == ("60%", "a", "b", 2)
     assert only.score == pytest.approx(left.mean() - right.mean())
+    assert only.latency_ratio == pytest.approx(math.sqrt(0.9))
+    assert only.unequal
     half = 1.96 * math.sqrt(np.var(left - right, ddof=1) / 500)
     assert only.ci == pytest.approx((only.score - half, only.score + half))
 
