@@ -93,8 +93,10 @@ class DHP(AbstractMethod):
         check_choices(self, _CHOICES)
         check_ranges(
             self,
-            not_negative=("penalty", "latent_lr", "latent_travel", "latent_decay", "latency_weight", "threshold"),
-            shares=("arrival", "latent_momentum", "saliency_decay", "distill_alpha"),
+            not_negative=("penalty", "latent_lr", "latent_travel", "latent_decay", "latency_weight"),
+            positive=("threshold",),
+            shares=("arrival", "distill_alpha"),
+            shares_below_1=("latent_momentum", "saliency_decay"),
             least=dict.fromkeys(("embedding", "refresh_every", "report_every", "floor", "saliency_images"), 1),
         )
 

@@ -67,7 +67,8 @@ class GDP(AbstractMethod):
             self,
             positive=("eps", "travel"),
             not_negative=("boost",),
-            shares=("saliency_decay", "distill_alpha"),
+            shares=("distill_alpha",),
+            shares_below_1=("saliency_decay",),
             least={"saliency_images": 0, "report_every": 1},
         )
         if not 0 <= self.warmup < self.hold < self.anneal <= 1:

@@ -43,7 +43,7 @@ class Greedy(AbstractMethod):
     saliency_images: int = field(default=1024, metadata={"help": "images for the Taylor scores of each stage"})
 
     def __post_init__(self) -> None:
-        check_ranges(self, shares_below_1=("floor",), least={"stages": 1})
+        check_ranges(self, shares_below_1=("floor",), least={"stages": 1, "saliency_images": 1})
 
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Yield the network after each stage; the last meets the target."""

@@ -9,7 +9,7 @@ from random import Random
 from hwprune.core.widths import Widths
 from hwprune.latency.features import widths_array
 from hwprune.methods._adjust import Fit, check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_ranges
 from hwprune.methods._questions import predicted
 from hwprune.methods._saliency import dense_answer, taylor
 
@@ -19,6 +19,9 @@ class RandomWidths(AbstractMethod):
     """Widths drawn at random, then narrowed and widened in random groups until nothing more fits; best channels."""
 
     saliency_images: int = field(default=1024, metadata={"help": "images for the Taylor scores that pick channels"})
+
+    def __post_init__(self) -> None:
+        check_ranges(self, least={"saliency_images": 1})
 
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Yield the one answer; another seed gives another."""

@@ -81,9 +81,10 @@ class S2HPruner(AbstractMethod):
         check_ranges(
             self,
             positive=("gap_temperature", "temperature", "logit_travel", "norm_ratio"),
-            not_negative=("gap_weight",),
-            shares=("momentum", "distill_alpha", "multiplier_decay", "warmup", "frozen", "hard_only", "ramp"),
-            least={"report_every": 1},
+            not_negative=("gap_weight", "multiplier_boost"),
+            shares=("distill_alpha", "warmup", "frozen", "hard_only", "ramp"),
+            shares_below_1=("momentum", "multiplier_decay"),
+            least={"saliency_images": 1, "report_every": 1},
         )
         if self.hard_only > self.frozen:
             raise UsageError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hwprune.methods._adjust import check_feasible
-from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice
+from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, check_ranges
 from hwprune.methods._families import uniform_family, widest_that_fits
 from hwprune.methods._saliency import Saliency, dense_answer, taylor, weight_norm
 
@@ -23,6 +23,7 @@ class Uniform(AbstractMethod):
 
     def __post_init__(self) -> None:
         check_choice("channels", self.channels, ("taylor", "l1"))
+        check_ranges(self, least={"saliency_images": 1})
 
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Yield the one answer."""

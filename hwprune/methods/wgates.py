@@ -100,9 +100,10 @@ class WGates(AbstractMethod):
         check_ranges(
             self,
             positive=("bias_travel", "direction_travel", "margin", "sharpness"),
-            shares=("gate_momentum", "saliency_decay", "warmup", "ramp", "distill_alpha", "multiplier_decay"),
-            shares_below_1=("settle",),
-            least={"report_every": 1, "multiplier_period": 1},
+            not_negative=("spread", "multiplier_boost", "multiplier_rate"),
+            shares=("warmup", "ramp", "distill_alpha"),
+            shares_below_1=("gate_momentum", "saliency_decay", "multiplier_decay", "settle"),
+            least={"saliency_images": 1, "report_every": 1, "multiplier_period": 1},
         )
 
     def search(self, problem: Problem) -> Iterator[Answer]:

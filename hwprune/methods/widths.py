@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from hwprune.core.errors import UsageError
 from hwprune.methods._adjust import check_feasible
 from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, check_ranges, option
 from hwprune.methods._joint import train_search
@@ -69,13 +68,11 @@ class LearnedWidths(AbstractMethod):
                 "temperature_first",
                 "temperature_last",
             ),
-            shares=("momentum", "ramp", "settle", "multiplier_decay", "distill_alpha"),
-            least={"report_every": 1},
+            not_negative=("logit_start", "multiplier_boost"),
+            shares=("ramp", "distill_alpha"),
+            shares_below_1=("momentum", "settle", "multiplier_decay"),
+            least={"saliency_images": 1, "report_every": 1},
         )
-        if self.settle == 1:
-            raise UsageError(
-                "settle must be less than 1, not 1: the widths need part of the search", hint="the default is 0.2"
-            )
 
     @property
     def softness(self) -> tuple[float, float]:

@@ -6,6 +6,7 @@ A new method in `hwprune/methods/` gets its tests with
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hwprune import methods
-from hwprune.core.errors import BudgetInfeasible
+from hwprune.core.errors import BudgetInfeasible, UsageError
 from hwprune.core.events import Event
 from hwprune.core.widths import SearchSpace
 from hwprune.graph import ChannelGraph, cut, mask, trace
@@ -170,6 +171,15 @@ class MethodConformance:
         assert (first.state is None) == (second.state is None)
         for name, value in (first.state or {}).items():
             assert torch.equal(value, (second.state or {})[name])
+
+    def test_refuses_numbers_that_make_no_sense(self) -> None:
+        kind = type(self.make())
+        for item in fields(kind):  # type: ignore[arg-type]  # every method is a dataclass
+            if isinstance(item.default, bool) or not isinstance(item.default, int | float):
+                continue
+            for value in (-1, -1.0, math.nan, math.inf)[: 1 if isinstance(item.default, int) else None]:
+                with pytest.raises(UsageError, match=rf"\b{item.name}\b.* not |{item.name}="):
+                    kind(**{item.name: value})
 
     def test_leaves_the_model_as_it_was(self) -> None:
         problem = tiny_problem()

@@ -377,7 +377,7 @@ def test_a_search_from_drawn_weights_ends_within_budget_and_says_how_large_it_is
         ({"backend": "factord"}, "backend cannot be 'factord'. Did you mean 'factored'"),
         ({"biases": "free"}, "biases cannot be 'free'"),
         ({"penalty": -1.0}, "penalty must be 0 or more, not -1.0"),
-        ({"threshold": math.nan}, "threshold must be 0 or more, not nan"),
+        ({"threshold": math.nan}, "threshold must be positive, not nan"),
         ({"arrival": 1.5}, r"arrival must be a share between 0 and 1, not 1.5"),
         ({"embedding": 0}, "embedding must be 1 or more, not 0"),
     ],

@@ -234,7 +234,8 @@ def test_image_passes_are_those_of_the_saliency_and_of_the_training() -> None:
         ({"softness_last": 0.0}, "softness_last must be positive, not 0.0"),
         ({"logit_travel": float("nan")}, "logit_travel must be positive, not nan"),
         ({"ramp": 1.5}, r"ramp must be a share between 0 and 1, not 1.5"),
-        ({"settle": 1.0}, "settle must be less than 1, not 1"),
+        ({"momentum": 1.0}, "momentum must be a share of at least 0 and less than 1, not 1"),
+        ({"settle": 1.0}, "settle must be a share of at least 0 and less than 1, not 1"),
     ],
 )
 def test_a_bad_option_of_learned_widths_is_named(options: dict[str, Any], message: str) -> None:

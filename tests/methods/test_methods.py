@@ -123,7 +123,7 @@ def test_a_tensor_with_two_names_has_one_value_in_two_places(name: str, suite: t
         ("gdp", {"task_gradient": "tangnt"}, "task_gradient cannot be 'tangnt'. Did you mean 'tangent'"),
         ("gdp", {"eps": 0.0}, "eps must be positive, not 0.0"),
         ("gdp", {"boost": -1.0}, "boost must be 0 or more, not -1.0"),
-        ("gdp", {"saliency_decay": 2.0}, r"saliency_decay must be a share between 0 and 1, not 2.0"),
+        ("gdp", {"saliency_decay": 2.0}, r"saliency_decay must be a share of at least 0 and less than 1, not 2.0"),
         ("gdp", {"hold": 0.95}, r"warmup=0.05, hold=0.95 and anneal=0.9 must rise within 0..1"),
         ("wgates", {"multiplier": "duel"}, "multiplier cannot be 'duel'. Did you mean 'dual'"),
         ("wgates", {"bias_travel": 0.0}, "bias_travel must be positive, not 0.0"),
