@@ -61,15 +61,16 @@ def main(description: str, methods: Sequence[str], record: str) -> None:
     parser.add_argument("--methods", nargs="+", default=list(methods))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=cache_folder() / "methods")
+    parser.add_argument("--record", default=record, help="name of the files in results/")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for network in options.network or list(SETTINGS):
         found = compare(network, options.methods, options.budgets, options.seeds, options.runs)
         print(comparison_text(found), as_markdown(found), sep="\n\n", flush=True)
-        write_json(RESULTS / f"{record}_{network}.json", found.to_json())
+        write_json(RESULTS / f"{options.record}_{network}.json", found.to_json())
         plot = comparison_plot(found)
         if plot:
-            atomic_write_text(RESULTS / f"{record}_{network}.svg", plot)
+            atomic_write_text(RESULTS / f"{options.record}_{network}.svg", plot)
 
 
 def as_markdown(found: MethodComparison) -> str:

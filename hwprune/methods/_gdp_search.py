@@ -321,7 +321,10 @@ class PolarisingSearch(AbstractTrainee):
         passed = (self.seen - self.settled_at) / max(last - self.settled_at, 1.0)
         passed = 1.0 if self.seen >= self.steps else min(1.0, passed)
         thetas = torch.cat([theta.detach() for theta in self._thetas()])
-        smallest = float(thetas[thetas != 0].min())
+        live = thetas[thetas != 0]
+        if not live.numel():
+            return  # with --depth every group may vanish: no gate is left to polarise
+        smallest = float(live.min())
         final = min(self.options.eps, _POLARISED * smallest**2)
         self.gates.eps.fill_(math.exp((1 - passed) * math.log(self.options.eps) + passed * math.log(final)))
 

@@ -30,7 +30,7 @@ class KnapsackWidths(AbstractMethod):
 
     def __post_init__(self) -> None:
         check_choice("score", self.score, ("taylor", "l1", "l2", "bn"))
-        check_ranges(self, shares_below_1=("floor",), least={"bins": 1, "saliency_images": 1})
+        check_ranges(self, shares_below_1=("floor",), least={"bins": 100, "saliency_images": 1})
 
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Yield the one answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -118,7 +119,7 @@ def test_a_tensor_with_two_names_has_one_value_in_two_places(name: str, suite: t
         ("greedy", {"floor": 1.0}, r"floor must be a share of at least 0 and less than 1, not 1.0"),
         ("greedy", {"stages": 0}, "stages must be 1 or more, not 0"),
         ("knapsack", {"score": "fisher"}, "score cannot be 'fisher'"),
-        ("knapsack", {"bins": 0}, "bins must be 1 or more, not 0"),
+        ("knapsack", {"bins": 99}, "bins must be 100 or more, not 99"),
         ("knapsack", {"floor": -0.1}, r"floor must be a share of at least 0 and less than 1, not -0.1"),
         ("gdp", {"task_gradient": "tangnt"}, "task_gradient cannot be 'tangnt'. Did you mean 'tangent'"),
         ("gdp", {"eps": 0.0}, "eps must be positive, not 0.0"),
@@ -150,3 +151,35 @@ def test_what_papers_call_flops_are_macs(name: str) -> None:
     rows = np.array([space.smallest().values_tuple(), space.dense().values_tuple()])
     expected = [problem.graph.macs(space.smallest()), problem.graph.macs(space.dense())]
     assert efficiency.predict_batch(rows).tolist() == expected
+
+
+BELOW_1 = {
+    "dhp": ("latent_momentum", "saliency_decay"),
+    "gdp": ("saliency_decay",),
+    "wgates": ("gate_momentum", "saliency_decay", "multiplier_decay", "settle"),
+    "s2hpruner": ("momentum", "multiplier_decay"),
+    "widths": ("momentum", "multiplier_decay", "settle"),
+}
+ABOVE_0 = {
+    "dhp": ("threshold", "saliency_images", "floor"),
+    **dict.fromkeys(("greedy", "knapsack", "metapruning", "random", "s2hpruner", "uniform"), ("saliency_images",)),
+    **dict.fromkeys(("wgates", "widths"), ("saliency_images",)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        *((name, option, 1.0) for name, options in BELOW_1.items() for option in options),
+        *((name, option, 0) for name, options in ABOVE_0.items() for option in options),
+    ],
+)
+def test_the_end_of_a_range_that_makes_no_sense_is_refused(name: str, option: str, value: float) -> None:
+    with pytest.raises(UsageError, match=rf"^{option} must be .* not {value}"):
+        methods.load(name)(**{option: value})
+
+
+@pytest.mark.parametrize("name", ["uniform", "greedy", "random", "knapsack"])
+def test_a_saliency_passes_at_most_half_of_the_images_that_a_run_may_see(name: str) -> None:
+    problem = replace(tiny_problem(), image_budget=10)
+    assert list(methods.load(name)().search(problem))[-1].image_passes <= 5

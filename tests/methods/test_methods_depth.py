@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hwprune import methods
-from hwprune.graph import cut, mask
+from hwprune.graph import cut, mask, trace
 from hwprune.methods import Problem
 from hwprune.testing.methods import StaircaseLatency, tiny_problem
 
@@ -57,3 +57,18 @@ def test_the_importance_of_no_unit_is_zero() -> None:
     smallest = list(methods.load("greedy")(floor=0.0).search(deep_problem(0.0)))[-1]
     least = sum(float(answer.scores[group][list(units)].sum()) for group, units in smallest.keep.items())
     assert least < kept
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_group_may_vanish(name: str) -> None:
+    """All that a search may cut lies in residual branches: at the smallest target nothing of it is left."""
+    problem = tiny_problem("resnet_option_a")
+    graph = trace(problem.model, problem.graph.example, protect=["network.stem.0"])
+    space = graph.space(tile=4, min_keep=0.25, depth=True)
+    assert all(group.skippable for group in space.groups)
+    latency = StaircaseLatency.of(graph, space)
+    smallest_ms = latency.predict(space.smallest()).latency_ms
+    posed = replace(problem, graph=graph, space=space, latency=latency, target_ms=smallest_ms)
+    answer = list(methods.load(name)(**OPTIONS.get(name, {})).search(posed))[-1]
+    assert answer.widths == space.smallest()
+    assert set(answer.keep.values()) == {()}
