@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _LEAST_REFRESHES = 10
 # The last proximal steps aim at the budget itself; what they miss by less than this says nothing about the search.
 _NEARLY = 1.01
+_REOPENED = 0.2  # more of the units that stay than a step too many takes
 
 
 class DhpSearch(AbstractTrainee):
@@ -175,7 +176,8 @@ class DhpSearch(AbstractTrainee):
         self.latents.remove(torch.from_numpy(stays), scores, debias=self.options.debias)
         self.frozen, self.penalty = True, 0.0
         cost = float(self.efficiency(torch.tensor([float(mask.sum()) for mask in masks])))
-        self._tell_arrival(float((live & ~stays).sum() / live.sum()), cost)
+        again = float((stays & ~live).sum() / max(stays.sum(), 1))
+        self._tell_arrival(float((live & ~stays).sum() / max(live.sum(), 1)), again, cost)
 
     def _fit(self) -> Fit:
         """The widths for the target by the latents as they are."""
@@ -185,17 +187,23 @@ class DhpSearch(AbstractTrainee):
         worth = self._named(self.latents.worth())
         return exchange_fit(problem.space, problem.latency, ranks, worth, problem.target_ms)
 
-    def _tell_arrival(self, cut_share: float, cost: float) -> None:
-        """A note when the live units met the budget, a caution when the threshold had to cut some; `cost` is now."""
+    def _tell_arrival(self, cut_share: float, reopened: float, cost: float) -> None:
+        """A note when the live units met the budget, a caution when many were cut or reopened; `cost` is now."""
         steps = f"{self.seen} of {self.steps} steps"
-        if self.cost <= _NEARLY * self.target:
+        was = f"what was live cost {self.cost:.1%} of dense, the target is {self.target:.1%}"
+        if reopened > _REOPENED:
+            told = f"overshot the budget after {steps}: {was}. {reopened:.1%} of the units that stay were reopened"
+            advice = "a lower penalty or more epochs let the proximal steps decide"
+        elif self.cost > _NEARLY * self.target:
+            told = f"did not meet the budget in {steps}: {was}. {cut_share:.1%} of the live units were cut"
+            advice = "with more epochs the proximal steps decide"
+        else:
             self.problem.on_event(Note(f"search: the latents met the budget after {steps}: cost {cost:.1%} of dense"))
             return
         self.problem.on_event(
             Caution(
-                f"search: the latents did not meet the budget in {steps}: what was live cost {self.cost:.1%} of dense,"
-                f" the target is {self.target:.1%}. {cut_share:.1%} of the live units were cut at once, to {cost:.1%}",
-                hint="that choice is a ranking, not a search: with more epochs the proximal steps decide",
+                f"search: the latents {told} at once, to {cost:.1%}",
+                hint=f"that choice is a ranking, not a search: {advice}",
             )
         )
 

@@ -247,5 +247,15 @@ def test_11_missing_the_budget_by_less_than_a_percent_is_meeting_it(missed: floa
     events: list[Event] = []
     search = started(replace(tiny_problem(budget=0.6), on_event=events.append))
     search.cost = missed * search.target
-    search._tell_arrival(0.1, 0.59)
+    search._tell_arrival(0.1, 0.0, 0.59)
     assert [type(event) for event in events] == [kind]
+
+
+@pytest.mark.parametrize("options", [{"penalty": 1e9}, {"threshold": 10.0}])
+def test_an_overshoot_is_no_arrival(options: dict[str, float]) -> None:
+    events: list[Event] = []
+    (answer,) = DHP(saliency_images=16, **options).search(replace(tiny_problem(), on_event=events.append))
+    assert answer.predicted_ms <= tiny_problem().target_ms
+    (told,) = [event for event in events if isinstance(event, Caution) and "overshot" in event.text]
+    assert "were reopened at once" in told.text
+    assert not [event for event in events if isinstance(event, Note) and "met the budget" in event.text]
