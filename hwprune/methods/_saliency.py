@@ -48,7 +48,8 @@ def taylor(
     weights.
     """
     images = allowed_images(problem, images)
-    batch_size = max(1, min(batch_size, images))
+    if problem.image_budget is not None:
+        batch_size = max(1, min(batch_size, images))
     parameters = {name: value.detach() for name, value in problem.model.named_parameters()}
     like = next(iter(parameters.values()))
     leaves = {name: gate.requires_grad_() for name, gate in _gates(problem.space, like, keep).items()}
