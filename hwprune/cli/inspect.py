@@ -56,16 +56,10 @@ def _text(graph: ChannelGraph) -> str:
         ("groups", f"{len(graph.removable)} of {len(graph.groups)} can be cut, {units}"),
     ]
     parts = [facts(lines), table(("CHANNEL GROUP", "UNITS", "LAYERS", ""), rows, left=(0, 2, 3))]
-    pins = [pin for pin in graph.pins if pin.op not in ("output", "protect")]
+    pins = [pin for pin in graph.pins if not pin.expected]
     if pins:
-        parts.append(
-            "\n".join(
-                [
-                    "channels that stay whole:",
-                    *(f"  {pin.channels} channels, {pin.place}: {pin.reason}" for pin in pins),
-                ]
-            )
-        )
+        told = [f"  {pin.channels} channels, {pin.place}: {pin.reason}" for pin in pins]
+        parts.append("\n".join(["channels that stay whole:", *told]))
     return "\n\n".join(parts)
 
 

@@ -42,6 +42,11 @@ class Pin:
     reason: str
 
     @property
+    def expected(self) -> bool:
+        """Whether it goes without saying: the channels are the network's outputs, or were to stay."""
+        return self.op in ("output", "protect")
+
+    @property
     def place(self) -> str:
         """`sort in layer4 (net.py:31)`: the operator, the module and the line of code, as far as they are known."""
         return "".join(

@@ -118,7 +118,7 @@ def traced(
 
 def _tell_pins(pins: Sequence[Pin], on_event: OnEvent) -> None:
     """What of the network stays whole, and why; that its outputs do, or what was asked for, goes without saying."""
-    told = [pin for pin in pins if pin.op not in ("output", "protect")]
+    told = [pin for pin in pins if not pin.expected]
     for pin in told[:PINS_TOLD]:
         on_event(Note(f"{pin.channels} channels stay whole, {pin.place}: {pin.reason}"))
     if len(told) > PINS_TOLD:
