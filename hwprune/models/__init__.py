@@ -1,7 +1,15 @@
 """Reference networks, found by name, and everything else that turns a user's words into an `nn.Module`."""
 
 from hwprune.models._base import AbstractReference
-from hwprune.models._load import check_weights, default_input_shape, load_model, load_weights, model_names, save_weights
+from hwprune.models._load import (
+    check_weights,
+    default_input_shape,
+    load_model,
+    load_weights,
+    model_names,
+    names_model,
+    save_weights,
+)
 
 __all__ = [
     "AbstractReference",
@@ -10,5 +18,6 @@ __all__ = [
     "load_model",
     "load_weights",
     "model_names",
+    "names_model",
     "save_weights",
 ]

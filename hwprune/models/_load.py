@@ -30,6 +30,12 @@ def model_names() -> tuple[str, ...]:
     return plugins.names(PACKAGE)
 
 
+def names_model(spec: str) -> bool:
+    """Whether a spec has the form of a network's name: a reference network, or a source with a name behind a colon."""
+    name, _ = split_options(spec)
+    return ":" in name or name in model_names()
+
+
 def load_model(
     spec: str, *, classes: int | None = None, input_shape: tuple[int, ...] | None = None, seed: int = 0
 ) -> nn.Module:

@@ -12,10 +12,9 @@ from torch import nn
 from hwprune.core.errors import HwpruneError, UsageError
 from hwprune.core.files import read_json
 from hwprune.core.measurement import Comparison, Measurement
-from hwprune.core.specs import split_options
 from hwprune.devices.together import Pair
 from hwprune.graph import Recipe, apply_recipe
-from hwprune.models import load_model, load_weights, model_names
+from hwprune.models import load_model, load_weights, names_model
 from hwprune.report.run_data import Result
 from hwprune.report.runtimes_text import judged
 from hwprune.search.run_folder import find_run
@@ -107,10 +106,9 @@ def builder(folder: Path, settings: SearchSettings, network: nn.Module | None) -
             return copy.deepcopy(network)
         facts = read_json(folder / "environment.json")
         shape = tuple(int(size) for size in facts["input_shape"])
-        name = split_options(settings.model)[0]
-        if ":" not in name and name not in model_names():
+        if not names_model(settings.model):
             raise UsageError(
-                f"{folder} is a run of a network object, {name}, which only your code can make",
+                f"{folder} is a run of a network object, {settings.model}, which only your code can make",
                 hint="in Python: hp.load(run, build=...) and hp.finetune(run, build=...) take a function that makes it",
             )
         return load_model(settings.model, classes=facts["classes"] or None, input_shape=shape, seed=settings.seed)

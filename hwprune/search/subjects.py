@@ -13,7 +13,7 @@ from hwprune.core.specs import split_options
 from hwprune.graph.onnx.precision import parse_model
 from hwprune.graph.onnx.template import whole_onnx
 from hwprune.graph.recipe import state_hash
-from hwprune.models import default_input_shape, load_model, load_weights, model_names
+from hwprune.models import default_input_shape, load_model, load_weights, model_names, names_model
 from hwprune.search.run_folder import find_run, fp32_onnx
 from hwprune.search.settings import DEFAULTS
 from hwprune.search.tables import table_name
@@ -51,7 +51,7 @@ def run_or_model(name: str | Path) -> Path | None:
         return find_run(name)
     except UsageError as error:
         text = split_options(str(name))[0]
-        if ":" in text or text in model_names():
+        if names_model(str(name)):
             return None
         if text == "last":
             raise
