@@ -112,7 +112,7 @@ def compare(
         Path(run_dir) if run_dir is not None else comparison_folder(base.model),
         baselines=baselines or controls,
         model=model if isinstance(model, nn.Module) else None,
-        data=given or load_data(base.data, seed=base.seed),
+        data=given or load_data(base.data),
         task=task,
         tables=Path(tables),
         on_event=on_event,
@@ -144,7 +144,7 @@ def finetune(
     result = finetune_run(
         folder,
         build(),
-        data if isinstance(data, Data) else load_data(spec, seed=settings.seed),
+        data if isinstance(data, Data) else load_data(spec),
         data_name=spec,
         epochs=epochs,
         seed=seed,
@@ -185,7 +185,7 @@ def export(
         precision = precision or (settings.target.precision if in_file(settings.target) else "fp32")
         example = example_of(read_json(folder / "environment.json")["input_shape"], settings.batch)
         data, seed = data or settings.data, settings.seed
-    images = load_data(data, seed=seed) if isinstance(data, str) and precision == "int8" else data
+    images = load_data(data) if isinstance(data, str) and precision == "int8" else data
     with connect(Target()) as board:
         shipped = in_precision(
             written, precision, example, images if isinstance(images, Data) else None, expected, seed

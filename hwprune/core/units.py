@@ -35,7 +35,7 @@ def parse_fraction(text: str) -> float:
 def parse_shape(text: str) -> tuple[int, ...]:
     """(1, 3, 96, 96) from `1x3x96x96`."""
     parts = text.lower().split("x")
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"'{text}' is not a shape", hint="write it as 1x3x224x224")
     return tuple(int(part) for part in parts)
 

@@ -213,7 +213,7 @@ class Budget:
         typed = text.strip()
         if typed.endswith("%"):
             return cls(fraction=parse_fraction(typed))
-        if typed[-1:].isdigit():
+        if typed[-1:].isdecimal():
             raise UsageError(f"a budget of '{typed}' has no unit", hint=f"{typed}% of dense, or {typed}ms")
         return cls(latency_ms=parse_latency_ms(typed))
 

@@ -76,7 +76,8 @@ def default_input_shape(spec: str) -> tuple[int, int, int] | None:
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Copy the tensors of a safetensors file into `model` (in place) and return it.
 
-    Raises `UsageError` naming missing, unexpected and differently shaped tensors; the model is then unchanged.
+    Raises `UsageError` naming missing, unexpected, differently shaped and non-finite tensors; the model is then
+    unchanged.
     `num_batches_tracked`, which has no influence on any output, may be missing from the file.
     """
     try:
@@ -91,6 +92,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
             hint="write one with safetensors.torch.save_file(model.state_dict(), FILE)",
         ) from error
     check_weights(model.state_dict(), state, where=str(path))
+    _check_finite(state, path)
     model.load_state_dict(state, strict=False)
     return model
 
@@ -119,11 +121,20 @@ def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *
         )
 
 
+def _check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise UsageError(
+            f"{len(broken)} of the tensors in {path} hold NaN or infinite values, {broken[0]} among them",
+            hint="the training that wrote them diverged; give an earlier checkpoint",
+        )
+
+
 def _classes(spec: str, options: dict[str, str], classes: int | None) -> int | None:
     text = options.pop("classes", None)
     if text is None:
         return classes
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"'{spec}': classes={text} is not a number of classes", hint="write a whole number from 1 on")
     if classes is not None and classes != int(text):
         raise UsageError(

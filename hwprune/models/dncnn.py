@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from hwprune.core.errors import UsageError
 from hwprune.models._base import AbstractReference
 from hwprune.models._layers import initialise, scaled
 
@@ -38,6 +39,10 @@ class DnCnn(AbstractReference):
     width: float = field(default=1.0, metadata={"help": "multiplies the 64 channels (rounded to 8)"})
     depth: int = field(default=17, metadata={"help": "number of convolutions, at least 3"})
 
+    def __post_init__(self) -> None:
+        if self.depth < 3:
+            raise UsageError(f"dncnn has no variant with depth={self.depth}", hint="depth is at least 3; 17 is usual")
+
     def build(self, classes: int, in_channels: int) -> nn.Module:
         """Input and output `(N, in_channels, H, W)`."""
-        return DnCnnNetwork(scaled(64, self.width), max(3, self.depth), in_channels)
+        return DnCnnNetwork(scaled(64, self.width), self.depth, in_channels)

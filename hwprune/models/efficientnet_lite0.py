@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hwprune.core.errors import UsageError
 from hwprune.models._base import AbstractReference
 from hwprune.models._layers import SameConv2d, global_average, initialise, scaled
 
@@ -94,6 +95,10 @@ class EfficientNetLite0(AbstractReference):
 
     width: float = field(default=1.0, metadata={"help": "multiplies the channels of the blocks (rounded to 8)"})
     dropout: float = field(default=0.2, metadata={"help": "share of features dropped before the classifier"})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"a dropout of {self.dropout} is not a share from 0 to below 1", hint="0.2 is usual")
 
     def build(self, classes: int, in_channels: int) -> nn.Module:
         """Input `(N, in_channels, H, W)`, logits `(N, classes)`."""

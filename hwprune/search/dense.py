@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from hwprune.core.errors import UsageError
-from hwprune.core.events import Note, OnEvent, Stop
+from hwprune.core.events import Caution, Note, OnEvent, Stop
 from hwprune.core.files import read_json, write_json
 from hwprune.core.statistics import median
 from hwprune.models import load_weights, save_weights
 from hwprune.search.settings import SearchSettings
 from hwprune.search.workshop import Workshop
-from hwprune.training import ArraySet, Data, Task, TrainPlan, evaluate, train_dense
+from hwprune.training import ArraySet, Classification, Data, Denoising, Task, TrainPlan, evaluate, train_dense
 
 WEIGHTS, ORIGIN = "dense.safetensors", "dense_training.json"
 TRAINED = 0.2  # a network this share of the way from chance to a perfect score has learned something
-FRESH_DRAWS, FRESH_IMAGES = 5, 512  # without classes: as many untrained copies are scored on so many images
+FRESH_DRAWS, FRESH_IMAGES = 5, 512  # under another score: as many untrained copies are scored on so many images
+NOTHING_MARGIN_DB = 0.1  # what a denoiser must be better by than one that does nothing
 FRESH_MARGIN = 3.0  # a trained network lies beyond the best of them by so many times what that lies above their middle
 
 
@@ -41,8 +42,7 @@ def dense_network(shop: Workshop) -> None:
         score = _lent(shop, origin)
         if score is None:
             checkpoint = shop.folder.checkpoint("dense")
-            train(shop.model, shop.data, shop.task, shop.settings, checkpoint, shop.folder.emit, shop.stop)
-            score = evaluate(shop.model, shop.data, "val", task=shop.task).score
+            score = train(shop.model, shop.data, shop.task, shop.settings, checkpoint, shop.folder.emit, shop.stop)
         save_weights(shop.model, path)
         write_json(shop.folder.path / ORIGIN, {"training": origin, "val_score": score})
 
@@ -56,17 +56,16 @@ def dense_network(shop: Workshop) -> None:
 def is_trained(model: nn.Module, data: Data, task: Task, settings: SearchSettings, on_event: OnEvent) -> bool:
     """Whether to take the network as it is: some weights were named, no training is wanted, or it scores above chance.
 
-    Chance is the largest class's share; without classes it is what untrained copies of the network score.
+    Chance is the largest class's share; for clean images the score of doing nothing; under a task of the user's own
+    what untrained copies of the network score.
     """
     if settings.weights or not settings.dense_epochs:
         return True
-    if data.classes:
-        score = evaluate(model, data, "val", task=task).score
-        bound = _above_chance(data.val.targets, data.classes)
-    else:
-        few = replace(data, val=ArraySet(data.val.images[:FRESH_IMAGES], data.val.targets[:FRESH_IMAGES]))
-        score = evaluate(model, few, "val", task=task).score
-        bound = _above_fresh(model, few, task, settings.seed)
+    if not isinstance(task, Classification):
+        images, targets = data.val.images[:FRESH_IMAGES], data.val.targets[:FRESH_IMAGES]
+        data = replace(data, val=ArraySet(images, targets))
+    score = evaluate(model, data, "val", task=task).score
+    bound = _untrained(model, data, task, settings.seed)
     if score > bound:
         on_event(Note(f"the network scores {score:.4f} on validation data: taken as trained"))
         return True
@@ -77,8 +76,11 @@ def is_trained(model: nn.Module, data: Data, task: Task, settings: SearchSetting
 
 def train(
     model: nn.Module, data: Data, task: Task, settings: SearchSettings, checkpoint: Path, on_event: OnEvent, stop: Stop
-) -> None:
-    """Train the dense network in place, as the settings say."""
+) -> float:
+    """Train the dense network in place, as the settings say; its validation score.
+
+    Where that is no better than chance, so is all that follows: a `Caution` says so.
+    """
     train_dense(
         model,
         data,
@@ -89,10 +91,24 @@ def train(
         on_event=on_event,
         stop=stop,
     )
+    score = evaluate(model, data, "val", task=task).score
+    if isinstance(task, Classification) and score <= _above_chance(data.val.targets, data.classes):
+        text = f"after its training the dense network scores {score:.4f} on validation data, which is about chance"
+        on_event(Caution(text, hint="more --dense-epochs, or train it yourself and give it with --weights"))
+    return score
 
 
 def _plan(settings: SearchSettings) -> TrainPlan:
     return TrainPlan(epochs=settings.dense_epochs, batch_size=settings.batch_size, precision=settings.train_precision)
+
+
+def _untrained(model: nn.Module, data: Data, task: Task, seed: int) -> float:
+    """The score that no untrained network reaches."""
+    if isinstance(task, Classification):
+        return _above_chance(data.val.targets, data.classes)
+    if isinstance(task, Denoising):
+        return _above_nothing(data.val, data.normalise(data.val.images), task)
+    return _above_fresh(model, data, task, seed)
 
 
 def _above_chance(targets: Tensor, classes: int) -> float:
@@ -101,6 +117,12 @@ def _above_chance(targets: Tensor, classes: int) -> float:
     error = math.sqrt(chance * (1 - chance) / len(targets))
     bound = max(min(2 * chance, chance + TRAINED * (1 - chance)), chance + 3 * error)
     return min(bound, (1 + chance) / 2)
+
+
+def _above_nothing(split: ArraySet, inputs: Tensor, task: Denoising) -> float:
+    """The better score of the images as they are and of the mean clean image, and a little."""
+    constant = split.targets.mean((0, 2, 3), keepdim=True).expand_as(split.targets)
+    return max(task.score(guess, split.targets) for guess in (inputs, constant)) + NOTHING_MARGIN_DB
 
 
 def _above_fresh(model: nn.Module, data: Data, task: Task, seed: int) -> float:

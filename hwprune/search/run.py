@@ -68,7 +68,7 @@ def run_search(
             if not (folder.path / REPORT).exists():
                 write_report(folder.path)
             return Result.from_json(read_json(finished))
-        data = data or load_data(settings.data, seed=settings.seed)
+        data = data or load_data(settings.data)
         model = model or named_model(settings, data)
         with open_workshop(
             folder, model=model, data=data, task=task or task_for(data), tables=tables, stop=stop, table_ms=table_ms

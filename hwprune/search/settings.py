@@ -209,7 +209,7 @@ def parse_tile(tile: int | str) -> int:
     """Channels, or 0 for `auto`: found by a probe."""
     if tile == "auto":
         return 0
-    if not str(tile).isdigit() or int(tile) < 1:
+    if not str(tile).isdecimal() or int(tile) < 1:
         raise UsageError(f"tile is {tile!r}; it must be auto or a whole number above 0")
     return int(tile)
 

@@ -131,7 +131,7 @@ def model_and_example(
     classes = None
     shape = tuple(x.shape) if isinstance(x, Tensor) else x
     if data is not None or model is None:
-        loaded = load_data(data or DEFAULTS.data, seed=seed)
+        loaded = load_data(data or DEFAULTS.data)
         classes = loaded.classes or None
         shape = shape or (batch, *loaded.input_shape)
     path = None if weights is None else Path(weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import platform
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hwprune.core.errors import UsageError
 from hwprune.core.events import Caution, Note, OnEvent, Stop
 from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement, Protocol
@@ -29,7 +31,7 @@ from hwprune.search.settings import SearchSettings
 from hwprune.search.subjects import example_of
 from hwprune.search.survey import Survey, survey, traced_and_exported
 from hwprune.search.tables import keep_model, table_name
-from hwprune.training import FINETUNE, ArraySet, Classification, Data, Task, TrainPlan, predict
+from hwprune.training import FINETUNE, ArraySet, Classification, Data, Task, TrainPlan, predict, trainable
 
 SESSIONS = 3
 PATIENCE_S = 30.0  # what a run may wait for a quiet machine, all in all; as long as it has worked, if that is more
@@ -191,6 +193,7 @@ def open_workshop(
     """
     with survey_of(folder.settings, model, data, tables, folder.emit) as found:
         check_outputs(model, data, task, folder.emit)
+        check_training(model, data, folder.settings.batch_size)
         table = folder.stage("profile", lambda: _profiled(found, folder, stop))
         rows = _profiled_rows(folder, table)
         report = folder.stage("fit", lambda: _fitted(folder, table, rows))
@@ -306,6 +309,27 @@ def check_outputs(model: nn.Module, data: Data, task: Task, on_event: OnEvent) -
                 f"the network has {outputs.shape[1]} outputs for the {data.classes} classes of {data.name}",
                 hint="a last layer for these classes is smaller; a FUNCTION with a parameter `classes` is told them",
             )
+        )
+
+
+def check_training(model: nn.Module, data: Data, batch_size: int) -> None:
+    """Raise `UsageError` for a network that cannot be trained as it is, before anything is measured."""
+    trainable(model)
+    images = data.normalise(data.train.images[: min(2, batch_size)])
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            outputs = copy.deepcopy(model).train()(images)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(
+            f"a batch of {len(images)} is too small for the network's batch norms",
+            hint="use a larger --batch-size",
+        ) from error
+    if not isinstance(outputs, Tensor):
+        raise UsageError(
+            f"in training mode the network returns a {type(outputs).__name__}, not one tensor",
+            hint="switch auxiliary outputs off (aux_logits=False in torchvision), in a FUNCTION that makes the network",
         )
 
 

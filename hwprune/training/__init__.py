@@ -2,7 +2,7 @@
 
 from hwprune.training._plan import TrainLog, TrainPlan
 from hwprune.training._random import generator, mix
-from hwprune.training._trainee import AbstractTrainee, ModelTrainee, sgd
+from hwprune.training._trainee import AbstractTrainee, ModelTrainee, sgd, trainable
 from hwprune.training.bn import recalibrate_bn
 from hwprune.training.data import ArraySet, Augment, Data, Split
 from hwprune.training.loop import train
@@ -36,4 +36,5 @@ __all__ = [
     "task_for",
     "train",
     "train_dense",
+    "trainable",
 ]

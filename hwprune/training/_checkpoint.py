@@ -22,6 +22,7 @@ GENERATIONS = 2
 # The names of the format, with the longest elements first: then every tensor lies at a multiple of its element.
 _DTYPES = {
     torch.float64: "F64",
+    torch.complex64: "C64",
     torch.int64: "I64",
     torch.float32: "F32",
     torch.int32: "I32",

@@ -72,7 +72,13 @@ def decode_image(content: bytes, where: str, size: int | None) -> np.ndarray:
     Raises `DataError` naming `where` when the image is broken.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(content)).convert("RGB")
+        stored: Image.Image = Image.open(io.BytesIO(content))
+        if stored.mode[0] in "IF":  # more than 8 bits a pixel; Pillow would clip them all to white
+            raise DataError(
+                f"{where} has pixels of more than 8 bits (Pillow's mode {stored.mode})",
+                hint="convert its images to 8 bits a channel, or give arrays with npz:FILE",
+            )
+        image = stored.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).partition("<_io")[0].strip() or type(error).__name__
         raise DataError(f"{where} is not a readable image: {reason}", hint="remove or replace it") from error

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from hwprune.core.errors import UsageError
 from hwprune.training._plan import TrainPlan
-from hwprune.training.tasks import Task, eval_mode
+from hwprune.training.tasks import Task, eval_mode, one_tensor
 
 
 class AbstractTrainee(ABC):
@@ -89,7 +90,7 @@ class ModelTrainee(AbstractTrainee):
 
     def loss(self, images: Tensor, targets: Tensor, progress: float) -> Tensor:
         """The task's loss, mixed with the distance to the teacher."""
-        outputs, plan = self.model(images).float(), self.plan
+        outputs, plan = one_tensor(self.model(images)).float(), self.plan
         reference = self._reference(images)
         if reference is None:
             return self.task.loss(outputs, targets)
@@ -101,8 +102,7 @@ class ModelTrainee(AbstractTrainee):
         if self.teacher is None:
             return None
         with torch.no_grad(), eval_mode(self.teacher):
-            outputs: Tensor = self.teacher(images).float()
-        return outputs
+            return one_tensor(self.teacher(images)).float()
 
     def state(self) -> dict[str, Tensor]:
         """The model's state dict."""
@@ -126,9 +126,22 @@ def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def sgd(model: nn.Module, plan: TrainPlan) -> SGD:
-    """SGD with Nesterov momentum; parameters of one dimension or none (biases, normalisation) are not decayed."""
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are not frozen; `UsageError` where all are."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise UsageError(
+            "no parameter of the network can be trained: all are frozen", hint="network.requires_grad_(True) thaws them"
+        )
+    return parameters
+
+
+def sgd(model: nn.Module, plan: TrainPlan) -> SGD:
+    """SGD with Nesterov momentum; parameters of one dimension or none (biases, normalisation) are not decayed.
+
+    Raises `UsageError` for a model of which every parameter is frozen.
+    """
+    parameters = trainable(model)
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": plan.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -18,6 +19,7 @@ from torch.nn import functional
 from hwprune.core.errors import DataError
 
 Split = Literal["train", "val", "test"]
+CHUNK = 256  # images whose statistics are computed at once
 IMAGE_TYPES, TARGET_TYPES = (torch.uint8, torch.float32), (torch.int64, torch.float32)
 
 
@@ -96,11 +98,15 @@ class Data:
         check_splits(self.name, {"train": self.train, "val": self.val, "test": self.test})
         channels = self.input_shape[0]
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != channels or (name == "std" and min(values) <= 0):
+            if not normalises(values, channels, positive=name == "std"):
                 raise DataError(
                     f"{name} {tuple(values)} of {self.name} does not fit images with {channels} channels",
                     hint="give one number for each channel, in the units of the stored images; a std is above 0",
                 )
+        if self.classes == 1:
+            raise DataError(
+                f"{self.name} has a single class: every network is right", hint="give images of two or more"
+            )
         if self.classes and (self.train.targets.is_floating_point() or self._least_target() < 0):
             raise DataError(
                 f"{self.name} has {self.classes} classes, but targets that are floating or below 0",
@@ -119,7 +125,7 @@ class Data:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of everything training can see: pixels, targets, splits, normalisation, augmentation."""
-        digest = hashlib.sha256(repr((self.classes, self.mean, self.std, self.augment)).encode())
+        digest = hashlib.sha256(repr((self.classes, self.mean, self.std, self.augment, self.noise)).encode())
         for split in (self.train, self.val, self.test):
             for tensor in (split.images, split.targets):
                 digest.update(repr((tensor.shape, tensor.dtype)).encode())
@@ -168,6 +174,8 @@ def check_splits(name: str, splits: Mapping[str, ArraySet]) -> None:
     for key, split in splits.items():
         if len(split) == 0:
             raise DataError(f"the {key} split of {name} is empty", hint="choose smaller sizes for the other splits")
+        if key == "train" and len(split) == 1:
+            raise DataError(f"{name} has one image to train on", hint="batch statistics need two; give it many")
         pairs = {"images": (split.images, first.images), "targets": (split.targets, first.targets)}
         for what, (own, other) in pairs.items():
             if own.shape[1:] != other.shape[1:]:
@@ -183,7 +191,19 @@ def check_splits(name: str, splits: Mapping[str, ArraySet]) -> None:
                 )
 
 
+def normalises(values: Sequence[float], channels: int, *, positive: bool) -> bool:
+    """Whether these are finite constants, one a channel, and where asked all above 0."""
+    return len(values) == channels and all(math.isfinite(one) and (one > 0 or not positive) for one in values)
+
+
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a channel of `(N, C, H, W)`, for data without published constants."""
-    flat = images.double().transpose(0, 1).flatten(1)
-    return tuple(flat.mean(1).tolist()), tuple(flat.std(1).clamp(min=1e-6).tolist())
+    """Mean and standard deviation a channel of `(N, C, H, W)`, for data without published constants.
+
+    In two passes over few images at a time: all of them in double precision take eight times their memory or more.
+    """
+    count = images[:, 0].numel()
+    chunks = torch.split(images, CHUNK)
+    mean = sum((chunk.double().sum((0, 2, 3)) for chunk in chunks), torch.zeros(1)) / count
+    squares = [(chunk.double() - mean.view(1, -1, 1, 1)).square().sum((0, 2, 3)) for chunk in chunks]
+    std = (sum(squares, torch.zeros(1)) / max(1, count - 1)).sqrt()
+    return tuple(mean.tolist()), tuple(std.clamp(min=1e-6).tolist())

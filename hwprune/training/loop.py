@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hwprune.core.errors import Interrupted, RunError, TrainingDiverged
 from hwprune.core.events import Caution, EpochDone, Note, OnEvent, Progress, Stop, ignore, never
+from hwprune.training._best import BestState
 from hwprune.training._checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -45,15 +46,17 @@ def train(
     stage: str = "train",
     stop: Stop = never,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
+    best: BestState | None = None,
 ) -> TrainLog:
     """Train in place until the plan is done; the result depends on trainee, data, plan and seed alone.
 
     With a `checkpoint` folder the same call continues where a killed one was, bit for bit. `stop` is asked after
-    every step. `evaluate` is called at the end of every epoch, and its figures are reported.
+    every step. `evaluate` is called at the end of every epoch, and its figures are reported. With `best` the trainee
+    ends in the best state of the beginning and all epochs' ends, where the last one is worse beyond chance.
     Raises `Interrupted` after saving when `stop` says so, `TrainingDiverged` when loss or gradients stay non-finite
     and `RunError` when the checkpoint belongs to another training.
     """
-    return _Loop(trainee, data, plan, seed, checkpoint, on_event, stage, stop, evaluate).run()
+    return _Loop(trainee, data, plan, seed, checkpoint, on_event, stage, stop, evaluate, best).run()
 
 
 @dataclass
@@ -96,9 +99,11 @@ class _Loop:
         stage: str,
         stop: Stop,
         evaluate: Callable[[], Mapping[str, float]] | None,
+        best: BestState | None,
     ) -> None:
         self.trainee, self.data, self.plan, self.seed = trainee, data, plan, seed
         self.folder, self.on_event, self.stage, self.stop, self.evaluate = folder, on_event, stage, stop, evaluate
+        self.best = best
         self.batch_size = min(plan.batch_size, len(data.train))
         self.epoch_steps = len(data.train) // self.batch_size
         self.total = max(1, round(plan.epochs * self.epoch_steps))
@@ -117,10 +122,13 @@ class _Loop:
         with torch.random.fork_rng(devices=[]), _prepared(self.trainee):
             self._resume()
             self._choose_precision()
+            if self.best is not None and not self.best.begun:
+                self.best.look(self.trainee, 0)
             self.started = self.saved = time.monotonic()
             while self.counters.step < self.total:
                 self._step()
                 self._keep_house()
+            self._take_the_best()
         counters = self.counters
         return TrainLog(
             counters.step,
@@ -232,10 +240,24 @@ class _Loop:
 
     def _close_epoch(self) -> None:
         extra = dict(self.evaluate()) if self.evaluate is not None else {}
+        if self.best is not None:
+            extra["val_score"] = self.best.look(self.trainee, len(self.counters.history) + 1)
         lr = self.base_lr[0] * self.plan.lr_factor(self.counters.step / self.total)
         figures = self.counters.close_epoch({"lr": lr, **extra})
         epochs = math.ceil(self.total / self.epoch_steps)
         self.on_event(EpochDone(self.stage, len(self.counters.history), epochs, figures))
+
+    def _take_the_best(self) -> None:
+        best = self.best
+        if best is None or not best.regretted:
+            return
+        self.trainee.load_state(best.tensors)
+        where = f"after epoch {best.epoch}" if best.epoch else "before it"
+        text = (
+            f"{self.stage} ended with a validation score of {float(best.last.mean()):.4f}, worse than"
+            f" {float(best.best.mean()):.4f} {where}: that state is kept"
+        )
+        self.on_event(Caution(text, hint=self._calmer()))
 
     def _identity(self) -> dict[str, Any]:
         plan = {key: value for key, value in asdict(self.plan).items() if key != "checkpoint_s"}
@@ -250,6 +272,8 @@ class _Loop:
             packed, document = pack_optimizer(optimizer)
             tensors.update({f"optimizer{number}/{name}": tensor for name, tensor in packed.items()})
             documents.append(document)
+        if self.best is not None:
+            tensors.update({f"best/{name}": tensor for name, tensor in self.best.state().items()})
         document = {
             "identity": self._identity(),
             "threads": torch.get_num_threads(),
@@ -283,6 +307,8 @@ class _Loop:
         for number, optimizer in enumerate(self.trainee.optimizers()):
             tensors = below(f"optimizer{number}/", checkpoint.tensors)
             unpack_optimizer(optimizer, tensors, checkpoint.document["optimizers"][number])
+        if self.best is not None:
+            self.best.load_state(below("best/", checkpoint.tensors))
         if self.resumed_at < self.total:
             self.on_event(Note(f"{self.stage}: going on after step {self.resumed_at} of {self.total}"))
 
@@ -337,11 +363,18 @@ def _prepared(trainee: AbstractTrainee) -> Iterator[None]:
     """Filters in channels-last layout, as the batches are; afterwards layouts and training modes as before."""
     modes = {module: module.training for root in trainee.modules() for module in root.modules()}
     for root in trainee.modules():
-        root.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _lay_out(root, torch.channels_last)
     try:
         yield
     finally:
         for root in trainee.modules():
-            root.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            _lay_out(root, torch.contiguous_format)
         for module, training in modes.items():
             module.training = training
+
+
+def _lay_out(root: nn.Module, memory_format: torch.memory_format) -> None:
+    """What `Module.to` does for a layout, which refuses filters of three dimensions."""
+    for tensor in (*root.parameters(), *root.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=memory_format)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import nn
 
 from hwprune.core.events import OnEvent, Stop, ignore, never
+from hwprune.training._best import BestState
 from hwprune.training._plan import TrainLog, TrainPlan
 from hwprune.training._trainee import ModelTrainee
 from hwprune.training.data import Data
@@ -31,7 +31,10 @@ def train_dense(
     on_event: OnEvent = ignore,
     stop: Stop = never,
 ) -> TrainLog:
-    """Train `model` in place on the training split; the score on `val` is reported after every epoch."""
+    """Train `model` in place on the training split; the score on `val` is reported after every epoch.
+
+    Where the last state is worse by it than a former one, beyond chance, the model ends in that one, with a `Caution`.
+    """
     task, plan = task or task_for(data), plan or TrainPlan()
     trainee = ModelTrainee(model, task, plan)
     return train(
@@ -43,7 +46,7 @@ def train_dense(
         on_event=on_event,
         stage="dense",
         stop=stop,
-        evaluate=_score(model, data, task),
+        best=_by_validation(model, data, task),
     )
 
 
@@ -62,7 +65,8 @@ def finetune(
     """Train `small` in place, distilling from the dense `teacher` (without one: on the targets alone).
 
     `plan.teacher` says whether the teacher sees the augmented batches or its outputs on the plain images are
-    computed once; its forward passes are not counted as image passes.
+    computed once; its forward passes are not counted as image passes. Where the last state is worse on `val` than a
+    former one or the first, beyond chance, `small` ends in that one, with a `Caution`.
     """
     task = task or task_for(data)
     cached = predict(teacher, data, "train") if teacher is not None and plan.teacher == "cached" else None
@@ -76,10 +80,9 @@ def finetune(
         on_event=on_event,
         stage="finetune",
         stop=stop,
-        evaluate=_score(small, data, task),
+        best=_by_validation(small, data, task),
     )
 
 
-def _score(model: nn.Module, data: Data, task: Task) -> Callable[[], Mapping[str, float]]:
-    """What is reported at the end of an epoch."""
-    return lambda: {"val_score": evaluate(model, data, "val", task=task).score}
+def _by_validation(model: nn.Module, data: Data, task: Task) -> BestState:
+    return BestState(lambda: evaluate(model, data, "val", task=task).scores)

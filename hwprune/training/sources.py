@@ -16,7 +16,7 @@ from hwprune.training import _readers as readers
 from hwprune.training._decode import Pool
 from hwprune.training._denoising import DenoisingOptions, denoising_data
 from hwprune.training._random import generator
-from hwprune.training.data import ArraySet, Augment, Data, channel_statistics, check_splits
+from hwprune.training.data import ArraySet, Augment, Data, channel_statistics, check_splits, normalises
 
 # ImageNet's constants, in 0..255: what published weights of RGB networks expect.
 RGB_MEAN = (123.675, 116.28, 103.53)
@@ -40,6 +40,8 @@ class DataOptions:
     crop: int | None = None
 
     def __post_init__(self) -> None:
+        if self.crop is not None and self.crop < 0:
+            raise UsageError(f"crop={self.crop} of the data must be at least 0", hint="4 is usual for small images")
         for name in ("classes", "train", "val", "test", "size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -49,7 +51,7 @@ class DataOptions:
 
 
 def load_data(spec: str, *, seed: int = 0, cache: Path | None = None) -> Data:
-    """The data set that `spec` names, split by `seed`.
+    """The data set that `spec` names. The same `spec` is always divided in the same way, unless `seed` says another.
 
     `digits`; `cifar10:FOLDER` and `tinyimagenet:FOLDER?classes=20` (`train_jpeg.npz` and `test_jpeg.npz` or
     `val_jpeg.npz` with `blob`, `offset`, `label`); `npz:FILE` (`x_train`, `y_train`, `x_test`, `y_test`, optionally
@@ -175,6 +177,10 @@ def _from_whole(
 
 def _from_arrays(name: str, where: str, arrays: Mapping[str, object], options: DataOptions, seed: int) -> Data:
     """`x_train`, `y_train`, `x_test`, `y_test` and perhaps `x_val`, `y_val`."""
+    if options.size is not None:
+        raise UsageError(
+            f"size={options.size}: arrays are not scaled", hint=f"leave size out, or scale those of {where}"
+        )
     for key in ("x_train", "y_train", "x_test", "y_test"):
         if key not in arrays:
             raise DataError(f"{where} has no array '{key}'", hint=f"it holds: {', '.join(arrays) or 'nothing'}")
@@ -190,7 +196,8 @@ def _from_arrays(name: str, where: str, arrays: Mapping[str, object], options: D
         order = order[held_out:]
     splits["train"] = _take(splits["train"], order[: options.train])
     for key, size in (("val", options.val), ("test", options.test)):
-        splits[key] = _take(splits[key], torch.arange(len(splits[key]))[:size])
+        if size is not None:
+            splits[key] = _take(splits[key], _some(torch.arange(len(splits[key])), size, seed))
     return _data(name, splits, options, Augment(), (), ())
 
 
@@ -250,10 +257,10 @@ def _classes(name: str, splits: Mapping[str, ArraySet], options: DataOptions) ->
 
 def _constants(values: tuple[float, ...], channels: int, name: str) -> tuple[float, ...]:
     values = values * channels if len(values) == 1 else values
-    if len(values) != channels or (name == "std" and min(values) <= 0):
+    if not normalises(values, channels, positive=name == "std"):
         raise UsageError(
             f"{name}={values} does not fit images with {channels} channels",
-            hint=f"give one number or {channels}, separated by commas; a std is above 0",
+            hint=f"give one finite number or {channels}, separated by commas; a std is above 0",
         )
     return values
 
@@ -266,6 +273,11 @@ def _subset(pool: Pool, classes: int | None, size: int | None, seed: int) -> Ten
     indices = _selected(pool.labels, classes)
     if size is None:
         return indices
+    return _some(indices, size, seed)
+
+
+def _some(indices: Tensor, size: int, seed: int) -> Tensor:
+    """So many of them, at random; arrays and folders are often sorted by class."""
     return indices[torch.randperm(len(indices), generator=generator(seed, "subset"))[:size]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from torch.nn import functional
 
 from hwprune.core.errors import DataError, UsageError
 from hwprune.training.data import Data, Split
+
+BATCH, BATCH_VALUES = 256, 256 * 3 * 96 * 96  # images, and input values, that are evaluated at once
 
 
 class Task(ABC):
@@ -148,15 +151,21 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, data: Data, split: Split = "val", *, batch_size: int = 256) -> Tensor:
-    """The outputs on a split in stored order, float32 `(N, ...)`, in evaluation mode, without augmentation."""
+def predict(model: nn.Module, data: Data, split: Split = "val", *, batch_size: int | None = None) -> Tensor:
+    """The outputs on a split in stored order, float32 `(N, ...)`, in evaluation mode, without augmentation.
+
+    Batches of 256 by default, smaller ones of large images.
+    """
+    if batch_size is None:
+        batch_size = max(1, min(BATCH, BATCH_VALUES // math.prod(data.input_shape)))
     device = next(model.parameters()).device
     with eval_mode(model):
         batches = data.batches(split, batch_size)
-        return torch.cat([_tensor(model(images.to(device))).float().cpu() for images, _ in batches])
+        return torch.cat([one_tensor(model(images.to(device))).float().cpu() for images, _ in batches])
 
 
-def _tensor(outputs: object) -> Tensor:
+def one_tensor(outputs: object) -> Tensor:
+    """What a network returned, if it is one tensor; else `UsageError`."""
     if not isinstance(outputs, Tensor):
         raise UsageError(
             f"the network returns a {type(outputs).__name__}, not one tensor",
@@ -172,7 +181,7 @@ def evaluate(
     *,
     task: Task | None = None,
     reference: Tensor | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> Evaluation:
     """Score, loss and per-example scores on a split; with `reference` (outputs of another network) also the KL."""
     task = task or task_for(data)

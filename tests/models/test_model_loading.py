@@ -168,3 +168,28 @@ def test_listing_names_imports_no_network() -> None:
     code = "import sys, hwprune.models as m; m.model_names(); print('hwprune.models.resnet20' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_as_that(tmp_path: Path, value: float) -> None:
+    model = load_model("resnet20")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    name = next(iter(state))
+    state[name].view(-1)[3] = value
+    save_file(state, tmp_path / "broken.safetensors")
+    with pytest.raises(UsageError, match=f"1 of the tensors in .* hold NaN or infinite values, {name} among them"):
+        load_weights(model, tmp_path / "broken.safetensors")
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("resnet20?classes=²", "classes=² is not a number of classes"),
+        ("dncnn?depth=2", "dncnn has no variant with depth=2"),
+        ("efficientnet_lite0?dropout=2", "a dropout of 2.0 is not a share"),
+    ],
+)
+def test_options_out_of_range_are_named(spec: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_model(spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from hwprune.core.events import EpochDone, Event, Note
+from hwprune.core.events import Caution, EpochDone, Event, Note
 from hwprune.models import load_model, save_weights
-from hwprune.search.dense import is_trained
+from hwprune.search.dense import is_trained, train
 from hwprune.search.outcomes import Run
 from hwprune.search.settings import SearchSettings
-from hwprune.training import ArraySet, Data, task_for
+from hwprune.training import ArraySet, Data, Task, task_for
 
 Search = Callable[..., Run]
 SETTINGS = SearchSettings.make(latency="60%")
@@ -56,27 +57,6 @@ def test_two_classes(share: float, model: nn.Module, trained: bool) -> None:
     data, heard = two_classes(share), []
     assert is_trained(model, data, task_for(data), SETTINGS, heard.append) is trained
     assert ("taken as trained" in heard[0].text) is trained
-
-
-def denoising_data() -> Data:
-    clean = torch.rand(24, 1, 8, 8)
-    split = ArraySet((clean * 255 + 25 * torch.randn(24, 1, 8, 8)), clean)
-    return Data("noisy", split, split, split, 0, (127.5,), (64.0,), noise=25.0)
-
-
-def test_without_classes_a_network_is_held_against_untrained_copies_of_itself() -> None:
-    data, layer, taken = denoising_data(), nn.Conv2d(1, 1, 3, padding=1), 0
-    for seed in range(8):
-        torch.manual_seed(seed)
-        layer.reset_parameters()
-        taken += is_trained(layer, data, task_for(data), SETTINGS, lambda event: None)
-    assert taken <= 1
-    with torch.no_grad():
-        layer.weight.zero_()[0, 0, 1, 1] = 64 / 255
-        layer.bias.fill_(0.5)
-    weights = layer.weight.clone()
-    assert is_trained(layer, data, task_for(data), SETTINGS, lambda event: None)
-    assert torch.equal(layer.weight, weights)
 
 
 def test_named_weights_are_taken_as_they_are() -> None:
@@ -121,3 +101,74 @@ def test_a_second_budget_takes_the_dense_network_of_the_first(search: Search, tm
     run = run_untrained(search, tmp_path / "third", anew, latency="65%")
     assert dense_epochs(anew) == 2
     assert (run.folder / "dense.safetensors").read_bytes() == files[0]
+
+
+class _Residual(nn.Module):
+    """The input minus an estimate of the noise, which starts at 0 or at random."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.noise = nn.Conv2d(1, 1, 3, padding=1)
+        with torch.no_grad():
+            self.noise.weight.mul_(start)
+            self.noise.bias.mul_(start)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        estimate: torch.Tensor = self.noise(images)
+        return images - estimate
+
+
+def smooth_data() -> Data:
+    """Images of one grey each with much noise: an average of neighbours removes most of it."""
+    clean = torch.rand(24, 1, 1, 1).expand(24, 1, 8, 8).contiguous()
+    split = ArraySet(clean * 255 + 25 * torch.randn(24, 1, 8, 8), clean)
+    return Data("smooth", split, split, split, 0, (0.0,), (255.0,), noise=25.0)
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-3, 1.0])
+def test_a_denoiser_that_does_nothing_is_untrained(start: float) -> None:
+    """Copies with fresh weights score far less than one whose last layer starts at 0."""
+    assert not is_trained(_Residual(start), smooth_data(), task_for(smooth_data()), SETTINGS, lambda event: None)
+
+
+def test_a_shallow_denoiser_that_denoises_is_trained() -> None:
+    model = _Residual(0.0)
+    with torch.no_grad():  # the image minus (itself minus the mean of 9 neighbours)
+        model.noise.weight.fill_(-1 / 9)[0, 0, 1, 1] = 8 / 9
+    assert is_trained(model, smooth_data(), task_for(smooth_data()), SETTINGS, lambda event: None)
+
+
+class _OwnTask(Task):
+    """How far the right logit is above the mean of all, and 100."""
+
+    score_name = "margin"
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return -self.scores(outputs, targets).mean()
+
+    def scores(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return 100 + outputs.gather(1, targets[:, None])[:, 0] - outputs.mean(1)
+
+    def distance(self, outputs: torch.Tensor, reference: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+        return (outputs - reference).square().mean(1)
+
+
+def test_a_score_of_the_users_own_is_held_against_untrained_copies() -> None:
+    """100 and more is far above the largest class's share, and means nothing here."""
+    data = two_classes(0.5)
+    assert not is_trained(classifier(0.0), data, _OwnTask(), SETTINGS, lambda event: None)
+    assert is_trained(classifier(5.0), data, _OwnTask(), SETTINGS, lambda event: None)
+
+
+def test_a_dense_training_that_teaches_nothing_is_told(tmp_path: Path) -> None:
+    heard: list[Event] = []
+    data = two_classes(0.5)
+    data = replace(data, train=ArraySet(torch.zeros_like(data.train.images), data.train.targets))
+    score = train(classifier(0.0), data, task_for(data), SETTINGS, tmp_path / "checkpoint", heard.append, lambda: False)
+    told = [event for event in heard if isinstance(event, Caution) and "about chance" in event.text]
+    assert [event.text for event in told] == [
+        f"after its training the dense network scores {score:.4f} on validation data, which is about chance"
+    ]
+    heard.clear()
+    train(classifier(0.0), two_classes(0.5), task_for(data), SETTINGS, tmp_path / "good", heard.append, lambda: False)
+    assert not any(isinstance(event, Caution) for event in heard)

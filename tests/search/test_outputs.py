@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hwprune.core.errors import UsageError
 from hwprune.core.events import Caution, Event
 from hwprune.search.outcomes import Run
-from hwprune.search.workshop import check_outputs
+from hwprune.search.workshop import check_outputs, check_training
 from hwprune.training import Classification, Data
 
 Search = Callable[..., Run]
@@ -39,3 +39,54 @@ def test_outputs_of_more_classes_than_there_are(few_digits: Data) -> None:
     (caution,) = heard
     assert isinstance(caution, Caution)
     assert caution.text == "the network has 11 outputs for the 10 classes of digits"
+
+
+class _Auxiliary(nn.Module):
+    """A second output in training mode only, as of GoogLeNet and Inception."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = classifier(10)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits: Tensor = self.body(images)
+        return (logits, logits) if self.training else logits
+
+
+def frozen() -> nn.Module:
+    return classifier(10).requires_grad_(False)
+
+
+def pooled_norm() -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("build", "batch_size", "message"),
+    [
+        (_Auxiliary, 32, "in training mode the network returns a tuple, not one tensor"),
+        (frozen, 32, "no parameter of the network can be trained: all are frozen"),
+        (pooled_norm, 1, "a batch of 1 is too small for the network's batch norms"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_refused(
+    few_digits: Data, build: Callable[[], nn.Module], batch_size: int, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_training(build(), few_digits, batch_size)
+
+
+def test_the_check_of_a_training_changes_nothing(few_digits: Data) -> None:
+    model = pooled_norm().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    chance = torch.get_rng_state()
+    check_training(model, few_digits, 32)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_network_that_cannot_be_trained_ends_before_anything_is_measured(search: Search, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="all are frozen"):
+        search(frozen(), tables=tmp_path / "tables")
+    assert not list((tmp_path / "tables").rglob("rows*"))

@@ -9,6 +9,7 @@ import torch
 
 from hwprune.core.errors import DataError
 from hwprune.training import ArraySet, Augment, Data, generator, mix
+from hwprune.training.data import channel_statistics
 
 
 def test_a_pass_shows_every_image_once(data: Data) -> None:
@@ -81,3 +82,17 @@ def test_mixed_seeds_differ_and_repeat() -> None:
     assert len(seeds) == 300
     assert mix(1, "order", 2) == mix(1, "order", 2)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("count", [1, 5, 256, 700])
+def test_channel_statistics_are_those_of_all_images_at_once(count: int) -> None:
+    images = torch.randint(0, 256, (count, 3, 5, 4), generator=torch.Generator().manual_seed(0)).byte()
+    mean, std = channel_statistics(images)
+    flat = images.double().transpose(0, 1).flatten(1)
+    assert mean == pytest.approx(flat.mean(1).tolist(), rel=1e-12)
+    assert std == pytest.approx(flat.std(1).tolist(), rel=1e-12)
+    assert channel_statistics(torch.full((3, 1, 2, 2), 7.0)) == ((7.0,), (1e-6,))
+
+
+def test_the_fingerprint_knows_the_noise(data: Data) -> None:
+    assert replace(data, noise=25.0).fingerprint != data.fingerprint

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -242,3 +244,69 @@ def test_published_weights_reach_their_accuracy() -> None:
     data = load_data(f"cifar10:{SHARED}/cifar10-jpeg?train=16&val=16&test=1000")
     model = load_weights(load_model("resnet20"), SHARED / "weights" / "cifar10_resnet20.safetensors")
     assert 0.78 <= evaluate(model, data, "test").score <= 0.84  # 81.0 % on all 10,000; one deviation is 1.2 %
+
+
+def test_a_size_of_arrays_is_a_random_subset(tmp_path: Path) -> None:
+    """Arrays are often sorted by class; the first so many of them would be of one."""
+    labels = np.arange(400) // 100
+    images = labels[:, None, None].repeat(6, 1).repeat(6, 2).astype(np.uint8)
+    path = _arrays(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    data = load_data(f"npz:{path}?test=40&val=30&train=60")
+    assert [len(split) for split in (data.train, data.val, data.test)] == [60, 30, 40]
+    for split in (data.train, data.val, data.test):
+        assert set(split.targets.tolist()) == {0, 1, 2, 3}
+        assert torch.equal(split.images[:, 0, 0, 0].long(), split.targets)
+    assert torch.equal(data.test.targets, load_data(f"npz:{path}?test=40").test.targets)
+
+
+def test_images_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
+    """Pillow makes all of them white: it clips at 255."""
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            for number in range(12):
+                Image.fromarray(np.full((8, 8), 1000 * number, dtype=np.uint16)).save(folder / f"{number}.png")
+    with pytest.raises(DataError, match=r"\.png has pixels of more than 8 bits \(Pillow's mode I;16\)"):
+        load_data(f"imagefolder:{tmp_path}", cache=tmp_path / "cache")
+
+
+def test_a_damaged_compressed_file_is_named_whatever_its_damage(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.npz"
+    images = np.random.default_rng(0).integers(0, 255, (40, 8, 8), dtype=np.uint8)
+    np.savez_compressed(path, x_train=images, y_train=np.arange(40) % 4, x_test=images, y_test=np.arange(40) % 4)
+    whole, random, refused = path.read_bytes(), np.random.default_rng(1), 0
+    for _ in range(300):
+        content = bytearray(whole)
+        content[random.integers(len(content))] ^= int(random.integers(1, 256))
+        path.write_bytes(bytes(content))
+        with warnings.catch_warnings(), contextlib.suppress(DataError):
+            warnings.simplefilter("ignore")  # zipfile's and NumPy's, of the damage
+            refused += 1
+            load_data(f"npz:{path}")
+            refused -= 1
+    assert refused > 200
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("size=32", "size=32: arrays are not scaled"),
+        ("crop=-1", "crop=-1 of the data must be at least 0"),
+        ("mean=nan", "mean=.* does not fit"),
+        ("std=inf", "std=.* does not fit"),
+    ],
+)
+def test_options_that_make_no_sense_for_arrays(tmp_path: Path, options: str, message: str) -> None:
+    path = _arrays(tmp_path / "a.npz")
+    with pytest.raises(UsageError, match=message):
+        load_data(f"npz:{path}?{options}")
+
+
+def test_one_image_and_one_class_teach_nothing(tmp_path: Path) -> None:
+    images, labels = np.zeros((4, 6, 6), dtype=np.uint8), np.zeros(4, dtype=np.int64)
+    path = _arrays(tmp_path / "one.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    with pytest.raises(DataError, match="one has a single class: every network is right"):
+        load_data(f"npz:{path}")
+    with pytest.raises(DataError, match="a has one image to train on"):
+        load_data(f"npz:{_arrays(tmp_path / 'a.npz')}?train=1&classes=4")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hwprune.training import Classification, Data, Denoising, evaluate, predict
+from hwprune.training import ArraySet, Classification, Data, Denoising, evaluate, predict
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
 TEACHER = torch.tensor([[1.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
@@ -75,3 +75,25 @@ def test_kl_to_itself_is_zero_and_to_another_is_positive(data: Data, model: nn.M
     kl = evaluate(model, data, reference=reference + torch.randn(reference.shape)).kl
     assert kl is not None
     assert kl > 0.01
+
+
+@pytest.mark.parametrize(("pixels", "batch"), [(6, 256), (96, 256), (192, 64), (2000, 1)])
+def test_large_images_are_evaluated_a_few_at_a_time(pixels: int, batch: int) -> None:
+    """Activations take many times the memory of the images: 256 of 224 pixels are several GB in a VGG."""
+    sizes: list[int] = []
+
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            return self.scale * images[:, :2, 0, 0]
+
+    count = 300 if pixels < 200 else 3
+    split = ArraySet(torch.zeros(1, 3, pixels, pixels).byte().expand(count, -1, -1, -1), torch.arange(count) % 2)
+    shape = Data("large", split, split, split, 2, (0.0,) * 3, (1.0,) * 3)
+    assert predict(Counts(), shape).shape == (count, 2)
+    assert max(sizes) == min(batch, count)
+    assert sum(sizes) == count

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -357,3 +357,33 @@ def test_a_plan_is_checked(name: str, value: float) -> None:
 
 def test_nobody_stops_by_default() -> None:
     assert never() is False
+
+
+class _Volume(nn.Module):
+    """Filters of three dimensions, and complex numbers among the buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filters, self.head = nn.Conv3d(1, 2, 3, padding=1), nn.Linear(2, 4)
+        self.register_buffer("phases", torch.exp(1j * torch.linspace(0, 3, 6)).to(torch.complex64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.filters(images[:, None]).mean((2, 3))
+        logits: Tensor = self.head((features * self.phases).real.mean(-1))
+        return logits
+
+
+def test_filters_of_three_dimensions_and_complex_buffers(data: Data, tmp_path: Path) -> None:
+    """Resumed as it would have ended."""
+
+    def run(folder: Path | None, stop: Callable[[], bool] = never) -> nn.Module:
+        torch.manual_seed(0)
+        model = _Volume()
+        train(ModelTrainee(model, Classification(), PLAN), data, plan=PLAN, checkpoint=folder, stop=stop)
+        return model
+
+    steps = iter(range(1, 100))
+    with pytest.raises(Interrupted):
+        run(tmp_path, lambda: next(steps) == 7)
+    whole, resumed = run(None).state_dict(), run(tmp_path).state_dict()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
