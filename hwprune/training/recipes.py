@@ -17,7 +17,9 @@ from hwprune.training.tasks import Task, evaluate, predict, task_for
 # After surgery most of the knowledge is still there. A small rate that only falls guides the weights back; a warm-up to
 # twice that rate forgets first: KL 0.31 instead of 0.13 after an epoch (EfficientNet-Lite0 at 45 %; the log of methods
 # in benchmarks/).
-FINETUNE = TrainPlan(epochs=2, batch_size=64, lr=0.01, schedule="cosine", weight_decay=1e-4)
+# Without normalisation layers a step can throw the weights away; a norm of 5 hardly binds where there are some, and 1
+# would (benchmarks/LOG.md).
+FINETUNE = TrainPlan(epochs=2, batch_size=64, lr=0.01, schedule="cosine", weight_decay=1e-4, clip_norm=5.0)
 
 
 def train_dense(

@@ -152,8 +152,8 @@ def test_a_user_without_a_home_has_a_temporary_cache_and_no_settings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where the system does not know the user
-    for name in ("HWPRUNE_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # the system does not know the user
+    for name in ("HOME", "HWPRUNE_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
     assert cache_folder().parent == tmp_path
     assert not (config_folder() / "config.toml").exists()
