@@ -111,17 +111,25 @@ class BudgetController:
         self.tries = tries
         self.on_event = on_event
 
-    def settle(self, answer: Answer, *, aim: float = AIM) -> Settlement:
-        """Measure and move until a candidate is within the budget and uses it, or the grid has none between."""
+    def settle(self, answer: Answer, *, missed: Trial | None = None) -> Settlement:
+        """Measure and move until a candidate is within the budget and uses it, or the grid has none between.
+
+        `missed`: what was verified over the budget though its candidate was not; it is believed, and what follows is
+        chosen below it.
+        """
         seen = _Evidence(self.predict)
         following: Answer | None = answer
-        while following is not None and len(seen.trials) < self.tries:
+        tries = self.tries
+        if missed is not None:
+            seen.believe(missed)
+            following, tries = self._next_answer(missed, seen), tries + 1
+        while following is not None and len(seen.trials) < tries:
             trial = seen.add(self._try(following))
             if trial.settled:
                 break
             if seen.may_ask_again(trial) and trial.undecided:
                 continue
-            following = self._next_answer(trial, seen, aim) or self._doubtful(seen)
+            following = self._next_answer(trial, seen) or self._doubtful(seen)
         if not any(trial.within for trial in seen.trials.values()):
             least = self.refit(answer, self.smallest_ms())
             if least.widths.values_tuple() not in seen.trials:
@@ -152,8 +160,8 @@ class BudgetController:
         )
         return trial
 
-    def _next_answer(self, trial: Trial, seen: _Evidence, aim: float) -> Answer | None:
-        """An answer not decided yet whose predicted latency should measure at `aim` of the budget; None: there is none.
+    def _next_answer(self, trial: Trial, seen: _Evidence) -> Answer | None:
+        """An answer not decided yet whose predicted latency should measure at `AIM` of the budget; None: there is none.
 
         The bias of the last trial that is believed translates the aim into the model's scale; candidates believed to
         pass and to miss bound it. Where the method answers with a network already tried, the target moves towards the
@@ -161,7 +169,7 @@ class BudgetController:
         """
         believed = seen.believed()
         last = trial if trial in believed else believed[-1]
-        wanted = min(aim, last.highest_aim) * last.budget_ms / seen.bias(last)
+        wanted = min(AIM, last.highest_aim) * last.budget_ms / seen.bias(last)
         passed = max((self.predict(t.answer) for t in believed if t.within), default=self.smallest_ms())
         missed = min((self.predict(t.answer) for t in believed if not t.within), default=math.inf)
         if passed < missed < math.inf and not passed < wanted < missed:
@@ -198,6 +206,12 @@ class _Evidence:
             trial = min(before, trial, key=lambda item: item.measured_ci_ms[1])
         self.trials[key] = trial
         return trial
+
+    def believe(self, trial: Trial) -> None:
+        """Keep a trial that is not to be measured again."""
+        key = trial.answer.widths.values_tuple()
+        self.trials[key] = trial
+        self._twice.add(key)
 
     def bias(self, trial: Trial) -> float:
         """Measured over predicted latency."""

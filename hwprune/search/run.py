@@ -18,7 +18,7 @@ from hwprune.report.html import FILE as REPORT
 from hwprune.report.html import write_report
 from hwprune.report.run_data import Candidate, Result
 from hwprune.search.answers import load_settlement, save_settlement
-from hwprune.search.controller import AIM, Settlement
+from hwprune.search.controller import Settlement, Trial
 from hwprune.search.dense import dense_network
 from hwprune.search.finish import Finished, finish, layer_profile
 from hwprune.search.run_folder import ONNX, RunFolder
@@ -36,7 +36,7 @@ from hwprune.training import Data, Task, load_data, task_for
 
 ATTEMPTS = 3
 IN_VAIN = "in_vain.json"
-STEP_BACK = 0.01  # how much lower to aim after the finetuned network missed a budget its candidate had met
+STEP_BACK = 0.01  # how much faster a candidate must be at least after the finetuned network missed a budget that it met
 
 
 def run_search(
@@ -102,17 +102,23 @@ def _search(shop: Workshop, baseline: Baseline, method: AbstractMethod) -> Resul
     settled: list[Settlement] = []
     passes = answer.image_passes
     done: Finished | None = None
-    while done is None:
+    stepping_back = True
+    while stepping_back:
         attempt = len(settled)
-        settled.append(_settle(shop, method, answer, attempt))
+        found = _settle(shop, method, answer, settled)
+        if settled and found.chosen.answer.widths == settled[-1].chosen.answer.widths:
+            break  # no other network is left to try
+        settled.append(found)
         in_vain = _in_vain(shop, attempt)
-        if in_vain is None:
-            done = _finish(shop, settled)
-            in_vain = done.image_passes
-            if _stepping_back(shop, done, settled):
-                write_json(_attempt(shop, attempt) / IN_VAIN, {"image_passes": in_vain})
-                done = None
-        passes += in_vain
+        if in_vain is not None:
+            passes += int(in_vain["image_passes"])
+            continue
+        done = _finish(shop, settled)
+        passes += done.image_passes
+        stepping_back = _stepping_back(shop, done, settled)
+        if stepping_back:
+            _keep_in_vain(shop, done, attempt)
+    done = done or _finish(shop, settled)
     profile = layer_profile(shop, (shop.folder.path / ONNX).read_bytes(), done.answer)
     if profile is not None:
         write_json(shop.folder.path / "layers.json", profile.to_json())
@@ -124,10 +130,23 @@ def _attempt(shop: Workshop, attempt: int) -> Path:
     return shop.folder.path / "settled" / str(attempt)
 
 
-def _in_vain(shop: Workshop, attempt: int) -> int | None:
-    """The image passes of an attempt that ended over the budget before this run was interrupted, else None."""
+def _in_vain(shop: Workshop, attempt: int) -> dict[str, Any] | None:
+    """What an attempt trained and measured that ended over the budget before this run was interrupted, else None."""
     path = _attempt(shop, attempt) / IN_VAIN
-    return int(read_json(path)["image_passes"]) if path.exists() else None
+    return dict(read_json(path)) if path.exists() else None
+
+
+def _keep_in_vain(shop: Workshop, done: Finished, attempt: int) -> None:
+    verified = done.verified
+    shop.learn(done.answer.widths, verified.pruned)
+    value, low, high = verified.pruned.statistic(verified.statistic)
+    document = {
+        "image_passes": done.image_passes,
+        "measured_ms": value,
+        "measured_ci_ms": [low, high],
+        "budget_ms": verified.budget_ms,
+    }
+    write_json(_attempt(shop, attempt) / IN_VAIN, document)
 
 
 def _stepping_back(shop: Workshop, done: Finished, settled: Sequence[Settlement]) -> bool:
@@ -143,17 +162,32 @@ def _finish(shop: Workshop, settled: Sequence[Settlement]) -> Finished:
     return finish(shop, chosen.answer, len(settled) - 1, candidate_ms=chosen.measured_ms)
 
 
-def _settle(shop: Workshop, method: AbstractMethod, answer: Answer, attempt: int) -> Settlement:
-    """Kept once decided: measured anew after a kill, another candidate could win than the one half finetuned."""
+def _settle(shop: Workshop, method: AbstractMethod, answer: Answer, before: Sequence[Settlement]) -> Settlement:
+    """Kept once decided: measured anew after a kill, another candidate could win than the one half finetuned.
+
+    `before` are the attempts whose finetuned networks turned out over the budget: this one goes on below the last.
+    """
+    attempt = len(before)
     stage = f"settle-{attempt}" if attempt else "settle"
     folder = _attempt(shop, attempt)
 
     def work() -> Settlement:
-        settled = settle(shop, method, answer, aim=AIM - attempt * STEP_BACK)
+        missed = [_missed(shop, one.chosen.answer, number) for number, one in enumerate(before)]
+        slower = [1 + attempt * STEP_BACK]
+        for late, one in zip(missed, before, strict=True):
+            slower.append(late.utilisation * shop.budget_ms / one.chosen.measured_ms)
+        settled = settle(shop, method, answer, slower=max(slower), missed=missed[-1] if missed else None)
         save_settlement(settled, folder)
         return settled
 
     return shop.folder.stage(stage, work, lambda: load_settlement(folder, shop.table.space, answer))
+
+
+def _missed(shop: Workshop, answer: Answer, attempt: int) -> Trial:
+    """What an attempt in vain measured in the end, of the network that its candidate stood for."""
+    found = read_json(_attempt(shop, attempt) / IN_VAIN)
+    low, high = map(float, found["measured_ci_ms"])
+    return Trial(answer, float(found["measured_ms"]), (low, high), float(found["budget_ms"]))
 
 
 def _common(shop: Workshop) -> dict[str, Any]:
@@ -187,8 +221,8 @@ def _result(shop: Workshop, done: Finished, settled: list[Settlement], image_pas
     widths = done.answer.widths
     candidates = [
         Candidate(dict(t.answer.widths), t.answer.predicted_ms, t.measured_ms, t.measured_ci_ms, t.within)
-        for s in settled
-        for t in s.trials
+        for attempt, s in enumerate(settled)
+        for t in s.trials[1 if attempt else 0 :]  # a later attempt begins with what the one before was verified to be
     ]
     return Result(
         **_common(shop),

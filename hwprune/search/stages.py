@@ -154,8 +154,14 @@ def _least_ms(shop: Workshop) -> float:
     return fastest(shop.table.space, shop.latency).predicted_ms
 
 
-def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float = AIM) -> Settlement:
-    """Measure and move until the candidate meets the budget and uses it."""
+def settle(
+    shop: Workshop, method: AbstractMethod, answer: Answer, *, slower: float = 1.0, missed: Trial | None = None
+) -> Settlement:
+    """Measure and move until the candidate meets the budget and uses it; below `missed` where that is given.
+
+    `slower`: what ships is expected to read so many times its candidate's latency, and so much faster a candidate must
+    be.
+    """
     statistic = shop.settings.statistic
     tried: list[Trial] = []
 
@@ -163,7 +169,7 @@ def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float
         seed = shop.settings.seed + 1 + 2 * len(tried) + decides
         timed = shop.measure({"candidate": shop.template.at(candidate.keep)}, seed=seed, decides=decides)
         value, low, high = timed["candidate"].statistic(statistic)
-        return Trial(candidate, value, (low, high), shop.budget_ms), timed["candidate"]
+        return Trial(candidate, value, (low, high), shop.budget_ms / slower), timed["candidate"]
 
     def measure(candidate: Answer) -> Trial:
         # What passes is finetuned next, which costs far more than a second, longer session that confirms it.
@@ -190,7 +196,7 @@ def settle(shop: Workshop, method: AbstractMethod, answer: Answer, *, aim: float
         smallest_ms=lambda: shop.latency.predict(shop.table.space.smallest()).latency_ms,
         on_event=shop.folder.emit,
     )
-    settled = controller.settle(answer, aim=aim)
+    settled = controller.settle(answer, missed=missed)
     _tell_unused(shop, settled)
     return settled
 

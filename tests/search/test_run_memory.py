@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -100,3 +101,37 @@ def test_the_last_run_is_none_that_was_refused(search: Search, tmp_path: Path) -
     shutil.rmtree(run.folder)
     with pytest.raises(UsageError, match="there is no run in"):
         find_run("last", tmp_path / "runs")
+
+
+def test_stepping_back_goes_to_another_network(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ships always reads 3 % more than its candidate did: the same network again would miss again."""
+    honest = finish.verify
+
+    def verify(*given: Any, **options: Any) -> Verified:
+        found = honest(*given, **options)
+        return dataclasses.replace(found, budget_ms=0.97 * found.budget_ms)
+
+    monkeypatch.setattr(finish, "verify", verify)
+    result = search(method="greedy", tile=4).result
+    attempts = [read_json(path / "trials.json") for path in sorted((Path(result.run_dir) / "settled").iterdir())]
+    chosen = [attempt["trials"][attempt["chosen"]] for attempt in attempts]
+    assert len(chosen) > 1
+    assert all(later["measured_ms"] < before["measured_ms"] for before, later in itertools.pairwise(chosen))
+    assert result.verdict == "pass"
+    assert result.utilisation is not None
+    assert result.utilisation > 0.9
+    missed = read_json(Path(result.run_dir) / "settled" / "0" / "in_vain.json")
+    again = attempts[1]["trials"][0]
+    assert (again["widths"], again["measured_ms"]) == (chosen[0]["widths"], missed["measured_ms"])
+
+
+def test_where_no_other_network_is_left_none_is_trained_again(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, asked = finish.verify, []
+
+    def verify(*given: Any, **options: Any) -> Verified:
+        asked.append(options["seed"])
+        return missed(honest(*given, **options))
+
+    monkeypatch.setattr(finish, "verify", verify)
+    result = search(tile=64, latency="75%").result  # met by the smallest network of this grid alone
+    assert (result.verdict, asked) == ("miss", [1000])
