@@ -31,7 +31,14 @@ from hwprune.search.refine import epochs_of, finetune_run
 from hwprune.search.run import run_search
 from hwprune.search.run_folder import RUNS, find_run, fp32_onnx
 from hwprune.search.settings import COMPARED_BUDGETS, COMPARED_METHODS, SearchOptions, SearchSettings
-from hwprune.search.subjects import example_of, model_and_example, model_name, read_onnx, run_or_model
+from hwprune.search.subjects import (
+    check_own_weights,
+    example_of,
+    model_and_example,
+    model_name,
+    read_onnx,
+    run_or_model,
+)
 from hwprune.training import Data, Task, load_data
 
 if TYPE_CHECKING:
@@ -56,6 +63,7 @@ def search(
     `latency_ms`, or `latency` as "60%" of the dense measured latency or "4ms". `model` and `data`: what the command
     line takes, or the objects themselves. The same call continues an interrupted run. `SearchOptions` lists `options`.
     """
+    check_own_weights(model, options.get("weights"))
     named = {"model": model_name(model), "data": data.name if isinstance(data, Data) else data}
     settings = SearchSettings.make(latency_ms=latency_ms, latency=latency, **named, **options)
     folder = Path(run_dir) if run_dir is not None else settings.default_folder(RUNS)
@@ -95,6 +103,7 @@ def compare(
     `total_epochs` is what every method may train, by default `epochs` and `finetune_epochs` together. The same call
     goes on run by run.
     """
+    check_own_weights(model, options.get("weights"))
     cells = cells_of(methods, budgets, seeds)
     given = data if isinstance(data, Data) else None
     base = SearchSettings.make(

@@ -23,7 +23,7 @@ from hwprune.models import load_weights, save_weights
 from hwprune.report.comparison import MethodComparison, write_comparison
 from hwprune.report.run_data import Result
 from hwprune.search.cell import Cell
-from hwprune.search.dense import is_trained, train
+from hwprune.search.dense import is_trained, tell_chance, train
 from hwprune.search.judge import dense_outputs, judge
 from hwprune.search.run import named_model, run_search
 from hwprune.search.settings import DEFAULTS, SearchSettings
@@ -127,7 +127,8 @@ def _dense(
         return dense.eval()
     folder.mkdir(parents=True, exist_ok=True)
     if not is_trained(dense, data, task, base, on_event):
-        train(dense, data, task, base, folder / "checkpoints", on_event, stop)
+        score = train(dense, data, task, base, folder / "checkpoints", on_event, stop)
+        tell_chance(score, data, task, on_event)
     save_weights(dense, path)
     return dense.eval()
 

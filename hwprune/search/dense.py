@@ -43,6 +43,7 @@ def dense_network(shop: Workshop) -> None:
         if score is None:
             checkpoint = shop.folder.checkpoint("dense")
             score = train(shop.model, shop.data, shop.task, shop.settings, checkpoint, shop.folder.emit, shop.stop)
+        tell_chance(score, shop.data, shop.task, shop.folder.emit)
         save_weights(shop.model, path)
         write_json(shop.folder.path / ORIGIN, {"training": origin, "val_score": score})
 
@@ -77,10 +78,7 @@ def is_trained(model: nn.Module, data: Data, task: Task, settings: SearchSetting
 def train(
     model: nn.Module, data: Data, task: Task, settings: SearchSettings, checkpoint: Path, on_event: OnEvent, stop: Stop
 ) -> float:
-    """Train the dense network in place, as the settings say; its validation score.
-
-    Where that is no better than chance, so is all that follows: a `Caution` says so.
-    """
+    """Train the dense network in place, as the settings say; its validation score."""
     train_dense(
         model,
         data,
@@ -91,11 +89,14 @@ def train(
         on_event=on_event,
         stop=stop,
     )
-    score = evaluate(model, data, "val", task=task).score
+    return evaluate(model, data, "val", task=task).score
+
+
+def tell_chance(score: float, data: Data, task: Task, on_event: OnEvent) -> None:
+    """Say when a training has taught the network nothing: where it is about chance, so is all that follows."""
     if isinstance(task, Classification) and score <= _above_chance(data.val.targets, data.classes):
         text = f"after its training the dense network scores {score:.4f} on validation data, which is about chance"
         on_event(Caution(text, hint="more --dense-epochs, or train it yourself and give it with --weights"))
-    return score
 
 
 def _plan(settings: SearchSettings) -> TrainPlan:

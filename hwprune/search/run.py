@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from hwprune.core.errors import BudgetInfeasible
+from hwprune.core.errors import BudgetInfeasible, RunError
 from hwprune.core.events import Caution, Note, OnEvent, Stop, ignore, never
 from hwprune.core.files import read_json, write_json
 from hwprune.methods._base import AbstractMethod, Answer
@@ -21,7 +21,7 @@ from hwprune.search.answers import load_settlement, save_settlement
 from hwprune.search.controller import Settlement, Trial
 from hwprune.search.dense import dense_network
 from hwprune.search.finish import Finished, finish, layer_profile
-from hwprune.search.run_folder import ONNX, RunFolder
+from hwprune.search.run_folder import DATA, ONNX, RunFolder
 from hwprune.search.settings import SearchSettings
 from hwprune.search.shipping import SHIPPED
 from hwprune.search.stages import (
@@ -64,12 +64,15 @@ def run_search(
     with RunFolder.open(run_dir, settings, on_event) as folder:
         finished = folder.path / "result.json"
         if finished.exists():
+            if data is not None:
+                check_same_data(folder, data)
             folder.emit(Note(f"{run_dir} is finished; this is its result (another --run-dir starts anew)"))
             if not (folder.path / REPORT).exists():
                 write_report(folder.path)
             return Result.from_json(read_json(finished))
         data = data or load_data(settings.data)
         model = model or named_model(settings, data)
+        check_same_data(folder, data)
         with open_workshop(
             folder, model=model, data=data, task=task or task_for(data), tables=tables, stop=stop, table_ms=table_ms
         ) as shop:
@@ -84,6 +87,18 @@ def run_search(
         write_json(finished, result.to_json())
         write_report(folder.path)
         return result
+
+
+def check_same_data(folder: RunFolder, data: Data) -> None:
+    """Raise `RunError` for a run that began with other data of the same name; remember what it begins with."""
+    path = folder.path / DATA
+    if not (folder.seconds and path.exists()):
+        write_json(path, {"fingerprint": data.fingerprint})
+    elif read_json(path).get("fingerprint") != data.fingerprint:
+        raise RunError(
+            f"{folder.path} began with other data than these, though they are called {data.name} too",
+            hint="choose another --run-dir",
+        )
 
 
 def named_model(settings: SearchSettings, data: Data) -> nn.Module:

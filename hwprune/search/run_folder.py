@@ -18,7 +18,8 @@ from hwprune.search.settings import SearchSettings
 T = TypeVar("T")
 RUNS = Path("runs")
 JOURNAL = "journal.jsonl"
-BEFORE_A_STAGE = (".lock", "run.toml", "run_id", JOURNAL, "log.txt")  # all that a run writes that began no stage
+DATA = "data.json"  # the fingerprint of what the run trains on
+BEFORE_A_STAGE = (".lock", "run.toml", "run_id", DATA, JOURNAL, "log.txt")  # all that a run writes that began no stage
 ONNX, ONNX_FP32 = "model.onnx", "model_fp32.onnx"  # what ships; what it was made from, where that is another file
 
 

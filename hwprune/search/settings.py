@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,9 +97,19 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         self.budget  # noqa: B018  (raises when the two forms of the budget are both given or both missing)
-        for name, least in (("batch", 1), ("threads", 1), ("samples", LEAST_SAMPLES), ("tile", 0), ("batch_size", 2)):
+        for name, least in (
+            ("batch", 1),
+            ("threads", 1),
+            ("samples", LEAST_SAMPLES),
+            ("tile", 0),
+            ("batch_size", 2),
+            ("seed", 0),
+        ):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("epochs", "lr", "dense_epochs", "finetune_epochs", "total_epochs"):
+            if not math.isfinite(getattr(self, name)):
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be a finite number")
         for name in ("epochs", "lr"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be more than 0")

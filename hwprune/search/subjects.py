@@ -111,6 +111,12 @@ def example_of(image: Sequence[int], batch: int) -> Tensor:
     return torch.randn(batch, *image, generator=torch.Generator().manual_seed(0))
 
 
+def check_own_weights(model: object, weights: object) -> None:
+    """Raise `UsageError` for weights that are named beside a network object, which would be ignored."""
+    if isinstance(model, nn.Module) and weights is not None:
+        raise UsageError("a model object has weights of its own", hint="load them into it, and leave weights out")
+
+
 def model_and_example(
     model: str | Path | nn.Module | None,
     x: Tensor | tuple[int, ...] | None,
@@ -124,8 +130,7 @@ def model_and_example(
     if isinstance(model, nn.Module):
         if x is None:
             raise UsageError("a model object needs an example input", hint="pass x, a tensor or a shape")
-        if weights is not None:
-            raise UsageError("a model object has weights of its own", hint="load them into it, and leave weights out")
+        check_own_weights(model, weights)
         return model, x if isinstance(x, Tensor) else example_of(x[1:], x[0]), table_name(str(model_name(model)))
     spec = str(model) if model is not None else DEFAULTS.model
     classes = None

@@ -34,6 +34,7 @@ from hwprune.search.tables import keep_model, table_name
 from hwprune.training import FINETUNE, ArraySet, Classification, Data, Task, TrainPlan, predict, trainable
 
 SESSIONS = 3
+PROFILE_SEED = 0  # a table belongs to the device: runs with other seeds use the networks that are in it
 PATIENCE_S = 30.0  # what a run may wait for a quiet machine, all in all; as long as it has worked, if that is more
 STEADY = 0.02  # half the width of a 95 % interval, relative; undisturbed sessions stop at half of that
 FIT_MAPE, FIT_WRONG_SIGN, FIT_COSINE = 0.05, 0.02, 0.9  # held out; what a latency model should reach to be steered by
@@ -247,7 +248,7 @@ def _profiled(found: Survey, folder: RunFolder, stop: Stop) -> LatencyTable:
         found.board,
         table=found.table,
         samples=settings.samples,
-        seed=settings.seed,
+        seed=PROFILE_SEED,
         on_event=folder.emit,
         stop=stop,
     )

@@ -77,12 +77,13 @@ class _Counters:
 
     def add(self, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-            self.counts[name] = self.counts.get(name, 0) + 1
+            if math.isfinite(value):
+                self.sums[name] = self.sums.get(name, 0.0) + float(value)
+                self.counts[name] = self.counts.get(name, 0) + 1
 
     def close_epoch(self, extra: Mapping[str, float]) -> dict[str, float]:
         figures = {name: total / self.counts[name] for name, total in self.sums.items()}
-        self.history.append({**figures, **extra})
+        self.history.append({**figures, **{name: value for name, value in extra.items() if math.isfinite(value)}})
         self.sums, self.counts = {}, {}
         return self.history[-1]
 

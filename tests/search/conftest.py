@@ -45,7 +45,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def search(dense: nn.Module, few_digits: Data, tables: Path, tmp_path: Path) -> Search:
     """`hwprune.search` on the simulated device with short trainings; the network and every option can be overridden."""
 
-    def run(model: nn.Module = dense, **options: Any) -> Run:
+    def run(model: nn.Module = dense, data: Data = few_digits, **options: Any) -> Run:
         given: dict[str, Any] = {
             "latency": "60%",
             "device": "simulated",
@@ -58,6 +58,6 @@ def search(dense: nn.Module, few_digits: Data, tables: Path, tmp_path: Path) -> 
             "tables": tables,
             **options,
         }
-        return api.search(model, few_digits, **given)
+        return api.search(model, data, **given)
 
     return run

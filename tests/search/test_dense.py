@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 
 from hwprune.core.events import Caution, EpochDone, Event, Note
 from hwprune.models import load_model, save_weights
-from hwprune.search.dense import is_trained, train
+from hwprune.search.dense import is_trained, tell_chance
 from hwprune.search.outcomes import Run
 from hwprune.search.settings import SearchSettings
 from hwprune.training import ArraySet, Data, Task, task_for
@@ -160,15 +159,23 @@ def test_a_score_of_the_users_own_is_held_against_untrained_copies() -> None:
     assert is_trained(classifier(5.0), data, _OwnTask(), SETTINGS, lambda event: None)
 
 
-def test_a_dense_training_that_teaches_nothing_is_told(tmp_path: Path) -> None:
+def test_a_dense_training_that_teaches_nothing_is_told() -> None:
     heard: list[Event] = []
     data = two_classes(0.5)
-    data = replace(data, train=ArraySet(torch.zeros_like(data.train.images), data.train.targets))
-    score = train(classifier(0.0), data, task_for(data), SETTINGS, tmp_path / "checkpoint", heard.append, lambda: False)
-    told = [event for event in heard if isinstance(event, Caution) and "about chance" in event.text]
-    assert [event.text for event in told] == [
+    for score in (0.5, 0.52, 0.97):
+        tell_chance(score, data, task_for(data), heard.append)
+    assert [event.text for event in heard if isinstance(event, Caution)] == [
         f"after its training the dense network scores {score:.4f} on validation data, which is about chance"
+        for score in (0.5, 0.52)
     ]
-    heard.clear()
-    train(classifier(0.0), two_classes(0.5), task_for(data), SETTINGS, tmp_path / "good", heard.append, lambda: False)
-    assert not any(isinstance(event, Caution) for event in heard)
+    tell_chance(-5.0, data, _OwnTask(), heard.append)
+    assert len(heard) == 2, "nothing is known of chance under another score"
+
+
+def test_borrowed_weights_keep_the_warning_that_they_are_at_chance(search: Search, tmp_path: Path) -> None:
+    runs = [
+        run_untrained(search, tmp_path / name, [], dense_epochs=0.02, finetune_epochs=0.0, latency=latency)
+        for name, latency in (("first", "60%"), ("second", "70%"))
+    ]
+    for run in runs:
+        assert any("which is about chance" in text for text in run.result.warnings)

@@ -11,8 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
-from hwprune.core.errors import UsageError
+from hwprune import api
+from hwprune.core.errors import RunError, UsageError
 from hwprune.core.events import Event, Note, ignore
 from hwprune.core.files import Journal, read_json
 from hwprune.search import finish, workshop
@@ -20,6 +22,7 @@ from hwprune.search.finish import Verified
 from hwprune.search.outcomes import Run
 from hwprune.search.run_folder import RunFolder, find_run
 from hwprune.search.settings import SearchSettings
+from hwprune.training import ArraySet, Data
 
 Search = Callable[..., Run]
 
@@ -135,3 +138,57 @@ def test_where_no_other_network_is_left_none_is_trained_again(search: Search, mo
     monkeypatch.setattr(finish, "verify", verify)
     result = search(tile=64, latency="75%").result  # met by the smallest network of this grid alone
     assert (result.verdict, asked) == ("miss", [1000])
+
+
+def interrupted(*given: Any, **options: Any) -> Verified:
+    raise KeyboardInterrupt
+
+
+def other_labels(data: Data) -> Data:
+    """Data of the same name with all labels moved on by one."""
+    splits = {name: replace_targets(getattr(data, name), data.classes) for name in ("train", "val", "test")}
+    return dataclasses.replace(data, **splits)
+
+
+def replace_targets(split: ArraySet, classes: int) -> ArraySet:
+    return ArraySet(split.images, (split.targets + 1) % classes)
+
+
+def test_a_run_stays_with_the_data_it_began_with(
+    search: Search, few_digits: Data, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Finished or half done: the name of the data is the same, their content is not."""
+    other = other_labels(few_digits)
+    assert (other.name, other.classes) == (few_digits.name, few_digits.classes)
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "verify", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            search()
+    with pytest.raises(RunError, match="began with other data than these, though they are called digits too"):
+        search(data=other)
+    assert search().result.verdict == "pass"
+    with pytest.raises(RunError, match="began with other data"):
+        search(data=other)
+    assert search().result.verdict == "pass"
+
+
+def test_a_run_that_began_nothing_may_begin_with_other_data(search: Search, few_digits: Data, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no channel group"):
+        search(tile=1024)
+    assert not (tmp_path / "run" / "data.json").exists()
+    assert search(data=other_labels(few_digits), finetune_epochs=0.0).result.verdict == "pass"
+
+
+def test_weights_beside_a_network_object_are_refused(search: Search) -> None:
+    with pytest.raises(UsageError, match="a model object has weights of its own"):
+        search(weights="no_such.safetensors")
+    with pytest.raises(UsageError, match="a model object has weights of its own"):
+        api.compare(nn.Linear(2, 2), "digits", weights="no_such.safetensors")
+
+
+def test_runs_with_other_seeds_use_the_same_table(search: Search, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        search(seed=seed, run_dir=tmp_path / str(seed), tables=tmp_path / "tables", finetune_epochs=0.0)
+    rows = [read_json(tmp_path / str(seed) / "profiled.json")["rows"] for seed in (0, 1)]
+    searched = [len(row["trials"]) for row in [read_json(tmp_path / "0" / "settled" / "0" / "trials.json")]]
+    assert rows[1] <= rows[0] + 2 * sum(searched), "nothing was profiled again"

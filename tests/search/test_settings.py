@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,17 @@ def test_find_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'third' is not a run folder") as caught:
         find_run("third", tmp_path)
     assert caught.value.hint.endswith("first, second")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("seed", -1, "seed is -1; it must be at least 0"),
+        ("total_epochs", math.inf, "total_epochs is inf; it must be a finite number"),
+        ("epochs", math.inf, "epochs is inf; it must be a finite number"),
+        ("lr", math.nan, "lr is nan; it must be a finite number"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_at_once(option: str, value: float, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        SearchSettings.make(latency="60%", **{option: value})

@@ -45,7 +45,7 @@ def trained(data: Data) -> nn.Module:
     return model
 
 
-RUIN = replace(FINETUNE, epochs=3, batch_size=16, lr=8.0, checkpoint_s=0)
+RUIN = replace(FINETUNE, epochs=3, batch_size=16, lr=8.0, clip_norm=0.0, checkpoint_s=0)
 
 
 def test_finetuning_that_ruins_a_network_leaves_it_as_it_was(data: Data, trained: nn.Module) -> None:
@@ -129,3 +129,17 @@ def test_the_rule(scores: list[Tensor], epoch: int, regretted: bool) -> None:
     """Paired over the examples: the mean of 10 lost ones of 100 is 0.1 with a standard error of 0.03."""
     best = _watched(scores)
     assert (best.epoch, int(best.tensors["now"]), best.regretted) == (epoch, epoch, regretted)
+
+
+class _LogLikelihood(Classification):
+    """A score of the user's own that is -inf for one image."""
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        found = outputs.log_softmax(1).gather(1, targets[:, None])[:, 0]
+        return torch.where(torch.arange(len(found)) == 3, -torch.inf, found)
+
+
+def test_scores_that_are_no_numbers_end_no_training(data: Data, tmp_path: Path) -> None:
+    log = finetune(toy_network(), None, data, task=_LogLikelihood(), plan=RUIN, checkpoint=tmp_path)
+    assert log.steps == 18
+    assert [set(epoch) for epoch in log.history] == [{"loss", "lr"}] * 3
