@@ -24,6 +24,7 @@ def bench(
     runtime: str | None = None,
     threads: int = 1,
     batch: int = 1,
+    x: tuple[int, ...] | None = None,
     fail_above: float | str | None = None,
     protocol: str = "default",
     laps: int | None = None,
@@ -34,7 +35,8 @@ def bench(
     """Time ONNX files, models or runs in turns in one process; the first is what the others are compared with.
 
     `protocol`: quick, default or publish. `fail_above`: a limit in ms, or as "4ms". `runtime`: one, or several with
-    commas, all in one interleaved run; `openvino:bf16` is another precision than fp32.
+    commas, all in one interleaved run; `openvino:bf16` is another precision than fp32. `x`: the input shape of models,
+    batch included; files and runs have their own.
     """
     chosen = {"quick": Protocol.quick, "default": Protocol.default, "publish": Protocol.publish}
     if protocol not in chosen:
@@ -45,7 +47,7 @@ def bench(
         plan = dataclasses.replace(plan, laps=laps)
     if rounds is not None:
         plan = dataclasses.replace(plan, rounds_min=rounds, rounds_max=rounds)
-    models = onnx_subjects(tuple(map(str, subjects)), batch=batch)
+    models = onnx_subjects(tuple(map(str, subjects)), batch=batch, shape=x)
     targets = split_runtimes(runtime or Target.runtime, Target(device, batch=batch, threads=threads))
     if plan.rounds_max < 2 and len(models) * len(targets) > 1:
         raise UsageError(f"{plan.rounds_max} round gives no interval of a ratio", hint="give --rounds 2 or more")

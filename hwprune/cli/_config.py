@@ -119,6 +119,8 @@ def parse_options(pairs: Iterable[str]) -> dict[str, str]:
 def _check(key: str, known: set[str], path: Path, text: str, *, table: str) -> None:
     if key in known:
         return
+    if key == "set":
+        raise UsageError(f"{path}: no key 'set'", hint="options of the method are a table: [options], then KEY = VALUE")
     place = f"[{table}] has no key" if table else "no key"
     flags = f"flags of {table}" if table else "flags of the verbs"
     raise UsageError(
@@ -139,7 +141,8 @@ def _as_text(key: str, value: Any, path: Path) -> Any:
                 f"{path}: 'options' must be a table of method options", hint="write [options] and distill_alpha = 0.5"
             )
         return [f"{name}={_option_text(item)}" for name, item in value.items()]
-    if isinstance(value, (dict, list)) and not all(isinstance(item, (str, int, float)) for item in value):
+    items = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, (str, int, float)) for item in items):
         raise UsageError(f"{path}: '{key}' must be a plain value or a list of them")
     return value
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hwprune.cli._config import FILE, PER_CALL, USER_FILE, load_defaults
+from hwprune.cli._config import FILE, PER_CALL, USER_FILE, Default, load_defaults
 from hwprune.core.errors import UsageError
 from hwprune.core.specs import config_folder
 from hwprune.devices.files import check_distinct, devices
@@ -107,6 +107,10 @@ Protect = Annotated[
 Tables = Annotated[Path, typer.Option(metavar="FOLDER", help="Latency tables.", rich_help_panel=TARGET)]
 
 
+# Where a flag is not called what its value is.
+VARIABLES = {"options": "HWPRUNE_SET", "source": "HWPRUNE_FROM"}
+
+
 class Color(str, Enum):
     """When to colour the output."""
 
@@ -147,10 +151,21 @@ def _load_config(ctx: typer.Context, value: Path | None) -> Path | None:
     }
     paths = [path for path in (config_folder() / USER_FILE, value or Path(FILE)) if path.is_file()]
     found, of_a_run = load_defaults(paths, str(ctx.info_name), flags)
-    ctx.default_map = {name: default.value for name, default in found.items()}
+    params: dict[str, Any] = {str(param.name): param for param in ctx.command.params}
+    ctx.default_map = {name: _of_the_flag(params[name], default) for name, default in found.items()}
     ctx.meta.update({f"hwprune.config.{name}": default.file for name, default in found.items()})
     ctx.meta["hwprune.of_a_run"] = of_a_run
     return value
+
+
+def _of_the_flag(param: Any, default: Default) -> Any:
+    """A file's value for a flag; one alone is a list of one. Raises `UsageError` for a switch's value elsewhere."""
+    if isinstance(default.value, bool) and not param.is_flag:
+        text = f"{default.file}: '{param.name}' is {str(default.value).lower()}; it takes a value"
+        raise UsageError(text, hint=f"{param.opts[-1]} {param.metavar or 'VALUE'} is what it says on the command line")
+    if getattr(param, "multiple", False) and not isinstance(default.value, list):
+        return [default.value]
+    return default.value
 
 
 def _common(kind: Any, *names: str, **settings: Any) -> Any:

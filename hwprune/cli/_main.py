@@ -35,7 +35,7 @@ from hwprune.cli import (
 )
 from hwprune.cli._console import early_streams, print_any_letter
 from hwprune.cli._verb import origin
-from hwprune.core.errors import BudgetInfeasible, HwpruneError, UsageError, unknown_name
+from hwprune.core.errors import BudgetInfeasible, HwpruneError, Interrupted, UsageError, unknown_name
 from hwprune.core.specs import temporary_folder, user_folder
 
 VERBS = (search, compare, inspect, profile, fit, predict, finetune, export, bench, explain, report, devices, doctor)
@@ -93,11 +93,30 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 yes, 1 no, 2 your input, 3 the device, 4 our bug, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_streams()
     print_any_letter()
     with _Errors(given) as errors:
         code = app(given, prog_name="hwprune", standalone_mode=False, obj=errors)
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C; no verb ends so itself
+            raise KeyboardInterrupt
         errors.code = code if isinstance(code, int) else 0
     return errors.code
+
+
+def _by_ctrl_c(error: BaseException | None) -> bool:
+    """Whether an error is Ctrl-C, or one that Ctrl-C caused: an import that it cuts off leaves half a module behind."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _open_streams() -> None:
+    """Write nowhere where a caller has closed stdout or stderr; else the next file that is opened takes their place."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  as long as the program lives
 
 
 class _Errors:
@@ -120,7 +139,9 @@ class _Errors:
     ) -> bool:
         if error is None:
             return True
-        if isinstance(error, typer.Exit):
+        if isinstance(error, typer.Abort) or _by_ctrl_c(error):
+            self._report(Interrupted("interrupted"))
+        elif isinstance(error, typer.Exit):
             self.code = error.exit_code
         elif isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
             _close_stdout()  # whoever read our output has seen enough; rich turns this into SystemExit
@@ -128,9 +149,6 @@ class _Errors:
             self._report(error)
         elif isinstance(error, PARSE_ERROR):
             self._report(parser_error(error))
-        elif isinstance(error, (KeyboardInterrupt, typer.Abort)):
-            self.streams.talk("interrupted")
-            self.code = INTERRUPTED
         elif isinstance(error, OSError):
             self._report(_os_error(error))
         elif isinstance(error, MemoryError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any, get_args
 import typer
 from typer.core import TyperArgument, TyperCommand
 
-from hwprune.cli._config import ONE_SETTING, PER_CALL, Default, resolved_toml
+from hwprune.cli._config import OF_A_RUN, ONE_SETTING, PER_CALL, Default, resolved_toml
 from hwprune.cli._console import Outcome, Streams
-from hwprune.cli._flags import COMMON_FLAGS, Common, Flag, check_device
+from hwprune.cli._flags import COMMON_FLAGS, VARIABLES, Common, Flag, check_device
 from hwprune.cli._flags import parameters as flag_parameters
 from hwprune.cli._progress import ProgressDisplay
 from hwprune.cli._stop import Stop
@@ -85,19 +86,20 @@ def register(
             info.show_envvar = False  # said once for all flags, in the help of `--config`
 
     def run(ctx: typer.Context, **values: Any) -> int:
-        shared = {name: values.pop(name) for name in Common.__dataclass_fields__ if name in values}
+        shared = {name: at_home(values.pop(name)) for name in Common.__dataclass_fields__ if name in values}
         common = Common(**shared)
         streams = Streams(common.json, common.verbosity, common.color.value)
         if ctx.obj is not None:
             ctx.obj.streams = streams
-        if is_new(values):
-            values.update(_of_no_run(ctx))
+        values.update(_of_no_run(ctx) if is_new(values) else _of_the_run(ctx))
         values.update(_one_of_two(ctx))
         if common.print_config:
-            typer.echo(resolved_toml(str(ctx.info_name), *_resolved(ctx)), nl=False)
+            _print_config(str(ctx.info_name), streams, *_resolved(ctx))
             return 0
         check_device(values.get("device", ""))
-        outcome = function(Call(common, streams), **values)
+        values = {name: at_home(value) for name, value in values.items()}
+        with redirect_stdout(sys.stderr) if common.json else nullcontext():  # a user's own file may print
+            outcome = function(Call(common, streams), **values)
         streams.result(f"hwprune.{ctx.info_name}/1", outcome)
         return outcome.code
 
@@ -123,6 +125,25 @@ def signature_of(function: Callable[..., Outcome], shared: tuple[Flag, ...] = ()
     return [context, *own, *flag_parameters((*shared, *COMMON_FLAGS))]
 
 
+def _print_config(verb: str, streams: Streams, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    if not streams.as_json:
+        typer.echo(resolved_toml(verb, values, origins), nl=False)
+        return
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    document = {name: {"value": value, "from": origins[name]} for name, value in plain.items()}
+    streams.document(f"hwprune.{verb}.config/1", document)
+
+
+def at_home(value: Any) -> Any:
+    """A path whose `~` the shell has left as it is, as in `--run-dir=~/runs`, with the home folder in its place."""
+    if not isinstance(value, Path):
+        return value
+    try:
+        return value.expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"there is no home folder for the ~ in {value}", hint="write the whole path") from error
+
+
 def _reflow(text: str) -> str:
     """A docstring with each paragraph on one line, for the terminal to wrap."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
@@ -143,7 +164,10 @@ def parse_widths(text: str | None) -> dict[str, int] | None:
         document = read_json(text)
         pairs = document.get("widths", document) if isinstance(document, dict) else {}
     else:
-        pairs = dict(part.partition("=")[::2] for part in text.split(","))
+        parts = [part.partition("=")[::2] for part in text.split(",")]
+        pairs = {name.strip(): units for name, units in parts}
+        if len(pairs) < len(parts):
+            raise UsageError(f"--widths {text} names a group twice", hint="give each group one width")
     try:
         return {str(name).strip(): int(units) for name, units in pairs.items()}
     except (TypeError, ValueError) as error:
@@ -163,6 +187,16 @@ def _of_no_run(ctx: typer.Context) -> dict[str, Any]:
             ctx.meta[f"hwprune.config.{name}"] = default.file
             _resolve(ctx, name, filled[name], "DEFAULT_MAP")
     return filled
+
+
+def _of_the_run(ctx: typer.Context) -> dict[str, Any]:
+    """None for what a variable says that is meant for the next search, where the run has its own."""
+    kept: dict[str, Any] = {}
+    for name in OF_A_RUN.get(str(ctx.info_name), ()):
+        if _place(ctx, name) == "ENVIRONMENT":
+            kept[name] = None
+            _resolve(ctx, name, None, "DEFAULT")
+    return kept
 
 
 def _one_of_two(ctx: typer.Context) -> dict[str, Any]:
@@ -207,7 +241,7 @@ def _resolved(ctx: typer.Context) -> tuple[dict[str, Any], dict[str, str]]:
 def origin(ctx: typer.Context, name: str, source: str) -> str:
     """Where a flag's value came from, for people: `flag`, `HWPRUNE_DEVICE`, `hwprune.toml`, `default`."""
     if source == "ENVIRONMENT":
-        return f"HWPRUNE_{name.upper()}"
+        return VARIABLES.get(name, f"HWPRUNE_{name.upper()}")
     if source == "DEFAULT_MAP":
         return str(ctx.meta.get(f"hwprune.config.{name}", "file"))
     return ORIGINS.get(source, "default")

@@ -8,7 +8,7 @@ import typer
 
 from hwprune.cli import _flags as flags
 from hwprune.cli._console import Outcome
-from hwprune.cli._verb import Call, register
+from hwprune.cli._verb import Call, example_shape, register
 from hwprune.core.errors import unknown_name
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import parse_latency_ms
@@ -27,6 +27,7 @@ def bench(
     subjects: Annotated[
         list[str], typer.Argument(metavar="SUBJECT", help="ONNX files, models or runs; the first is the baseline.")
     ],
+    input: flags.Input = None,
     fail_above: Annotated[
         str | None, typer.Option(metavar="4ms", help="Exit with 1 when the upper bound of a latency is above 4ms, say.")
     ] = None,
@@ -52,6 +53,7 @@ def bench(
     with call.watch() as on_event:
         result = api.bench(
             *subjects,
+            x=example_shape(input),
             fail_above=limit_ms,
             protocol=protocol,
             laps=laps,

@@ -26,7 +26,8 @@ def devices(
     action: Annotated[str | None, typer.Argument(metavar="new", help="new: write a device file.")] = None,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="What the new device is called.")] = None,
     source: Annotated[
-        str | None, typer.Option("--from", metavar="DEVICE", help="The known device that it is like.")
+        str | None,
+        typer.Option("--from", envvar="HWPRUNE_FROM", metavar="DEVICE", help="The known device that it is like."),
     ] = None,
     host: Annotated[str, typer.Option(metavar="USER@HOST", help="Where ssh finds it.")] = "",
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port; ssh's own by default.")] = 0,

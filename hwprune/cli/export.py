@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,7 +57,7 @@ def export(
         "tolerance": exported.tolerance,
         "verdict": verdict.lower(),
     }
-    following = (f"hwprune bench {exported.path}",) if verdict == "pass" else ()
+    following = (shlex.join(("hwprune", "bench", str(exported.path))),) if verdict == "pass" else ()
     return Outcome(text, document, int(verdict == "FAIL"), following)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,8 @@ def search(
     ] = DEFAULTS.statistic,
     method: Annotated[str, typer.Option(metavar="NAME", help="Pruning method.")] = DEFAULTS.method,
     options: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the method; repeatable.")
+        list[str] | None,
+        typer.Option("--set", envvar="HWPRUNE_SET", metavar="KEY=VALUE", help="An option of the method; repeatable."),
     ] = None,
     sampler: Annotated[
         str | None,
@@ -84,7 +86,7 @@ def search(
 
 def outcome_of(folder: Path, result: Result) -> Outcome:
     """What a finished run says, with the exit code of its verdict."""
-    following = tuple(f"hwprune {verb} {folder}" for verb in ("explain", "report", "export"))
+    following = tuple(shlex.join(("hwprune", verb, str(folder))) for verb in ("explain", "report", "export"))
     passed = result.verdict == "pass"
     return Outcome(search_text(result), result.to_json(), 0 if passed else 1, following if passed else ())
 

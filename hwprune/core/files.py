@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hwprune.core.errors import DeviceError, RunError, UsageError
+from hwprune.core.errors import DeviceError, HwpruneError, RunError, UsageError
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
@@ -185,7 +185,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_error(path: Path, error: OSError) -> DeviceError:
+def _write_error(path: Path, error: OSError) -> HwpruneError:
+    if error.errno == errno.EISDIR:
+        return UsageError(f"cannot write {path}: it is a folder", hint="name a file")
     hint = "check the permissions of the folder, or choose another one"
     if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         hint = "free some disk space; the same command then goes on where it stopped"

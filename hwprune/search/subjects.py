@@ -24,8 +24,11 @@ NO_NETWORK = "its verdict is infeasible, or it did not finish"
 DAMAGED = "write it again; a run folder is written again by its own command, into another --run-dir"
 
 
-def onnx_subjects(names: tuple[str, ...], *, batch: int) -> dict[str, bytes]:
-    """Name -> ONNX bytes for files, run folders (their dense and pruned network) and model names."""
+def onnx_subjects(names: tuple[str, ...], *, batch: int, shape: tuple[int, ...] | None = None) -> dict[str, bytes]:
+    """Name -> ONNX bytes for files, run folders (their dense and pruned network) and model names.
+
+    `shape` is the input shape of the models, batch included; files and runs have their own.
+    """
     if not names:
         raise UsageError("nothing to measure", hint="hwprune bench dense.onnx model.onnx")
     found: dict[str, bytes] = {}
@@ -40,7 +43,7 @@ def onnx_subjects(names: tuple[str, ...], *, batch: int) -> dict[str, bytes]:
             found[f"{folder.name}/dense"] = read_onnx(folder / "dense.onnx")
             found[f"{folder.name}/pruned"] = read_onnx(fp32_onnx(folder))
         else:
-            model, example = named_model(name, None, batch=batch)
+            model, example = named_model(name, shape, batch=batch)
             found[name] = whole_onnx(model, (example,))
     return found
 
@@ -91,7 +94,7 @@ def named_model(
     """
     image = shape[1:] if shape is not None else default_input_shape(spec)
     if image is None:
-        raise UsageError(f"the input shape of {spec} is not known", hint="add --input 1x3x224x224, or --data")
+        raise UsageError(f"the input shape of {spec} is not known", hint="add --input 1x3x224x224")
     model = load_model(spec, classes=classes, input_shape=tuple(image), seed=seed)
     if weights is not None:
         load_weights(model, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -182,9 +183,12 @@ def test_a_model_that_is_exported_takes_what_a_run_would_not(
     assert 'data = "npz:other.npz"  # hwprune.toml' in hw("export", "resnet20", "--print-config").out
     monkeypatch.setenv("HWPRUNE_DATA", "digits")
     hw("export", "x")
+    assert api.last["data"] is None, "a variable is as little meant for this run as the file"
+    hw("export", "resnet20")
     assert api.last["data"] == "digits"
-    hw("export", "resnet20", "--data", "cifar10:x")
-    assert api.last["data"] == "cifar10:x"
+    for subject in ("resnet20", "x"):
+        hw("export", subject, "--data", "cifar10:x")
+        assert api.last["data"] == "cifar10:x"
 
 
 def test_an_unknown_key_names_file_line_and_nearest(hw: Hw, search: FakeApi, workplace: Path) -> None:
@@ -321,3 +325,48 @@ def test_defaults_of_flags_are_the_apis(real_api: object) -> None:
             assert str(flags[parameter.name].default) == str(expected), f"{name} --{parameter.name}"
             checked += 1
     assert checked > 40
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[data]\npath = "x"\n', "'data' must be a plain value or a list of them"),
+        ("threads = true\n", "'threads' is true; it takes a value"),
+        ('set = ["a=1"]\n', "no key 'set'"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused(hw: Hw, workplace: Path, text: str, message: str) -> None:
+    (workplace / "hwprune.toml").write_text(text)
+    done = hw("search", "--print-config")
+    assert done.code == 2
+    assert f"error: hwprune.toml: {message}" in done.err
+
+
+def test_one_value_of_a_repeatable_flag_is_a_list_of_one(hw: Hw, workplace: Path) -> None:
+    (workplace / "hwprune.toml").write_text('protect = "layer1"\n')
+    assert 'protect = ["layer1"]  # hwprune.toml' in hw("search", "--print-config").out
+
+
+def test_method_options_come_from_the_environment_too(hw: Hw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HWPRUNE_SET", "a=1 b=2")
+    assert '[options]\na = "1"  # HWPRUNE_SET\nb = "2"  # HWPRUNE_SET\n' in hw("search", "--print-config").out
+
+
+def test_variables_of_the_next_search_do_not_change_a_finished_run(hw: Hw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HWPRUNE_EPOCHS", "7")
+    assert "# not set: epochs" in hw("finetune", "last", "--print-config").out
+    assert "epochs = 2.0  # flag" in hw("finetune", "last", "--epochs", "2", "--print-config").out
+
+
+def test_the_configuration_is_a_document_too(hw: Hw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HWPRUNE_THREADS", "2")
+    document = json.loads(hw("search", "--print-config", "--json").out)
+    assert document["schema"] == "hwprune.search.config/1"
+    assert document["threads"] == {"value": 2, "from": "HWPRUNE_THREADS"}
+    assert document["latency"] == {"value": None, "from": "default"}
+
+
+def test_a_group_has_one_width(hw: Hw) -> None:
+    done = hw("predict", "--device", "simulated", "--widths", "a=16,b=8, a=32")
+    assert done.code == 2
+    assert "names a group twice" in done.err

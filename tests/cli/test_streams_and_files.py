@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,3 +114,79 @@ def test_a_network_that_fails_while_it_runs_is_not_our_bug(hw: Hw, tmp_path: Pat
     assert found.code == 2
     assert "does not run on made-up inputs" in found.err
     assert "Gather" in found.err
+
+
+PRINTING = """
+print("made here")
+from torch import nn
+
+def net():
+    print("called here")
+    return nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.Flatten(), nn.Linear(1024, 10))
+"""
+
+
+@pytest.mark.parametrize(("shape", "code"), [("1x1x8x8", 0), ("1x3x8x8", 2)])
+def test_what_a_users_file_prints_is_no_part_of_the_document(hw: Hw, workplace: Path, shape: str, code: int) -> None:
+    (workplace / "printing.py").write_text(PRINTING)
+    done = hw("inspect", "printing.py:net", "--input", shape, "--json")
+    assert (done.code, json.loads(done.out)["schema"]) == (code, "hwprune.inspect/1")
+    assert "called here" in done.err
+
+
+def test_ctrl_c_is_told_and_documented() -> None:
+    """In a verb that has nothing to save; where it cuts off an import, other errors follow from it."""
+    code = (
+        "import sys; import hwprune.api as api\n"
+        "def bench(*given, **options):\n"
+        "    try:\n"
+        "        raise KeyboardInterrupt\n"
+        "    except BaseException:\n"
+        "        if '--laps' in sys.argv: half.a_module\n"
+        "        raise\n"
+        "api.bench = bench\n"
+        "from hwprune.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    for more in ([], ["--laps", "5"]):
+        command = [sys.executable, "-c", code, "bench", "a.onnx", "--json", *more]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+        assert json.loads(done.stdout)["exit_code"] == 130
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_stream_that_is_closed_costs_nothing(closed: str) -> None:
+    command = f'exec "$0" -m hwprune devices --json {closed}>&-'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_path_may_begin_with_the_home_folder(hw: Hw, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell leaves the ~ of `--run-dir=~/x` as it is, and that of a quoted name."""
+    monkeypatch.setenv("HOME", "/home/of mine")
+    path = Path("/home/of mine/x.onnx")
+    api.answers["export"] = SimpleNamespace(path=path, size_bytes=1, max_difference=0.0, tolerance=1.0)
+    done = hw("export", "-o", "~/x.onnx", "--run-dir=~/run")
+    assert api.calls[-1][1][2] == path
+    assert api.calls[-1][1][0] == "/home/of mine/run"
+    (line,) = [line for line in done.err.splitlines() if line.startswith("next: ")]
+    assert shlex.split(line.removeprefix("next: ")) == ["hwprune", "bench", str(path)]
+
+
+def test_a_folder_is_no_file_to_write(hw: Hw, workplace: Path) -> None:
+    (workplace / "printing.py").write_text(PRINTING)
+    done = hw("export", "printing.py:net", "--input", "1x1x8x8", "-o", str(workplace))
+    assert (done.code, done.err.splitlines()[-2:]) == (
+        2,
+        [f"error: cannot write {workplace}: it is a folder", "hint: name a file"],
+    )
+
+
+def test_bench_takes_the_shape_that_it_asks_for(hw: Hw, workplace: Path) -> None:
+    (workplace / "printing.py").write_text(PRINTING)
+    command = ("bench", "printing.py:net", "--device", "simulated", "--protocol", "quick")
+    asked = hw(*command)
+    assert (asked.code, asked.err.splitlines()[-1]) == (2, "hint: add --input 1x3x224x224")
+    assert hw(*command, "--input", "1x1x8x8").code == 0
