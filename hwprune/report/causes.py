@@ -1,7 +1,8 @@
 """Why a layer takes longer than its MACs promise: what can be told from two profiles of the same layer.
 
-- `overhead`: the fixed cost of a node, as the shortest node shows it, does not shrink;
-- `padding`: the runtime computes channels up to a multiple of its tile (as its own shapes show, else by the tile);
+- `overhead`: the fixed cost of a node, as the shortest node shows it where that is short, does not shrink;
+- `padding`: the runtime computes channels up to a multiple of its tile (as its own shapes show where they are those of
+  its layout and not the model's, else by the tile);
 - `layout`: the pruned layer left the runtime's blocked layout for a slower kernel;
 - `memory`: the layer moves bytes that did not shrink as much, and moving them takes longer than computing. Rate and
   bandwidth are those of the fastest layers of these profiles;
@@ -18,6 +19,7 @@ from hwprune.core.ops import OpKey
 
 CAUSES = ("overhead", "padding", "layout", "memory", "other")
 WEIGHTED = ("conv", "conv_transpose", "linear", "matmul")
+FLOOR_MOST_MS = 0.05  # a shortest node above this is one with work to do, and tells nothing of a fixed cost
 NEAR_FLOOR = 3.0  # a layer below this many times the shortest node says nothing about rates
 
 Nodes = Mapping[str, Sequence[LayerTime]]
@@ -34,19 +36,23 @@ class Cause:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the profiles show of the device: shortest node, best MACs and values moved in a ms, the tile."""
+    """What the profiles show of the device: shortest node, best MACs and values moved in a ms, the tile.
+
+    `physical_shapes`: whether the shapes that the runtime reports are those it computes, rather than the model's.
+    """
 
     floor_ms: float
     macs_per_ms: float
     values_per_ms: float
     tile: int
+    physical_shapes: bool = False
 
     @classmethod
     def of(cls, sides: Sequence[tuple[Nodes, Mapping[str, OpKey]]], tile: int) -> Machine:
         """From each network's nodes by module and its operators with weights."""
         times = [node.latency_ms for by_module, _ in sides for nodes in by_module.values() for node in nodes]
         times = [latency for latency in times if latency > 0]
-        floor = min(times, default=0.0)
+        floor = min((latency for latency in times if latency <= FLOOR_MOST_MS), default=0.0)
         macs, moved = [0.0], [0.0]
         for by_module, ops in sides:
             for name, nodes in by_module.items():
@@ -54,7 +60,13 @@ class Machine:
                 if name in ops and latency > NEAR_FLOOR * floor:
                     macs.append(ops[name].macs / latency)
                     moved.append(sum(_values(ops[name])) / latency)
-        return cls(floor, max(macs), max(moved), tile)
+        physical = any(
+            _is_blocked(nodes) or _reported(nodes, ops[name]) != (ops[name].in_channels, ops[name].out_channels)
+            for by_module, ops in sides
+            for name, nodes in by_module.items()
+            if name in ops and ops[name].groups == 1
+        )
+        return cls(floor, max(macs), max(moved), tile, physical)
 
     def is_memory_bound(self, op: OpKey) -> bool:
         """Whether moving the layer's values takes at least as long as computing it, at the best rates seen here."""
@@ -76,13 +88,13 @@ class ShrunkLayer:
 
     @classmethod
     def of(
-        cls, ops: tuple[OpKey, OpKey], dense: Sequence[LayerTime], pruned: Sequence[LayerTime], tile: int
+        cls, ops: tuple[OpKey, OpKey], dense: Sequence[LayerTime], pruned: Sequence[LayerTime], machine: Machine
     ) -> ShrunkLayer:
         """From the (dense, pruned) operators and the nodes that ran them."""
         return cls(
             *ops,
-            _padded(ops[0], dense, tile),
-            _padded(ops[1], pruned, tile),
+            _padded(ops[0], dense, machine),
+            _padded(ops[1], pruned, machine),
             sum(node.latency_ms for node in dense),
             _is_blocked(dense) and not _is_blocked(pruned),
         )
@@ -131,15 +143,22 @@ def _channel_text(op: OpKey) -> str:
     return f"{op.out_channels} channels" if op.groups > 1 else f"{op.in_channels} -> {op.out_channels} channels"
 
 
-def _padded(op: OpKey, layers: Sequence[LayerTime], tile: int) -> OpKey:
+def _padded(op: OpKey, layers: Sequence[LayerTime], machine: Machine) -> OpKey:
     """The operator with the channels the runtime really computes: its own shapes where it gives them, else the tile."""
-    main = max(layers, key=lambda layer: layer.latency_ms)
-    ins, outs = _shape_channels(main.in_shapes), _shape_channels(main.out_shapes)
-    in_channels = max(op.in_channels, ins) if ins else _round_up(op.in_channels, tile)
-    out_channels = max(op.out_channels, outs) if outs else _round_up(op.out_channels, tile)
+    if machine.physical_shapes:
+        in_channels, out_channels = _reported(layers, op)
+    else:
+        in_channels, out_channels = (_round_up(count, machine.tile) for count in (op.in_channels, op.out_channels))
     if op.groups > 1:
         in_channels = op.in_channels  # a grouped layer's work follows its output channels alone
     return replace(op, in_channels=in_channels, out_channels=out_channels)
+
+
+def _reported(layers: Sequence[LayerTime], op: OpKey) -> tuple[int, int]:
+    """Input and output channels in the shapes of a module's longest node, at least those of its operator."""
+    main = max(layers, key=lambda layer: layer.latency_ms)
+    ins, outs = _shape_channels(main.in_shapes), _shape_channels(main.out_shapes)
+    return max(op.in_channels, ins), max(op.out_channels, outs)
 
 
 def _shape_channels(shapes: Sequence[Sequence[int]]) -> int:

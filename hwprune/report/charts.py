@@ -9,7 +9,7 @@ from hwprune.core.events import SearchStep
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import format_ms
 from hwprune.report.figures import figure
-from hwprune.report.run_data import Result, RunData
+from hwprune.report.run_data import SHIPPED, Result, RunData
 from hwprune.report.score_text import is_share, score_text
 from hwprune.report.svg import Axis, Plot
 from hwprune.report.text import interval
@@ -43,7 +43,9 @@ def accuracy_marks(result: Result) -> tuple[Mark, ...]:
     if result.measured_ms is None or result.score is None:
         return tuple(found)
     at = result.measured_ms, result.measured_ci_ms or (result.measured_ms, result.measured_ms)
-    before = [(name, score) for name, score in result.scores.items() if name != "dense"]
+    # A file in another precision is not the network of the stages before it: those were never timed.
+    stages = () if SHIPPED in result.scores else result.scores.items()
+    before = [(name, score) for name, score in stages if name != "dense"]
     if before and before[-1][1] == result.score:
         del before[-1]
     found += [Mark(name, "stage", *at, score) for name, score in before]

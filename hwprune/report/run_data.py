@@ -27,6 +27,7 @@ from hwprune.core.ops import OpKey
 Verdict = Literal["pass", "miss", "infeasible"]
 RESULT_SCHEMA = "hwprune.search/1"
 EVENTS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Event)}
+SHIPPED = "shipped"  # among the scores of a run: what the file answers in its own precision
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ def _row(
     promised = dense_ms * work_ratio(pruned_op, dense_op)
     causes: tuple[Cause, ...] = ()
     if dense_op != pruned_op and pruned_ms - promised > RESOLVED * dense_ms:
-        layer = ShrunkLayer.of((dense_op, pruned_op), dense, pruned, machine.tile)
+        layer = ShrunkLayer.of((dense_op, pruned_op), dense, pruned, machine)
         causes = split(pruned_ms - promised, layer, machine)
     return LayerRow(
         name,

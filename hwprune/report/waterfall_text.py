@@ -34,7 +34,8 @@ def waterfall_text(waterfall: Waterfall, *, limit: int = 30) -> str:
 
 def lost_sentence(waterfall: Waterfall) -> str:
     """`0.120 ms padding, 0.034 ms memory`: what each cause costs, the largest first."""
-    return ", ".join(f"{format_ms(cost)} {name}" for name, cost in waterfall.lost_by_cause().items())
+    losses = waterfall.lost_by_cause().items()
+    return ", ".join(f"{format_ms(cost)} {name}" for name, cost in losses if waterfall.is_visible(cost))
 
 
 def further_lines(waterfall: Waterfall) -> tuple[str, ...]:

@@ -61,6 +61,7 @@ def run_comparison(
     dense = _dense(base, folder, network, data, task, on_event, stop)
     dense_ms = _dense_ms(base, folder, dense, data, tables, on_event)
     dense_score = float(task.scores(dense_outputs(dense, data, folder), data.test.targets).mean())
+    _tell_left_out(cells, folder, on_event)
     failed: dict[Cell, str] = {}
     for number, cell in enumerate(cells, start=1):
         on_event(Note(f"run {number} of {len(cells)}: {cell.method} at {cell.budget}, seed {cell.seed}"))
@@ -86,6 +87,16 @@ def run_comparison(
     write_json(folder / "comparison.json", found.to_json())
     write_comparison(found, folder)
     return found
+
+
+def _tell_left_out(cells: Sequence[Cell], folder: Path, on_event: OnEvent) -> None:
+    """Say which finished runs of the folder are not asked for now: the table is of this call's runs alone."""
+    asked = {cell.name for cell in cells}
+    others = sorted(path.parent.name for path in folder.glob("*/result.json") if path.parent.name not in asked)
+    if others:
+        text = f"{len(others)} finished runs in {folder} are left out of the table: {', '.join(others[:6])}"
+        more = " and others" if len(others) > 6 else ""
+        on_event(Note(f"{text}{more}; ask for their methods, budgets and seeds too to have them in it"))
 
 
 def _tell_excess(cell: Cell, result: Result, base: SearchSettings, data: Data, on_event: OnEvent) -> None:

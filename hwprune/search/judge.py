@@ -13,9 +13,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from hwprune.core.errors import RunError
 from hwprune.core.files import atomic_write_bytes, read_json
 from hwprune.core.measurement import Measurement, Protocol, compare
+from hwprune.core.units import format_ms
 from hwprune.devices import connect
 from hwprune.report.comparison import ComparedRun, Difference, MethodComparison
 from hwprune.report.run_data import Result
@@ -49,10 +49,8 @@ def judge(
     ended = [cell for cell in cells if cell not in failed]
     results = {cell: Result.from_json(read_json(folder / cell.name / "result.json")) for cell in ended}
     pruned = [cell for cell in ended if results[cell].verdict != "infeasible"]
-    if not pruned:
-        raise RunError(f"no run in {folder} has ended with a network", hint="raise the budgets, see the runs' log.txt")
     reference = dense_outputs(dense, data, folder)
-    timed = _time_together(base, pruned, folder)
+    timed = _time_together(base, pruned, folder) if pruned else {}
     scores: Scores = {}
     shares: dict[Cell, float] = {}
     rows = []
@@ -61,6 +59,9 @@ def judge(
             rows.append(ComparedRun(cell.budget, cell.method, cell.seed, "failed", reason=failed[cell]))
             continue
         row = ComparedRun.of(results[cell], cell.budget, cell.method)
+        smallest_ms = results[cell].smallest_ms
+        if smallest_ms is not None:
+            row = replace(row, reason=f"infeasible: the smallest network needs {format_ms(smallest_ms)}, measured")
         if cell in timed:
             found = _judged(cell, folder, dense=dense, data=data, task=task, reference=reference)
             scores[cell] = found["scores"].numpy()
@@ -79,7 +80,7 @@ def judge(
         train_images=len(data.train),
         runs=tuple(rows),
         differences=tuple(item for baseline in baselines for item in differences(scores, baseline, shares)),
-        simulated=timed["dense"].simulated,
+        simulated=any(result.simulated for result in results.values()),
     )
 
 
@@ -103,6 +104,8 @@ def differences(scores: Scores, baseline: str, shares: Mapping[Cell, float]) -> 
                 pairs = [scores[cell] - scores[rival] for cell, rival in rivals.items()]
                 slower = [math.log(shares[cell] / shares[rival]) for cell, rival in rivals.items()]
                 mean = np.asarray(np.mean(pairs, axis=0, dtype=np.float64))
+                if len(mean) < 2:
+                    continue  # one image has no interval, and without one a difference says nothing
                 half = 1.96 * float(mean.std(ddof=1)) / math.sqrt(len(mean))
                 centre = float(mean.mean())
                 interval = (centre - half, centre + half)

@@ -16,12 +16,12 @@ from hwprune.core.files import read_json, write_json
 from hwprune.graph import Recipe, apply_recipe
 from hwprune.models import load_weights
 from hwprune.report.html import write_report
-from hwprune.report.run_data import Result, RunData
+from hwprune.report.run_data import SHIPPED, Result, RunData
 from hwprune.search.finish import verify
 from hwprune.search.judge import JUDGED
 from hwprune.search.run_folder import RunFolder
 from hwprune.search.settings import SearchSettings
-from hwprune.search.shipping import SHIPPED, Shipment, export_network, shipped_score
+from hwprune.search.shipping import Shipment, export_network, shipped_score
 from hwprune.search.workshop import Workbench, open_workbench, write_environment
 from hwprune.training import Data, Task, TrainLog, evaluate, finetune, task_for
 

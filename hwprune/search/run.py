@@ -16,14 +16,13 @@ from hwprune.methods._base import AbstractMethod, Answer
 from hwprune.models import load_model, load_weights
 from hwprune.report.html import FILE as REPORT
 from hwprune.report.html import write_report
-from hwprune.report.run_data import Candidate, Result
+from hwprune.report.run_data import SHIPPED, Candidate, Result
 from hwprune.search.answers import load_settlement, save_settlement
 from hwprune.search.controller import Settlement, Trial
 from hwprune.search.dense import dense_network
 from hwprune.search.finish import Finished, finish, layer_profile
 from hwprune.search.run_folder import DATA, ONNX, RunFolder
 from hwprune.search.settings import SearchSettings
-from hwprune.search.shipping import SHIPPED
 from hwprune.search.stages import (
     Baseline,
     make_method,

@@ -15,6 +15,7 @@ from hwprune.core.files import atomic_write_bytes, write_json
 from hwprune.devices.prepare import in_file
 from hwprune.graph import Recipe
 from hwprune.models import save_weights
+from hwprune.report.run_data import SHIPPED
 from hwprune.runtimes._expected import expected, expected_outputs
 from hwprune.search.precision import in_precision
 from hwprune.search.run_folder import ONNX, ONNX_FP32
@@ -22,7 +23,6 @@ from hwprune.search.workshop import Workbench, example_input
 from hwprune.training import Data
 
 OUTPUT_TOLERANCE = 1e-3
-SHIPPED = "shipped"  # among the scores of a run: what the file answers in its own precision
 
 
 @dataclass(frozen=True)

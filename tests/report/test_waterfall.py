@@ -88,9 +88,27 @@ def test_padding_by_the_runtimes_own_shapes() -> None:
 
 
 def test_no_padding_where_the_runtime_computes_the_channels_as_they_are() -> None:
-    found = row(compare((1.0, conv(64, 64)), (0.9, conv(64, 25)), tile=32, shapes=True))
+    names = ("block.conv/Conv_nchwc", "block.conv/Conv_nchwc")
+    found = row(compare((1.0, conv(64, 64)), (0.9, conv(64, 25)), tile=32, names=names, shapes=True))
     assert "padding" not in causes(found)
     assert found.why == "not explained by padding, layout, memory or overhead"
+
+
+def test_shapes_of_the_model_do_not_deny_padding() -> None:
+    """A runtime that reports logical shapes computes 25 channels as 32 all the same."""
+    found = row(compare((1.0, conv(64, 64)), (0.5005, conv(64, 25)), tile=32, shapes=True))
+    assert found.why == "25 -> padded to 32"
+
+
+def test_a_shortest_node_with_work_to_do_is_no_fixed_cost() -> None:
+    """Two layers of milliseconds each: the loss of one that is padded is padding, whatever the shortest takes."""
+    ops = {"a": (conv(64, 64), conv(64, 25)), "b": (conv(64, 48), conv(25, 48))}
+    times = {"a": (8.0, 4.0), "b": (6.0, 3.0)}
+    sides = [tuple(layer(f"{name}/Conv", times[name][side]) for name in ops) for side in (0, 1)]
+    named = [tuple(NamedOp(name, ops[name][side]) for name in ops) for side in (0, 1)]
+    result = waterfall(LayerProfile(32, *sides, *named))
+    assert set(result.lost_by_cause()) == {"padding"}
+    assert result.lost_by_cause()["padding"] == pytest.approx(7 / 64 * 8 + 7 / 64 * 6, rel=1e-6)
 
 
 def test_leaving_the_blocked_layout() -> None:

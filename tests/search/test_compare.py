@@ -220,3 +220,33 @@ def test_differences_are_paired_over_images_and_averaged_over_seeds() -> None:
 def test_bad_input(dense: nn.Module, few_digits: Data, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         compare(dense, few_digits, tmp_path, **change)
+
+
+def test_one_image_separates_nothing() -> None:
+    cells = {Cell("60%", method, 0): np.array([score]) for method, score in (("a", 1.0), ("b", 0.0))}
+    assert differences(cells, "b", dict.fromkeys(cells, 0.5)) == ()
+
+
+def test_a_comparison_in_which_nothing_is_feasible_says_what_would_be(
+    dense: nn.Module, few_digits: Data, folder: Path
+) -> None:
+    nothing = compare(dense, few_digits, folder, budgets=("1%",), run_dir=folder / "infeasible")
+    assert {run.verdict for run in nothing.runs} == {"infeasible"}
+    assert nothing.verdict == "fail"
+    assert all(run.reason.startswith("infeasible: the smallest network needs 0.") for run in nothing.runs)
+    assert "wgates at 1%, seed 0: infeasible: the smallest network needs" in comparison_text(nothing)
+    assert (folder / "infeasible" / "comparison.html").exists()
+    assert MethodComparison.from_json(read_json(folder / "infeasible" / "comparison.json")) == nothing
+
+
+def test_finished_runs_that_are_not_asked_for_are_named(
+    found: MethodComparison, dense: nn.Module, few_digits: Data, folder: Path
+) -> None:
+    heard: list[Event] = []
+    fewer = compare(dense, few_digits, folder, methods=("uniform",), on_event=heard.append)
+    assert {run.method for run in fewer.runs} == {"uniform"}
+    (told,) = [event.text for event in heard if isinstance(event, Note) and "left out of the table" in event.text]
+    assert f" finished runs in {folder / 'runs'} are left out of the table: 1pct_wgates_s0, " in told
+    assert {(run.method, run.budget) for run in compare(dense, few_digits, folder).runs} == {
+        (run.method, run.budget) for run in found.runs
+    }
