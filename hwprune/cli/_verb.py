@@ -22,6 +22,7 @@ from hwprune.cli._progress import ProgressDisplay
 from hwprune.cli._stop import Stop
 from hwprune.core.errors import UsageError
 from hwprune.core.events import OnEvent
+from hwprune.core.specs import at_home
 from hwprune.core.units import parse_shape
 
 ORIGINS = {"COMMANDLINE": "flag", "DEFAULT": "default"}
@@ -86,7 +87,7 @@ def register(
             info.show_envvar = False  # said once for all flags, in the help of `--config`
 
     def run(ctx: typer.Context, **values: Any) -> int:
-        shared = {name: at_home(values.pop(name)) for name in Common.__dataclass_fields__ if name in values}
+        shared = {name: _at_home(values.pop(name)) for name in Common.__dataclass_fields__ if name in values}
         common = Common(**shared)
         streams = Streams(common.json, common.verbosity, common.color.value)
         if ctx.obj is not None:
@@ -97,7 +98,7 @@ def register(
             _print_config(str(ctx.info_name), streams, *_resolved(ctx))
             return 0
         check_device(values.get("device", ""))
-        values = {name: at_home(value) for name, value in values.items()}
+        values = {name: _at_home(value) for name, value in values.items()}
         with redirect_stdout(sys.stderr) if common.json else nullcontext():  # a user's own file may print
             outcome = function(Call(common, streams), **values)
         streams.result(f"hwprune.{ctx.info_name}/1", outcome)
@@ -134,14 +135,8 @@ def _print_config(verb: str, streams: Streams, values: Mapping[str, Any], origin
     streams.document(f"hwprune.{verb}.config/1", document)
 
 
-def at_home(value: Any) -> Any:
-    """A path whose `~` the shell has left as it is, as in `--run-dir=~/runs`, with the home folder in its place."""
-    if not isinstance(value, Path):
-        return value
-    try:
-        return value.expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"there is no home folder for the ~ in {value}", hint="write the whole path") from error
+def _at_home(value: Any) -> Any:
+    return at_home(value) if isinstance(value, Path) else value
 
 
 def _reflow(text: str) -> str:

@@ -165,7 +165,12 @@ def cache_folder(folder: str | Path | None = None) -> Path:
     given = folder or os.environ.get("HWPRUNE_CACHE")
     if not given:
         return user_folder("XDG_CACHE_HOME", ".cache") or temporary_folder()
+    return at_home(Path(given))
+
+
+def at_home(path: Path) -> Path:
+    """The path with the home folder in place of a `~` that no shell has expanded; `UsageError` where there is none."""
     try:
-        return Path(given).expanduser()
+        return path.expanduser()
     except RuntimeError as error:
-        raise UsageError(f"there is no home folder for the ~ in {given}", hint="write the whole path") from error
+        raise UsageError(f"there is no home folder for the ~ in {path}", hint="write the whole path") from error

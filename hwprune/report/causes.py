@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import gt
 
 from hwprune.core.measurement import LayerTime
 from hwprune.core.ops import OpKey
@@ -61,7 +62,7 @@ class Machine:
                     macs.append(ops[name].macs / latency)
                     moved.append(sum(_values(ops[name])) / latency)
         physical = any(
-            _is_blocked(nodes) or _reported(nodes, ops[name]) != (ops[name].in_channels, ops[name].out_channels)
+            _is_blocked(nodes) or any(map(gt, _reported(nodes), (ops[name].in_channels, ops[name].out_channels)))
             for by_module, ops in sides
             for name, nodes in by_module.items()
             if name in ops and ops[name].groups == 1
@@ -145,20 +146,18 @@ def _channel_text(op: OpKey) -> str:
 
 def _padded(op: OpKey, layers: Sequence[LayerTime], machine: Machine) -> OpKey:
     """The operator with the channels the runtime really computes: its own shapes where it gives them, else the tile."""
-    if machine.physical_shapes:
-        in_channels, out_channels = _reported(layers, op)
-    else:
-        in_channels, out_channels = (_round_up(count, machine.tile) for count in (op.in_channels, op.out_channels))
+    ins, outs = _reported(layers) if machine.physical_shapes else (0, 0)
+    in_channels = max(op.in_channels, ins) if ins else _round_up(op.in_channels, machine.tile)
+    out_channels = max(op.out_channels, outs) if outs else _round_up(op.out_channels, machine.tile)
     if op.groups > 1:
         in_channels = op.in_channels  # a grouped layer's work follows its output channels alone
     return replace(op, in_channels=in_channels, out_channels=out_channels)
 
 
-def _reported(layers: Sequence[LayerTime], op: OpKey) -> tuple[int, int]:
-    """Input and output channels in the shapes of a module's longest node, at least those of its operator."""
+def _reported(layers: Sequence[LayerTime]) -> tuple[int, int]:
+    """Input and output channels in the shapes of a module's longest node; 0 where it gives none."""
     main = max(layers, key=lambda layer: layer.latency_ms)
-    ins, outs = _shape_channels(main.in_shapes), _shape_channels(main.out_shapes)
-    return max(op.in_channels, ins), max(op.out_channels, outs)
+    return _shape_channels(main.in_shapes), _shape_channels(main.out_shapes)
 
 
 def _shape_channels(shapes: Sequence[Sequence[int]]) -> int:
