@@ -13,6 +13,7 @@ import typer
 from hwprune.cli._config import FILE, PER_CALL, USER_FILE, Default, load_defaults
 from hwprune.core.errors import UsageError
 from hwprune.core.specs import config_folder
+from hwprune.core.units import parse_count
 from hwprune.devices.files import check_distinct, devices
 from hwprune.search.settings import DEFAULTS, LEAST_SAMPLES, TrainPrecision
 
@@ -34,6 +35,13 @@ def check_device(names: str) -> None:
     """
     for name in filter(None, names.split(",")):
         check_distinct(name, devices())
+
+
+def _count(value: str | None) -> str | None:
+    """Refuse what is no count before anything is done."""
+    if value is not None:
+        parse_count(value)
+    return value
 
 
 def _share(value: float) -> float:
@@ -103,6 +111,13 @@ Protect = Annotated[
         help="Keep all channels of a layer, of the layers inside a module, or of a pattern (layer*.0); repeatable.",
         rich_help_panel=SPACE,
     ),
+]
+MaxParams = Annotated[
+    str | None, typer.Option(metavar="COUNT", callback=_count, help="Most parameters of the network, as 2M or 500k.")
+]
+MaxMacs = Annotated[
+    str | None,
+    typer.Option(metavar="COUNT", callback=_count, help="Most MACs of the network for a batch, as 100M."),
 ]
 Tables = Annotated[Path, typer.Option(metavar="FOLDER", help="Latency tables.", rich_help_panel=TARGET)]
 
@@ -235,6 +250,8 @@ SPACE_FLAGS: tuple[Flag, ...] = (
     ("protect", Protect, None),
 )
 
+
+LIMIT_FLAGS: tuple[Flag, ...] = (("max_params", MaxParams, None), ("max_macs", MaxMacs, None))
 
 TRAINING_FLAGS: tuple[Flag, ...] = (
     ("weights", Weights, None),

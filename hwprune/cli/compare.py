@@ -89,4 +89,4 @@ def words(text: str, flag: str) -> tuple[str, ...]:
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
-    register(app, compare, example=EXAMPLE, shared=(*flags.TRAINING_FLAGS, *flags.SPACE_FLAGS))
+    register(app, compare, example=EXAMPLE, shared=(*flags.LIMIT_FLAGS, *flags.TRAINING_FLAGS, *flags.SPACE_FLAGS))

@@ -93,4 +93,10 @@ def outcome_of(folder: Path, result: Result) -> Outcome:
 
 def add_to(app: typer.Typer) -> None:
     """Register the verb."""
-    register(app, search, example=EXAMPLE, shared=(*flags.TRAINING_FLAGS, *flags.SPACE_FLAGS), cls=MethodHelp)
+    register(
+        app,
+        search,
+        example=EXAMPLE,
+        shared=(*flags.LIMIT_FLAGS, *flags.TRAINING_FLAGS, *flags.SPACE_FLAGS),
+        cls=MethodHelp,
+    )

@@ -7,6 +7,7 @@ Exit codes: 1 the answer is no, 2 your command or file is wrong, 3 the device or
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -59,11 +60,14 @@ class NetworkUnfit(DeviceError):
 
 
 class BudgetInfeasible(HwpruneError):
-    """No network of the space meets the budget; `smallest_ms` is the least that was found reachable."""
+    """No network of the space meets the budget.
+
+    `smallest_ms` is the least that was found reachable; infinite where it is not the latency that cannot be met.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, smallest_ms: float, hint: str = "") -> None:
+    def __init__(self, message: str, *, smallest_ms: float = math.inf, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.smallest_ms = smallest_ms
 

@@ -9,6 +9,8 @@ from hwprune.core.errors import UsageError
 
 _LATENCY = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(us|µs|ms|s)?\s*$")
 _FACTOR = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3, None: 1.0}
+_COUNT = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([kKMG])?\s*$")
+_TIMES = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, None: 1.0}
 
 
 def parse_latency_ms(text: str) -> float:
@@ -18,6 +20,15 @@ def parse_latency_ms(text: str) -> float:
     if not math.isfinite(value) or value <= 0:
         raise UsageError(f"'{text}' is not a latency", hint="write it as 10ms, 0.5s or 250us")
     return value
+
+
+def parse_count(text: str) -> int:
+    """2000000 from `2M`, `2000k` or `2000000`: parameters and MACs."""
+    match = _COUNT.match(text)
+    value = float(match.group(1)) * _TIMES[match.group(2)] if match else math.nan
+    if not math.isfinite(value) or round(value) < 1:
+        raise UsageError(f"'{text}' is not a count above 0", hint="write it as 2M, 500k or 1200000")
+    return round(value)
 
 
 def parse_fraction(text: str) -> float:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hwprune.core.errors import UsageError, did_you_mean
 from hwprune.core.units import parse_fraction, parse_latency_ms
@@ -183,15 +183,36 @@ def _group_json(group: ChannelGroup) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a network may have at most beside its latency; None: as much as it likes. `macs` are those of a batch."""
+
+    WORDS: ClassVar[dict[str, str]] = {"params": "parameters", "macs": "MACs"}
+
+    params: int | None = None
+    macs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, words in self.WORDS.items():
+            most = getattr(self, name)
+            if most is not None and most < 1:
+                raise UsageError(f"a network cannot have at most {most} {words}", hint=f"give --max-{name} 2M")
+
+    def __bool__(self) -> bool:
+        return self != Limits()
+
+
+@dataclass(frozen=True)
 class Budget:
     """A hard upper bound on the measured latency: in ms, or as a fraction of the dense measured latency.
 
     Exactly one of the two is set. `statistic` is what is compared: the median (default) or the 90th percentile.
+    `limits` are bounds that are counted, not measured.
     """
 
     latency_ms: float | None = None
     fraction: float | None = None
     statistic: Statistic = "median"
+    limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         if (self.latency_ms is None) == (self.fraction is None):

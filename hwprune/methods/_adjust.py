@@ -15,7 +15,7 @@ import numpy as np
 from hwprune.core.errors import BudgetInfeasible
 from hwprune.core.units import format_ms
 from hwprune.core.widths import ChannelGroup, SearchSpace, Widths
-from hwprune.latency.models._base import AbstractLatencyModel
+from hwprune.latency.limited import SearchLatency
 
 # A step that saves no time can be the way to one that does: look this many steps ahead, of the grid or, where that is
 # finer, of the target.
@@ -34,7 +34,7 @@ class Fit:
     predicted_ms: float
 
 
-def fastest(space: SearchSpace, latency: AbstractLatencyModel, within: Mapping[str, int] | None = None) -> Fit:
+def fastest(space: SearchSpace, latency: SearchLatency, within: Mapping[str, int] | None = None) -> Fit:
     """The least predicted latency found: from the smallest widths, the best single change until none helps.
 
     With a latency that rises with every width these are the smallest widths themselves. No group gets wider than it is
@@ -56,7 +56,7 @@ def fastest(space: SearchSpace, latency: AbstractLatencyModel, within: Mapping[s
         best = Fit(rows[index], predicted[index])
 
 
-def check_feasible(space: SearchSpace, latency: AbstractLatencyModel, target_ms: float) -> Fit:
+def check_feasible(space: SearchSpace, latency: SearchLatency, target_ms: float) -> Fit:
     """The fastest network; raises `BudgetInfeasible` when even that is predicted above `target_ms`."""
     least = fastest(space, latency)
     if least.predicted_ms > target_ms:
@@ -71,7 +71,7 @@ def check_feasible(space: SearchSpace, latency: AbstractLatencyModel, target_ms:
 
 def fit_to_target(
     space: SearchSpace,
-    latency: AbstractLatencyModel,
+    latency: SearchLatency,
     scores: Mapping[str, np.ndarray],
     target_ms: float,
     *,
@@ -115,7 +115,7 @@ def _finer(group: ChannelGroup, allowed: np.ndarray, step: int) -> int:
     return int(counts.max())
 
 
-def _predict(latency: AbstractLatencyModel, rows: list[Widths]) -> list[float]:
+def _predict(latency: SearchLatency, rows: list[Widths]) -> list[float]:
     values = np.array([row.values_tuple() for row in rows], dtype=np.int64)
     return [float(ms) for ms in latency.predict_batch(values)]
 
@@ -138,7 +138,7 @@ class _Walk:
     """
 
     space: SearchSpace
-    latency: AbstractLatencyModel
+    latency: SearchLatency
     scores: Mapping[str, np.ndarray]
     floor: float
     cap: Mapping[str, int] | None = None

@@ -22,7 +22,7 @@ from hwprune.core.errors import UsageError, did_you_mean
 from hwprune.core.events import OnEvent, Stop, ignore, never
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.graph import ChannelGraph
-from hwprune.latency.models._base import AbstractLatencyModel
+from hwprune.latency.limited import SearchLatency
 from hwprune.methods._adjust import Fit, fit_to_target
 from hwprune.training._plan import TrainLog, TrainPlan
 from hwprune.training.data import Data
@@ -44,7 +44,7 @@ class Problem:
     model: nn.Module
     graph: ChannelGraph
     space: SearchSpace
-    latency: AbstractLatencyModel
+    latency: SearchLatency
     dense_ms: float
     target_ms: float
     data: Data

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwprune.core.widths import SearchSpace, Widths
-from hwprune.latency.models._base import AbstractLatencyModel
+from hwprune.latency.limited import SearchLatency
 from hwprune.latency.secant import neighbour
 from hwprune.methods._adjust import Fit, check_feasible, fit_to_target
 from hwprune.methods._efficiency import Efficiency
@@ -56,9 +56,7 @@ def needed_travel(efficiency: Efficiency, space: SearchSpace, lifetimes: Sequenc
     return float(levels[first_within(len(levels) - 1, cost, budget)])
 
 
-def threshold_fit(
-    space: SearchSpace, latency: AbstractLatencyModel, ranks: Mapping[str, np.ndarray], target_ms: float
-) -> Fit:
+def threshold_fit(space: SearchSpace, latency: SearchLatency, ranks: Mapping[str, np.ndarray], target_ms: float) -> Fit:
     """The widest network that one threshold on all groups' ranks leaves within `target_ms`, by bisection.
 
     Counts are snapped to the grid. Where the next lower threshold is too slow, each group may still take its next
@@ -85,7 +83,7 @@ def threshold_fit(
 
 def exchange_fit(
     space: SearchSpace,
-    latency: AbstractLatencyModel,
+    latency: SearchLatency,
     ranks: Mapping[str, np.ndarray],
     worth: Mapping[str, np.ndarray],
     target_ms: float,

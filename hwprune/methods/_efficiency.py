@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.graph import ChannelGraph
-from hwprune.latency.models._base import AbstractLatencyModel
+from hwprune.latency.limited import SearchLatency
 from hwprune.latency.secant import secant_latency
 from hwprune.methods._families import uniform_family, widest_that_fits
 from hwprune.methods._questions import predicted
@@ -31,7 +31,7 @@ class Efficiency:
 
     space: SearchSpace
     graph: ChannelGraph
-    latency: AbstractLatencyModel
+    latency: SearchLatency
     kind: CostKind = "latency"
     dense: float = field(init=False)
 

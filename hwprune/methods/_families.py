@@ -8,14 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from hwprune.core.widths import SearchSpace, Widths
-from hwprune.latency.models._base import AbstractLatencyModel
+from hwprune.latency.limited import SearchLatency
 from hwprune.methods._adjust import Fit, check_feasible
 from hwprune.methods._questions import predicted
 
 
-def widest_that_fits(
-    space: SearchSpace, latency: AbstractLatencyModel, family: Sequence[Widths], target_ms: float
-) -> Fit:
+def widest_that_fits(space: SearchSpace, latency: SearchLatency, family: Sequence[Widths], target_ms: float) -> Fit:
     """The last of `family` (narrow to wide) that is predicted within `target_ms`; else the fastest network known.
 
     Where the family's next member is too slow, each group may still take its next step, in the family's order, as far
@@ -39,7 +37,7 @@ def widest_that_fits(
     return fit
 
 
-def _if_it_fits(latency: AbstractLatencyModel, fit: Fit, widths: Widths, target_ms: float) -> Fit:
+def _if_it_fits(latency: SearchLatency, fit: Fit, widths: Widths, target_ms: float) -> Fit:
     predicted_ms = predicted(latency, widths)
     return Fit(widths, predicted_ms) if predicted_ms <= target_ms else fit
 

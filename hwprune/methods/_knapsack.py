@@ -14,7 +14,7 @@ import numpy as np
 
 from hwprune.core.widths import SearchSpace, Widths
 from hwprune.latency.features import Array, IntArray, widths_array
-from hwprune.latency.models._base import AbstractLatencyModel
+from hwprune.latency.limited import SearchLatency
 from hwprune.methods._adjust import Fit, check_feasible
 from hwprune.methods._families import uniform_family, widest_that_fits
 
@@ -56,7 +56,7 @@ class Knapsack:
     """
 
     space: SearchSpace
-    latency: AbstractLatencyModel
+    latency: SearchLatency
     scores: Mapping[str, np.ndarray]
     bins: int
     floor: float

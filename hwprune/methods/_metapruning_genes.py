@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwprune.core.widths import SearchSpace, Widths
-from hwprune.latency.models._base import AbstractLatencyModel
+from hwprune.latency.limited import SearchLatency
 from hwprune.methods._adjust import check_feasible
 
 Gene = tuple[int, ...]
@@ -46,12 +46,12 @@ class GeneSpace:
     """The genes of a search space whose predicted latency lies within `low_ms`..`high_ms`."""
 
     space: SearchSpace
-    latency: AbstractLatencyModel
+    latency: SearchLatency
     low_ms: float
     high_ms: float
 
     @classmethod
-    def within(cls, space: SearchSpace, latency: AbstractLatencyModel, target_ms: float, least_use: float) -> GeneSpace:
+    def within(cls, space: SearchSpace, latency: SearchLatency, target_ms: float, least_use: float) -> GeneSpace:
         """Genes that need at least the share `least_use` of the target, or the most that the grid has below it.
 
         Raises `BudgetInfeasible`.

@@ -21,6 +21,7 @@ from hwprune.core.events import Caution, Note, Progress, SearchStep
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Widths
 from hwprune.graph import cut
+from hwprune.latency.limited import LimitedLatency
 from hwprune.methods._adjust import fit_to_target
 from hwprune.methods._base import Problem
 from hwprune.methods._families import uniform_family, widest_that_fits
@@ -260,7 +261,7 @@ class Evolution:
 
     def _spec(self) -> Mapping[str, object]:
         """What must be the same for the candidates of a study to be comparable."""
-        options, space = self.options, self.problem.space
+        options, space, latency = self.options, self.problem.space, self.problem.latency
         same = ("sampler", "population", "parents", "mutation", "least_use", "first", "fitness")
         return {
             "space": space.signature(),
@@ -269,6 +270,7 @@ class Evolution:
             **{name: getattr(options, name) for name in (*same, "recalibration_images")},
             "data": self.problem.data.fingerprint,
             "widths": {name: list(allowed) for name, allowed in zip(space.names, space.widths, strict=True)},
+            **({"limits": vars(latency.limits)} if isinstance(latency, LimitedLatency) else {}),
         }
 
     def _shared_name(self) -> str:

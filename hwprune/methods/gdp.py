@@ -21,6 +21,7 @@ from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices
 from hwprune.methods._efficiency import COSTS
 from hwprune.methods._gdp_search import PolarisingSearch
 from hwprune.methods._joint import train_search
+from hwprune.methods._questions import predicted
 from hwprune.methods._saliency import taylor
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -90,7 +91,7 @@ class GDP(AbstractMethod):
         yield Answer(
             widths,
             search.keep(),
-            problem.latency.predict(widths).latency_ms,
+            predicted(problem.latency, widths),
             search.unit_scores(),
             state,
             log.image_passes + passes,

@@ -28,6 +28,7 @@ from hwprune.methods._joint import train_search
 from hwprune.methods._metapruning_budget import FORWARD_COST, within_image_budget
 from hwprune.methods._metapruning_net import PruningNet, with_random_weights
 from hwprune.methods._metapruning_training import StructureTraining, check_size
+from hwprune.methods._questions import predicted
 from hwprune.methods._saliency import dense_answer, taylor, weight_norm
 from hwprune.training._random import mix
 
@@ -113,7 +114,7 @@ class MetaPruning(AbstractMethod):
         storage that cannot be opened, `RunError` for a study of another search.
         """
         check_feasible(problem.space, problem.latency, problem.target_ms)
-        dense_ms = problem.latency.predict(problem.space.dense()).latency_ms
+        dense_ms = predicted(problem.latency, problem.space.dense())
         if dense_ms <= problem.target_ms:
             saliency = taylor(problem, images=self.saliency_images)
             scores = self._ordered(problem, saliency.scores)

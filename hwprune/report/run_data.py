@@ -56,6 +56,7 @@ class Result:
 
     An infeasible budget has no pruned network: `measured_ms`, `measured_ci_ms`, `predicted_ms` and `score` are then
     None, `widths` are the smallest allowed and `smallest_ms` is what they were measured to need.
+    `params` and `macs` are those of `widths`, `max_params` and `max_macs` their limits, None for none.
     `utilisation` is `measured_ms / budget_ms`. `measurements` has the keys `dense` and `pruned`; `comparison` is
     pruned against dense, timed in turns in one session. `predictions` are all candidates that were timed, in order.
     `fit` maps a latency model's name to its held-out scores (`mape`, `within_5`, `within_10`, `spearman`,
@@ -87,6 +88,8 @@ class Result:
     params: int | None
     dense_macs: int
     macs: int | None
+    max_params: int | None = None
+    max_macs: int | None = None
     model: str = ""
     data: str = ""
     score_name: str = "score"
@@ -101,6 +104,17 @@ class Result:
     fit: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     latency_model: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def limits(self) -> dict[str, tuple[int, int | None]]:
+        """Each limit beside the latency: what it counts, the most that is allowed, and what the network has."""
+        found = {"parameters": (self.max_params, self.params), "MACs": (self.max_macs, self.macs)}
+        return {words: (most, has) for words, (most, has) in found.items() if most is not None}
+
+    @property
+    def exceeded(self) -> dict[str, tuple[int, int]]:
+        """The limits that even the smallest network is over; a pruned network is over none."""
+        return {words: (most, has) for words, (most, has) in self.limits.items() if has is not None and has > most}
 
     @property
     def measured_warnings(self) -> dict[str, tuple[str, ...]]:

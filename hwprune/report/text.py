@@ -92,6 +92,7 @@ def search_text(result: Result) -> str:
         ("model", " on ".join(filter(None, (result.model, result.data)))),
         ("dense", _network(result, "dense")),
         ("budget", f"{format_ms(result.budget_ms)} at the {result.statistic}, {_of_dense(result)} of dense"),
+        ("", limits_sentence(result)),
         ("feasible", _feasible(result)),
         ("fit", fit_sentence(result)),
         ("search", _search_sentence(result)),
@@ -133,6 +134,10 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 def verdict_sentence(result: Result) -> str:
     """`pass: 0.301 ms measured [0.299, 0.303] <= 0.307 ms, 98.0 % of the budget used`."""
     if result.measured_ms is None or result.measured_ci_ms is None:
+        if result.exceeded:
+            over = [f"at most {format_count(most)} {words} asked" for words, (most, _) in result.exceeded.items()]
+            has = [f"{format_count(has)} {words}" for words, (_, has) in result.exceeded.items()]
+            return f"infeasible: {' and '.join(over)}, the smallest allowed network has {' and '.join(has)}"
         smallest = format_ms(result.smallest_ms) if result.smallest_ms is not None else "unknown"
         return f"infeasible: {format_ms(result.budget_ms)} asked, smallest reachable {smallest} measured"
     measured = interval(result.measured_ms, result.measured_ci_ms)
@@ -143,6 +148,15 @@ def verdict_sentence(result: Result) -> str:
     used = percent(result.utilisation)
     return (
         f"{result.verdict}{stamp}: {measured} measured {sign} {format_ms(result.budget_ms)}, {used} of the budget used"
+    )
+
+
+def limits_sentence(result: Result) -> str:
+    """`at most 2 M parameters, 97.3 % used`: the limits beside the latency; empty where there are none."""
+    used = "" if result.exceeded or result.measured_ms is None else ", {share} used"
+    return "; ".join(
+        f"at most {format_count(most)} {words}{used.format(share=percent((has or 0) / most))}"
+        for words, (most, has) in result.limits.items()
     )
 
 
@@ -269,7 +283,8 @@ def _feasible(result: Result) -> str:
     if result.smallest_ms is None:
         return ""
     answer = "no" if result.verdict == "infeasible" else "yes"
-    return f"{answer}: smallest allowed network {format_ms(result.smallest_ms)} measured"
+    counted = "".join(f", {format_count(has)} {words}" for words, (_, has) in result.exceeded.items())
+    return f"{answer}: smallest allowed network {format_ms(result.smallest_ms)} measured{counted}"
 
 
 def _search_sentence(result: Result) -> str:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from hwprune.core.files import atomic_write_bytes, read_json
 from hwprune.core.measurement import Measurement, Protocol, compare
-from hwprune.core.units import format_ms
 from hwprune.devices import connect
 from hwprune.report.comparison import ComparedRun, Difference, MethodComparison
 from hwprune.report.run_data import Result
+from hwprune.report.text import verdict_sentence
 from hwprune.search.cell import Cell
 from hwprune.search.outcomes import load
 from hwprune.search.run_folder import ONNX, fp32_onnx
@@ -59,9 +59,8 @@ def judge(
             rows.append(ComparedRun(cell.budget, cell.method, cell.seed, "failed", reason=failed[cell]))
             continue
         row = ComparedRun.of(results[cell], cell.budget, cell.method)
-        smallest_ms = results[cell].smallest_ms
-        if smallest_ms is not None:
-            row = replace(row, reason=f"infeasible: the smallest network needs {format_ms(smallest_ms)}, measured")
+        if row.verdict == "infeasible":
+            row = replace(row, reason=verdict_sentence(results[cell]))
         if cell in timed:
             found = _judged(cell, folder, dense=dense, data=data, task=task, reference=reference)
             scores[cell] = found["scores"].numpy()

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from hwprune.core import config
 from hwprune.core.errors import RunError, UsageError
 from hwprune.core.measurement import Target
-from hwprune.core.units import format_ms
-from hwprune.core.widths import Budget, Statistic
+from hwprune.core.units import format_ms, parse_count
+from hwprune.core.widths import Budget, Limits, Statistic
 from hwprune.devices import resolve
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class SearchOptions(TypedDict, total=False):
     the search has left, counted in images that went forward and backward. `lr` and `batch_size` are those of the search
     and the finetuning; `train_precision` what all training computes in ("auto": whichever is faster here), never what
     is exported. `tile` is in channels, or "auto"; `min_keep` the least share of a group's units that stays. With
-    `depth` whole residual branches may go. `protect`: layers whose channels all stay, as for `trace`.
+    `depth` whole residual branches may go. `protect`: layers whose channels all stay, as for `trace`. `max_params` and
+    `max_macs` bound the network beside its latency: counts, or text as "2M".
     """
 
     weights: str | Path | None
@@ -50,6 +51,8 @@ class SearchOptions(TypedDict, total=False):
     min_keep: float | None
     depth: bool
     protect: Sequence[str]
+    max_params: int | str | None
+    max_macs: int | str | None
     dense_epochs: float | None
     epochs: float | None
     finetune_epochs: float | None
@@ -66,7 +69,10 @@ LEAST_SAMPLES = 16  # of which a quarter is held out to judge the latency model
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """The resolved options of `hwprune search`. Names equal the flags; `total_epochs` 0: not given."""
+    """The resolved options of `hwprune search`. Names equal the flags.
+
+    0 of `total_epochs`, `max_params` and `max_macs`: not given.
+    """
 
     model: str = "digits_resnet"
     data: str = "digits"
@@ -86,6 +92,8 @@ class SearchSettings:
     min_keep: float = 0.2
     depth: bool = False
     protect: tuple[str, ...] = ()
+    max_params: int = 0
+    max_macs: int = 0
     dense_epochs: float = 12.0
     epochs: float = 2.0
     finetune_epochs: float = 4.0
@@ -102,6 +110,8 @@ class SearchSettings:
             ("threads", 1),
             ("samples", LEAST_SAMPLES),
             ("tile", 0),
+            ("max_params", 0),
+            ("max_macs", 0),
             ("batch_size", 2),
             ("seed", 0),
         ):
@@ -143,6 +153,9 @@ class SearchSettings:
         if "weights" in values:
             values["weights"] = str(values["weights"])
         values["tile"] = parse_tile(values.get("tile", "auto"))
+        for name in ("max_params", "max_macs"):
+            if name in values:
+                values[name] = parse_count(str(values[name]))
         named = resolve(Target(values.get("device", "cpu"), values.get("runtime", Target.runtime)))
         values |= {"device": named.device, "runtime": named.runtime, "precision": named.precision}
         if latency_ms is not None:
@@ -153,8 +166,9 @@ class SearchSettings:
 
     @property
     def budget(self) -> Budget:
-        """The bound on the measured latency."""
-        return Budget(self.latency_ms, self.latency_fraction, self.statistic)
+        """The bound on the measured latency, and what else bounds the network."""
+        limits = Limits(self.max_params or None, self.max_macs or None)
+        return Budget(self.latency_ms, self.latency_fraction, self.statistic, limits)
 
     @property
     def target(self) -> Target:

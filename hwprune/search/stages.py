@@ -12,9 +12,11 @@ from hwprune.core.events import CandidateMeasured, Caution, Note
 from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import format_ms
-from hwprune.core.widths import Widths
+from hwprune.core.widths import Limits, Widths
+from hwprune.latency.limited import LimitedLatency, SearchLatency, tightest
 from hwprune.methods._adjust import fastest
 from hwprune.methods._base import AbstractMethod, Answer, Problem
+from hwprune.methods._questions import predicted
 from hwprune.search.answers import load_answer, save_answer
 from hwprune.search.controller import AIM, LITTLE_USED, BudgetController, Settlement, Trial
 from hwprune.search.workshop import QUIETER, Workshop
@@ -96,13 +98,16 @@ def make_method(name: str, options: dict[str, Any]) -> AbstractMethod:
 
 def make_problem(shop: Workshop, target_ms: float) -> Problem:
     """The problem a method solves, at one target."""
-    settings = shop.settings
+    settings, limits = shop.settings, shop.settings.budget.limits
+    latency: SearchLatency = shop.latency
+    if limits:
+        latency = LimitedLatency(latency, shop.graph, limits, target_ms)
     return Problem(
         model=shop.model,
         graph=shop.graph,
         space=shop.table.space,
-        latency=shop.latency,
-        dense_ms=shop.latency.predict(shop.table.space.dense()).latency_ms,
+        latency=latency,
+        dense_ms=predicted(latency, shop.table.space.dense()),
         target_ms=target_ms,
         data=shop.data,
         task=shop.task,
@@ -128,7 +133,7 @@ def measured_use(shop: Workshop, candidates: Sequence[Widths]) -> list[float]:
     uses = []
     for name, widths in zip(names, candidates, strict=True):
         value, low, high = timed[name].statistic(shop.settings.statistic)
-        predicted_ms = shop.latency.predict(widths).latency_ms
+        predicted_ms = predicted(shop.latency, widths)
         shop.folder.emit(CandidateMeasured(dict(widths), predicted_ms, value, (low, high), high <= shop.budget_ms))
         shop.record(widths, timed[name])
         uses.append(high / shop.budget_ms)
@@ -142,11 +147,16 @@ def search_answer(shop: Workshop, method: AbstractMethod, budget_ms: float) -> A
     def work() -> Answer:
         # The measured smallest network meets a budget that its prediction may miss: measurements decide.
         problem = make_problem(shop, max(AIM * budget_ms, _least_ms(shop)))
-        answers = list(method.search(problem))
-        save_answer(answers[-1], folder)
-        return answers[-1]
+        answer = _in_ms(shop, list(method.search(problem))[-1])
+        save_answer(answer, folder)
+        return answer
 
     return shop.folder.stage("search", work, lambda: load_answer(folder, shop.table.space))
+
+
+def _in_ms(shop: Workshop, answer: Answer) -> Answer:
+    """An answer with its predicted latency alone: under limits the method steered by more than that."""
+    return replace(answer, predicted_ms=predicted(shop.latency, answer.widths))
 
 
 def _least_ms(shop: Workshop) -> float:
@@ -181,19 +191,19 @@ def settle(
         return found
 
     def predict(candidate: Answer) -> float:
-        return shop.latency.predict(candidate.widths).latency_ms
+        return predicted(shop.latency, candidate.widths)
 
     def refit(candidate: Answer, target_ms: float) -> Answer:
         # What was measured since the target was chosen may have raised the prediction even of the fastest network.
         target_ms = max(target_ms, _least_ms(shop))
         found = method.refit(make_problem(shop, target_ms), candidate, target_ms)
-        return replace(found, state=answer.state)
+        return replace(_in_ms(shop, found), state=answer.state)
 
     controller = BudgetController(
         measure=measure,
         refit=refit,
         predict=predict,
-        smallest_ms=lambda: shop.latency.predict(shop.table.space.smallest()).latency_ms,
+        smallest_ms=lambda: predicted(shop.latency, shop.table.space.smallest()),
         on_event=shop.folder.emit,
     )
     settled = controller.settle(answer, missed=missed)
@@ -206,6 +216,10 @@ def _tell_unused(shop: Workshop, settled: Settlement) -> None:
     if not settled.chosen.within or settled.chosen.utilisation >= LITTLE_USED:
         return
     used = f"{settled.chosen.utilisation:.1%} of the budget is used"
+    binding = tightest(shop.graph, settled.chosen.answer.widths, shop.table.space, shop.settings.budget.limits)
+    if binding is not None and binding[1] >= LITTLE_USED:
+        shop.folder.emit(Note(f"{used}: the limit on {Limits.WORDS[binding[0]]} is, by {binding[1]:.1%}"))
+        return
     if not settled.exhausted:
         text = f"{used} after {len(settled.trials)} candidates: the measurements contradicted one another"
         shop.folder.emit(Caution(text, hint=QUIETER))

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from hwprune import methods
 from hwprune.core.errors import BudgetInfeasible, UsageError
 from hwprune.core.events import Event
-from hwprune.core.widths import SearchSpace
+from hwprune.core.widths import Limits, SearchSpace
 from hwprune.graph import ChannelGraph, cut, mask, trace
 from hwprune.latency.features import Array, IntArray, restrict
+from hwprune.latency.limited import LimitedLatency
 from hwprune.latency.models._base import AbstractLatencyModel, Fitted
 from hwprune.latency.samples import Samples
 from hwprune.methods import AbstractMethod, Answer, Problem
+from hwprune.methods._questions import predicted
 from hwprune.testing.networks import build
 from hwprune.training._plan import TrainPlan
 from hwprune.training.data import ArraySet, Data
@@ -194,13 +196,13 @@ class MethodConformance:
         problem = replace(tiny_problem(budget=0.01), on_event=events.append)
         with pytest.raises(BudgetInfeasible, match=r"no network of this space is predicted within") as caught:
             self.solve(problem)
-        smallest = problem.latency.predict(problem.space.smallest()).latency_ms
+        smallest = predicted(problem.latency, problem.space.smallest())
         assert caught.value.smallest_ms == pytest.approx(smallest)
         assert events == []
 
     def test_reaches_the_smallest_network_when_only_that_fits(self) -> None:
         problem = tiny_problem()
-        smallest = problem.latency.predict(problem.space.smallest()).latency_ms
+        smallest = predicted(problem.latency, problem.space.smallest())
         answer = self.solve(replace(problem, target_ms=smallest))
         assert answer.widths == problem.space.smallest()
 
@@ -217,6 +219,18 @@ class MethodConformance:
         with pytest.raises(BudgetInfeasible, match="the fastest needs"):
             self.make().refit(problem, answer, 0.01 * problem.target_ms)
 
+    def test_keeps_limits_beside_the_latency(self) -> None:
+        problem = tiny_problem(budget=0.9)
+        graph, dense = problem.graph, problem.space.dense()
+        limits = Limits(params=int(0.6 * graph.params(dense)), macs=int(0.7 * graph.macs(dense)))
+        latency = LimitedLatency(problem.latency, graph, limits, problem.target_ms)
+        limited = replace(problem, latency=latency, dense_ms=predicted(latency, dense))
+        answer = self.solve(limited)
+        self.check(limited, answer, problem.target_ms)
+        assert graph.params(answer.widths) <= 0.6 * graph.params(dense)
+        assert graph.macs(answer.widths) <= 0.7 * graph.macs(dense)
+        assert predicted(problem.latency, answer.widths) <= problem.target_ms
+
     def test_every_option_is_explained(self) -> None:
         for option in fields(self.make()):  # type: ignore[arg-type]
             assert option.metadata.get("help"), option.name
@@ -225,7 +239,7 @@ class MethodConformance:
         """Within the target, on the grid, keep and widths in agreement, and the cut network computes what it should."""
         problem.space.check(answer.widths)
         assert answer.predicted_ms <= target_ms
-        assert answer.predicted_ms == pytest.approx(problem.latency.predict(answer.widths).latency_ms)
+        assert answer.predicted_ms == pytest.approx(predicted(problem.latency, answer.widths))
         assert tuple(answer.keep) == problem.space.names
         for group in problem.space.groups:
             kept = answer.keep[group.name]

@@ -347,6 +347,17 @@ def test_one_value_of_a_repeatable_flag_is_a_list_of_one(hw: Hw, workplace: Path
     assert 'protect = ["layer1"]  # hwprune.toml' in hw("search", "--print-config").out
 
 
+def test_a_limit_is_a_number_or_a_text(hw: Hw, workplace: Path) -> None:
+    (workplace / "hwprune.toml").write_text('max_params = 2000000\nmax_macs = "1.5G"\n')
+    told = hw("search", "--print-config").out
+    assert 'max_params = "2000000"  # hwprune.toml' in told
+    assert 'max_macs = "1.5G"  # hwprune.toml' in told
+    (workplace / "hwprune.toml").write_text('max_params = "2 million"\n')
+    done = hw("search", "--print-config")
+    assert done.code == 2
+    assert "'2 million' is not a count above 0" in done.err
+
+
 def test_method_options_come_from_the_environment_too(hw: Hw, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HWPRUNE_SET", "a=1 b=2")
     assert '[options]\na = "1"  # HWPRUNE_SET\nb = "2"  # HWPRUNE_SET\n' in hw("search", "--print-config").out

@@ -65,7 +65,7 @@ def test_search_exits_with_its_verdict(hw: Hw, api: FakeApi, verdict: str, code:
 def test_search_passes_its_flags_on(hw: Hw, api: FakeApi) -> None:
     api.answers["search"] = made()
     words = "search resnet20 --data npz:x --latency-ms 4 --method greedy --set floor=0.3 --set a=b=c --seed 7"
-    words += " --protect head --protect layer*.0"
+    words += " --protect head --protect layer*.0 --max-params 2M --max-macs 1.5G"
     words += " --threads 2 --batch 4 --samples 50 --tile 8 --min-keep 0.5 --epochs 3 --run-dir out --statistic p90"
     assert hw(*words.split()).code == 0
     name, args, kwargs = api.calls[0]
@@ -73,6 +73,7 @@ def test_search_passes_its_flags_on(hw: Hw, api: FakeApi) -> None:
     expected = {"latency_ms": 4.0, "method": "greedy", "options": {"floor": "0.3", "a": "b=c"}, "seed": 7}
     expected |= {"threads": 2, "batch": 4, "samples": 50, "tile": "8", "min_keep": 0.5, "epochs": 3.0}
     expected |= {"run_dir": Path("out"), "statistic": "p90", "latency": None, "protect": ["head", "layer*.0"]}
+    expected |= {"max_params": "2M", "max_macs": "1.5G"}
     assert {key: kwargs[key] for key in expected} == expected
     assert kwargs["stop"]() is False
 

@@ -29,6 +29,21 @@ def test_parse_fraction() -> None:
             units.parse_fraction(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("2M", 2_000_000), ("1.5 M", 1_500_000), ("300k", 300_000), ("300K", 300_000), ("4G", 4 * 10**9), ("77", 77)],
+)
+def test_parse_count(text: str, count: int) -> None:
+    assert units.parse_count(text) == count
+    assert type(units.parse_count(text)) is int
+
+
+@pytest.mark.parametrize("text", ["", "M", "0", "0.2", "-3M", "2m", "2MB", "nan", "1e999", "2 M parameters"])
+def test_parse_count_refuses(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a count above 0"):
+        units.parse_count(text)
+
+
 def test_parse_shape() -> None:
     assert units.parse_shape("1x3x96x96") == (1, 3, 96, 96)
     for text in ("", "1x", "ax3", "1x0", "-1x3"):

@@ -10,7 +10,7 @@ import pytest
 
 from hwprune.core.errors import UsageError
 from hwprune.core.ops import ChannelCount, OpKey, OpTemplate, ParameterTemplate
-from hwprune.core.widths import Budget, ChannelGroup, SearchSpace, Widths
+from hwprune.core.widths import Budget, ChannelGroup, Limits, SearchSpace, Widths
 
 SPACE = SearchSpace((ChannelGroup("a", 32), ChannelGroup("b", 40)), ((8, 16, 32), (16, 32, 40)))
 
@@ -76,6 +76,14 @@ def test_budget() -> None:
     for values in ({}, {"latency_ms": 1.0, "fraction": 0.5}, {"latency_ms": -1.0}, {"fraction": 1.2}):
         with pytest.raises(UsageError, match="budget"):
             Budget(**values)
+
+
+@pytest.mark.parametrize("limits", [{"params": 0}, {"macs": -1}])
+def test_a_limit_of_nothing_is_refused(limits: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=f"at most {next(iter(limits.values()))} (parameters|MACs)"):
+        Limits(**limits)
+    assert not Limits()
+    assert Limits(params=1)
 
 
 def test_op_template_is_linear_in_the_widths() -> None:
