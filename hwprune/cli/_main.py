@@ -90,7 +90,7 @@ def _root(
         typer.echo(ctx.get_help())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 yes, 1 no, 2 your input, 3 the device, 4 our bug, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     _open_streams()

@@ -190,3 +190,18 @@ def test_bench_takes_the_shape_that_it_asks_for(hw: Hw, workplace: Path) -> None
     asked = hw(*command)
     assert (asked.code, asked.err.splitlines()[-1]) == (2, "hint: add --input 1x3x224x224")
     assert hw(*command, "--input", "1x1x8x8").code == 0
+
+
+def test_ctrl_c_while_python_imports_is_no_traceback() -> None:
+    code = """
+import sys
+class CtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, CtrlC())
+from hwprune.cli import main
+sys.exit(main(["search"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
