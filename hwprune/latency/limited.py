@@ -87,7 +87,7 @@ def check_limits(graph: ChannelGraph, space: SearchSpace, limits: Limits) -> Non
             )
 
 
-def tightest(graph: ChannelGraph, widths: Widths, space: SearchSpace, limits: Limits) -> tuple[str, float] | None:
+def tightest(graph: ChannelGraph, space: SearchSpace, limits: Limits, widths: Widths) -> tuple[str, float] | None:
     """The limit that a network uses most, and its share; None without limits."""
     shares = limit_shares(graph, space, limits, widths_array(space, [widths]))
     return max(((name, float(share[0])) for name, share in shares), key=lambda item: item[1], default=None)

@@ -216,7 +216,7 @@ def _tell_unused(shop: Workshop, settled: Settlement) -> None:
     if not settled.chosen.within or settled.chosen.utilisation >= LITTLE_USED:
         return
     used = f"{settled.chosen.utilisation:.1%} of the budget is used"
-    binding = tightest(shop.graph, settled.chosen.answer.widths, shop.table.space, shop.settings.budget.limits)
+    binding = tightest(shop.graph, shop.table.space, shop.settings.budget.limits, settled.chosen.answer.widths)
     if binding is not None and binding[1] >= LITTLE_USED:
         shop.folder.emit(Note(f"{used}: the limit on {Limits.WORDS[binding[0]]} is, by {binding[1]:.1%}"))
         return

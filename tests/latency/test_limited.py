@@ -98,9 +98,9 @@ def test_a_fit_uses_the_limit_that_binds_first(
     fit = fit_to_target(space, LimitedLatency(latency, graph, limits, 0.95 * dense_ms), scores, 0.95 * dense_ms)
     assert 0.95 * most < graph.params(fit.widths) <= most
     assert latency.predict(fit.widths).latency_ms < 0.9 * dense_ms
-    found = tightest(graph, fit.widths, space, limits)
+    found = tightest(graph, space, limits, fit.widths)
     assert found == ("params", pytest.approx(graph.params(fit.widths) / most))
-    assert tightest(graph, fit.widths, space, Limits()) is None
+    assert tightest(graph, space, Limits(), fit.widths) is None
 
 
 def test_a_limit_that_no_network_keeps(graph: ChannelGraph, space: SearchSpace) -> None:
