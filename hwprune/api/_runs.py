@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -223,7 +224,8 @@ def report(run: str | Path) -> Path:
 
 def comparison_folder(model: str) -> Path:
     """Where the comparison of a model lies when nobody says otherwise."""
-    return RUNS / f"compare_{Path(model.split('?')[0]).name}"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model.split("?")[0]).name)
+    return RUNS / f"compare_{name}"
 
 
 def _check_own(folder: Path, **given: object) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import os
+import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
@@ -112,6 +114,16 @@ def _by_ctrl_c(error: BaseException | None) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """While an interrupt is told, another one has nothing left to stop."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _open_streams() -> None:
     """Write nowhere where a caller has closed stdout or stderr; else the next file that is opened takes their place."""
     for name in ("stdout", "stderr"):
@@ -140,7 +152,8 @@ class _Errors:
         if error is None:
             return True
         if isinstance(error, typer.Abort) or _by_ctrl_c(error):
-            self._report(Interrupted("interrupted"))
+            with _deaf_to_ctrl_c():
+                self._report(Interrupted("interrupted"))
         elif isinstance(error, typer.Exit):
             self.code = error.exit_code
         elif isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,7 +57,10 @@ def devices(
     connection = Connection("ssh", host, "", port, identity_file, known_hosts, python)
     made = api.new_device(name, source=source, connection=connection, aliases=tuple(alias or ()))
     document = {"name": made.name, "source": made.source, "host": made.connection.address}
-    log_in = f"ssh {f'-p {port} ' if port else ''}{made.connection.address}"
+    given = [("-p", str(port) if port else ""), ("-i", identity_file)]
+    given.append(("-o", f"UserKnownHostsFile={known_hosts}" if known_hosts else ""))
+    words = [word for flag, value in given if value for word in (flag, value)]
+    log_in = shlex.join(("ssh", *words, made.connection.address))
     following = (f"{log_in}   (once, to compare and accept the host key)", f"hwprune doctor --device {made.name}")
     return Outcome(f"wrote {made.source}", document, next=following)
 

@@ -168,7 +168,7 @@ def lock(folder: str | Path) -> Iterator[None]:
             holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
             raise RunError(
                 f"{folder} is in use by process {holder or 'unknown'}",
-                hint="wait until it ends, or choose another folder with --run-dir",
+                hint="wait until it ends, or use another folder",
             ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)

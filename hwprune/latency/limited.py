@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 
 from hwprune.core.errors import BudgetInfeasible
-from hwprune.core.units import format_count
 from hwprune.core.widths import Limits, SearchSpace, Widths
 from hwprune.graph import ChannelGraph
 from hwprune.latency.features import Array, IntArray, widths_array
@@ -79,10 +78,10 @@ def check_limits(graph: ChannelGraph, space: SearchSpace, limits: Limits) -> Non
     least = space.smallest()
     for name, share in limit_shares(graph, space, limits, widths_array(space, [least])):
         if share[0] > 1:
-            most = getattr(limits, name)
+            most, words = getattr(limits, name), Limits.WORDS[name]
+            has = {"params": graph.params, "macs": graph.macs}[name](least)
             raise BudgetInfeasible(
-                f"no network of this space has at most {format_count(most)} {Limits.WORDS[name]}: the smallest allowed"
-                f" one has {format_count(share[0] * most)}",
+                f"no network of this space has at most {most:,} {words}: the smallest allowed one has {has:,}",
                 hint="raise the limit, or lower --min-keep",
             )
 

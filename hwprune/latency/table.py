@@ -278,15 +278,12 @@ class LatencyTable:
     def samples(self, *, kinds: Collection[Kind] | None = None, session: str = "", first: int | None = None) -> Samples:
         """The good rows as arrays for a latency model: all, or those of `kinds` and those of a `session`.
 
-        `first`: how many rows the table had when it is asked for that time; those of the session count all the same.
-        Raises `TableError` when there is none.
+        `first`: how many rows of the kinds the table had when it is asked for that time; those of the session count all
+        the same. Raises `TableError` when there is none.
         """
-        before = {id(row) for row in self._rows[:first]}
-        rows = [
-            row
-            for row in self.good_rows
-            if (id(row) in before and (kinds is None or row.kind in kinds)) or (session and row.session == session)
-        ]
+        of_the_kinds = [row for row in self._rows if kinds is None or row.kind in kinds]
+        before = {id(row) for row in of_the_kinds[:first]}
+        rows = [row for row in self.good_rows if id(row) in before or (session and row.session == session)]
         if not rows:
             raise TableError(f"the latency table in {self.folder} has no rows", hint="run: hwprune profile")
         values = np.array([row.widths for row in rows], dtype=np.int64)

@@ -181,7 +181,11 @@ def comparison_plot(found: MethodComparison) -> str:
     )
     plot.dot((1.0, found.dense_score), "dense", f"dense: {score_text(found.score_name, found.dense_score, 1)}")
     plot.note((1.0, found.dense_score), "dense", anchor="end", dx=-8, dy=4)
-    for place, method in enumerate(methods):
+    if found.simulated:
+        plot.note((x.low, y.high), "SIMULATED: no hardware was timed", dx=8, dy=14)
+    drawn = [method for method in methods if any(run.method == method for run, _, _ in timed)]
+    for method in drawn:
+        place = methods.index(method)
         own = [(run, share, score) for run, share, score in timed if run.method == method]
         means = _means(own)
         plot.line(means, f"method{place % len(COLOURS)}")
@@ -191,7 +195,7 @@ def comparison_plot(found: MethodComparison) -> str:
             if run.share_ci:
                 plot.line([(end, score) for end in run.share_ci], f"method{place % len(COLOURS)}")
             plot.dot((share, score), f"method{place % len(COLOURS)}", text, radius=4)
-        line = -10 - 15 * (len(methods) - 1 - place)
+        line = -10 - 15 * (len(drawn) - 1 - drawn.index(method))
         plot.note((x.high, y.low), method, anchor="end", dx=-8, dy=line, kind=f"method{place % len(COLOURS)}")
     return plot.svg().replace(">", f' xmlns="http://www.w3.org/2000/svg"><style>{_style()}</style>', 1)
 
@@ -201,7 +205,7 @@ def write_comparison(found: MethodComparison, folder: Path) -> None:
     plot = comparison_plot(found)
     if plot:
         atomic_write_text(folder / "comparison.svg", plot)
-    title = f"{found.model} on {found.data}: methods under one budget"
+    title = f"{found.model} on {found.data}: methods compared"
     body = f"<h1>{escape(title)}</h1>{plot}<pre>{escape(comparison_text(found))}</pre>"
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{PAGE_STYLE}</style>'
     page = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'

@@ -135,8 +135,8 @@ def verdict_sentence(result: Result) -> str:
     """`pass: 0.301 ms measured [0.299, 0.303] <= 0.307 ms, 98.0 % of the budget used`."""
     if result.measured_ms is None or result.measured_ci_ms is None:
         if result.exceeded:
-            over = [f"at most {format_count(most)} {words} asked" for words, (most, _) in result.exceeded.items()]
-            has = [f"{format_count(has)} {words}" for words, (_, has) in result.exceeded.items()]
+            over = [f"at most {most:,} {words} asked" for words, (most, _) in result.exceeded.items()]
+            has = [f"{has:,} {words}" for words, (_, has) in result.exceeded.items()]
             return f"infeasible: {' and '.join(over)}, the smallest allowed network has {' and '.join(has)}"
         smallest = format_ms(result.smallest_ms) if result.smallest_ms is not None else "unknown"
         return f"infeasible: {format_ms(result.budget_ms)} asked, smallest reachable {smallest} measured"
@@ -283,7 +283,7 @@ def _feasible(result: Result) -> str:
     if result.smallest_ms is None:
         return ""
     answer = "no" if result.verdict == "infeasible" else "yes"
-    counted = "".join(f", {format_count(has)} {words}" for words, (_, has) in result.exceeded.items())
+    counted = "".join(f", {has:,} {words}" for words, (_, has) in result.exceeded.items())
     return f"{answer}: smallest allowed network {format_ms(result.smallest_ms)} measured{counted}"
 
 

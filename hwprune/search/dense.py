@@ -30,12 +30,14 @@ FRESH_MARGIN = 3.0  # a trained network lies beyond the best of them by so many 
 def dense_network(shop: Workshop) -> None:
     """Bring trained weights into the model: those it came with, or those of a training that is done once.
 
-    Another run beside this one that trained the same network in the same way lends its weights.
+    Another run beside this one that trained the same network in the same way lends its weights. A network whose test
+    score is given is that of a comparison, the same for all its runs, however well it does.
     """
     path = shop.folder.path / WEIGHTS
 
     def work() -> None:
-        if is_trained(shop.model, shop.data, shop.task, shop.settings, shop.folder.emit):
+        given = shop.dense_score is not None
+        if given or is_trained(shop.model, shop.data, shop.task, shop.settings, shop.folder.emit):
             save_weights(shop.model, path)
             return
         origin = _training(shop.model, shop.data, shop.task, shop.settings)

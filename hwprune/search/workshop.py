@@ -105,7 +105,7 @@ class Workbench:
 class Workshop(Workbench):
     """Everything the stages of a search share. `latency` is replaced whenever a measurement teaches it something.
 
-    `profiled_rows` is how many rows the table had when this run began to learn from it.
+    `profiled_rows` is how many rows of the profile the table had when this run began to learn from it.
     """
 
     table: LatencyTable
@@ -271,10 +271,13 @@ def _reference_ms(folder: RunFolder, found: Survey, *, table_ms: bool) -> float:
 
 
 def _profiled_rows(folder: RunFolder, table: LatencyTable) -> int:
-    """How many rows the table has; in a resumed run, had: another run may have profiled more since."""
+    """How many rows of the profile the table has; in a resumed run, had: another run may have profiled more since.
+
+    Rows that other searches add do not count: on the disk they stand between those of the profile.
+    """
     path = folder.path / "profiled.json"
     if not path.exists():
-        write_json(path, {"rows": len(table.rows)})
+        write_json(path, {"rows": sum(row.kind in PROFILED for row in table.rows)})
     return int(read_json(path)["rows"])
 
 

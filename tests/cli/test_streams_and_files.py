@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from cli_fakes import Done, FakeApi
 from onnx import TensorProto, helper, numpy_helper
 
 from hwprune.cli import main
+from hwprune.cli._console import Streams
 from hwprune.testing.runtimes import conv_net
 
 Hw = Callable[..., Done]
@@ -201,7 +203,28 @@ class CtrlC:
             raise KeyboardInterrupt
 sys.meta_path.insert(0, CtrlC())
 from hwprune.cli import main
+from hwprune.cli._console import Streams
 sys.exit(main(["search"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_ctrl_c_while_an_interrupt_is_told_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second of two is often still on its way when the first has ended the job."""
+
+    def impatient(*words: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def interrupted(*words: object, **flags: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hwprune.api.devices", interrupted)
+    honest = Streams.error
+    monkeypatch.setattr(Streams, "error", lambda self, error: (impatient(), honest(self, error))[1])
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["devices"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before

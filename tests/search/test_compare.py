@@ -17,6 +17,7 @@ from hwprune.core.events import Caution, Event, Note
 from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement
 from hwprune.methods._saliency import taylor
+from hwprune.models import load_model
 from hwprune.report.comparison import MethodComparison, comparison_text
 from hwprune.search import compare as comparing
 from hwprune.search.cell import Cell
@@ -93,6 +94,7 @@ def test_files_and_text(found: MethodComparison, folder: Path) -> None:
     page, plot = (runs / "comparison.html").read_text(), (runs / "comparison.svg").read_text()
     assert plot in page
     assert plot.count("<circle") == 3, "two runs and the dense network"
+    assert "SIMULATED: no hardware was timed</text>" in plot
 
 
 def test_goes_on_run_by_run(found: MethodComparison, dense: nn.Module, few_digits: Data, folder: Path) -> None:
@@ -202,6 +204,19 @@ def test_differences_are_paired_over_images_and_averaged_over_seeds() -> None:
     assert only.unequal
     half = 1.96 * math.sqrt(np.var(left - right, ddof=1) / 500)
     assert only.ci == pytest.approx((only.score - half, only.score + half))
+
+
+def test_all_runs_have_the_dense_network_of_the_comparison(few_digits: Data, folder: Path) -> None:
+    """Also where its training taught it so little that a single run would train it first."""
+    fresh = load_model("digits_resnet", classes=10, input_shape=(1, 8, 8))
+    compare(fresh, few_digits, folder, dense_epochs=0.05, budgets=("60%",), run_dir=folder / "untaught")
+    weights = [(folder / "untaught" / place / "dense.safetensors").read_bytes() for place in ("", "60pct_uniform_s0")]
+    assert weights[0] == weights[1]
+
+
+def test_where_a_comparison_lies() -> None:
+    assert api.comparison_folder("resnet20?width=2") == Path("runs/compare_resnet20")
+    assert api.comparison_folder("nets/mine.py:build") == Path("runs/compare_mine.py-build")
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_a_limit_that_no_network_keeps_is_infeasible_before_any_training(search:
     assert result.verdict == read_json(run.folder / "result.json")["verdict"] == "infeasible"
     assert not {"dense", "search", "finetune"} & set(result.stages)
     text = search_text(result)
-    assert "infeasible: at most 1.00 k parameters asked, the smallest allowed network has" in text
+    assert "infeasible: at most 1,000 parameters asked, the smallest allowed network has" in text
     assert "no: smallest allowed network" in text
     assert Result.from_json(result.to_json()) == result
     assert "parameters at most" in (run.folder / "report.html").read_text()

@@ -85,8 +85,9 @@ def test_a_run_has_an_id_of_its_own_that_lasts(tmp_path: Path) -> None:
 
 def test_a_run_knows_the_table_as_it_was(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path, SearchSettings.make(latency="60%"), ignore) as folder:
-        found = [workshop._profiled_rows(folder, SimpleNamespace(rows=range(count))) for count in (40, 60)]
-    assert found == [40, 40]
+        rows = [SimpleNamespace(kind=kind) for kind in ("dense", "uniform", "search", "ratio")]
+        found = [workshop._profiled_rows(folder, SimpleNamespace(rows=rows * count)) for count in (10, 20)]
+    assert found == [30, 30]
 
 
 def test_a_lost_report_is_written_again(search: Search) -> None:
