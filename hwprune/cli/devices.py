@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import textwrap
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +59,7 @@ def devices(
     given = [("-p", str(port) if port else ""), ("-i", identity_file)]
     given.append(("-o", f"UserKnownHostsFile={known_hosts}" if known_hosts else ""))
     words = [word for flag, value in given if value for word in (flag, value)]
-    log_in = shlex.join(("ssh", *words, made.connection.address))
+    log_in = " ".join(("ssh", *words, made.connection.address))  # no word of a connection needs quotes
     following = (f"{log_in}   (once, to compare and accept the host key)", f"hwprune doctor --device {made.name}")
     return Outcome(f"wrote {made.source}", document, next=following)
 

@@ -68,7 +68,7 @@ class Plot:
     _dots: list[str] = field(default_factory=list)
     _captions: list[str] = field(default_factory=list)
 
-    LEFT, RIGHT, TOP, BOTTOM = 64, 16, 26, 44
+    LEFT, RIGHT, TOP, BOTTOM = 72, 16, 26, 44
 
     def at(self, point: Point, *, inside: bool = False) -> Point:
         """Data coordinates to pixels; with `inside` what lies beyond the frame goes to its edge."""

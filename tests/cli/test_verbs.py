@@ -322,9 +322,9 @@ def test_devices_new(hw: Hw, api: FakeApi) -> None:
     assert "hwprune doctor --device desk" in done.err
     assert api.last["source"] == "jetson-orin-nano"
     assert api.last["aliases"] == ("jetson",)
-    keys = ("--identity-file", "my key", "--known-hosts", "hosts")
+    keys = ("--identity-file", "~/keys/id", "--known-hosts", "hosts")
     told = hw("devices", "new", "desk", "--from", "jetson-orin-nano", "--host", "ann@10.0.0.7", *keys).err
-    assert "ssh -i 'my key' -o UserKnownHostsFile=hosts ann@10.0.0.7" in told
+    assert "ssh -i ~/keys/id -o UserKnownHostsFile=hosts ann@10.0.0.7" in told
     wrong = hw("devices", "nwe")
     assert wrong.code == 2
     assert "Did you mean 'new'?" in wrong.err

@@ -34,12 +34,12 @@ def test_range_around_values_and_around_none() -> None:
 
 
 def test_places_are_linear_and_held_inside() -> None:
-    plot = Plot(Axis(0, 10), Axis(0, 1), width=180, height=170)
-    assert plot.at((0, 0)) == (64, 126)
-    assert plot.at((10, 1)) == (164, 26)
-    assert plot.at((5, 0.5)) == (114, 76)
-    assert plot.at((20, -1), inside=True) == (164, 126)
-    assert plot.at((20, 0)) == (264, 126)
+    plot = Plot(Axis(0, 10), Axis(0, 1), width=188, height=170)
+    assert plot.at((0, 0)) == (72, 126)
+    assert plot.at((10, 1)) == (172, 26)
+    assert plot.at((5, 0.5)) == (122, 76)
+    assert plot.at((20, -1), inside=True) == (172, 126)
+    assert plot.at((20, 0)) == (272, 126)
 
 
 def test_text_is_escaped() -> None:
