@@ -96,7 +96,9 @@ class ProgressDisplay:
 
     def _epoch(self, event: EpochDone) -> None:
         if self._verbosity > 0 or event.epochs <= SHOWN_EPOCHS or event.epoch == event.epochs:
-            counted = f"epoch {event.epoch}/{event.epochs}"
+            # What a search closes within an epoch would look half open in the mean.
+            means = ", means" if event.stage == "search" else ""
+            counted = f"epoch {event.epoch}/{event.epochs}{means}"
             self.say(f"{event.stage:<9} {counted}   {figures(event.metrics)}".rstrip())
 
     def _step(self, name: str, done: int, total: int, detail: str) -> None:

@@ -109,7 +109,7 @@ def prediction_plot(result: Result) -> str:
         error = item.predicted_ms / item.measured_ms - 1
         text = f"{format_ms(item.predicted_ms)} predicted, {interval(item.measured_ms, item.measured_ci_ms)} measured"
         plot.dot(pair, "pruned" if item.within_budget else "over", f"{text} ({error * 100:+.1f} %)")
-    plot.note((high, high * 1.1), "±10 %", anchor="end", dx=-6, dy=14)
+    plot.note((low, low * 1.1), "±10 %", dx=8, dy=-14)
     return plot.svg()
 
 

@@ -303,7 +303,11 @@ def _predicted_sentence(result: Result) -> str:
 
 
 def _took(result: Result) -> str:
-    stages = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in result.stages.items())
+    parts = dict(result.stages)
+    rest_s = result.seconds - sum(parts.values())
+    if parts and rest_s >= 1:
+        parts["the rest"] = rest_s
+    stages = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in parts.items())
     return f"{format_duration(result.seconds)}{f': {stages}' if stages else ''}"
 
 

@@ -54,11 +54,13 @@ def test_lines_for_what_happens_once(capsys: pytest.CaptureFixture[str]) -> None
         Note("latency steps every 16 channels"),
         MEASURED,
         EpochDone("dense", 2, 8, {"loss": 0.5, "score": 0.93}),
+        EpochDone("search", 1, 1, {"loss": 0.5}),
     ) == [
         "profile   100 networks",
         "          latency steps every 16 channels",
         "measured  0.305 ms [0.3031, 0.3071], 0.301 ms predicted: within the budget",
         "dense     epoch 2/8   loss 0.5  score 0.93",
+        "search    epoch 1/1, means   loss 0.5",
     ]
 
 

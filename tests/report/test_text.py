@@ -94,6 +94,12 @@ def test_speed_is_never_without_its_interval() -> None:
     assert unclear == "no difference to dense shown: ratio 0.990 [0.970, 1.010]"
 
 
+def test_what_belongs_to_no_stage_is_told() -> None:
+    made = replace(result(FOLDER), stages={"profile": 20.0, "fit": 3.0}, seconds=32.5)
+    assert "took      32 s: profile 20 s, fit 3.0 s, the rest 9.5 s" in search_text(made)
+    assert "the rest" not in search_text(replace(made, seconds=23.9))
+
+
 def test_the_verdict_says_measured_and_never_calls_a_prediction_so() -> None:
     assert "measured <=" in verdict_sentence(result(FOLDER))
     assert "measured >" in verdict_sentence(result(FOLDER, verdict="miss"))
