@@ -294,8 +294,9 @@ class RunData:
         return tuple(told[text] for text in kept)
 
     def search_steps(self) -> tuple[tuple[float, SearchStep], ...]:
-        """(seconds, event) of every step of the search."""
-        return tuple((e.time_s, e.event) for e in self.events if isinstance(e.event, SearchStep))
+        """(seconds, event) of every step of the search, in order; of what a resumed run did again the later."""
+        last = {e.event.step: (e.time_s, e.event) for e in self.events if isinstance(e.event, SearchStep)}
+        return tuple(last[step] for step in sorted(last))
 
 
 def _known(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:

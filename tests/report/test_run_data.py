@@ -78,6 +78,13 @@ def test_records_of_other_kinds_are_no_events() -> None:
     assert TimedEvent.from_json({"kind": "row", "time_s": 1.0}) is None
 
 
+def test_steps_that_a_resumed_run_did_again_count_once(tmp_path: Path) -> None:
+    run = RunData.read(write_run(tmp_path / "run"))
+    told = [TimedEvent(float(place), SearchStep(step, 9, 1.0)) for place, step in enumerate((3, 6, 9, 6, 9))]
+    again = replace(run, events=tuple(told)).search_steps()
+    assert [(time_s, event.step) for time_s, event in again] == [(0.0, 3), (3.0, 6), (4.0, 9)]
+
+
 def test_read_a_whole_folder(tmp_path: Path) -> None:
     run = RunData.read(write_run(tmp_path / "run"))
     assert run.result.verdict == "pass"
