@@ -79,7 +79,7 @@ def check_limits(graph: ChannelGraph, space: SearchSpace, limits: Limits) -> Non
     for name, share in limit_shares(graph, space, limits, widths_array(space, [least])):
         if share[0] > 1:
             most, words = getattr(limits, name), Limits.WORDS[name]
-            has = {"params": graph.params, "macs": graph.macs}[name](least)
+            has = round(float(share[0]) * most)
             raise BudgetInfeasible(
                 f"no network of this space has at most {most:,} {words}: the smallest allowed one has {has:,}",
                 hint="raise the limit, or lower --min-keep",
