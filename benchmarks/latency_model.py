@@ -193,7 +193,7 @@ class Bench:
 
 
 def _labels(table: LatencyTable) -> list[tuple[tuple[int, ...], float, str]]:
-    return [(row.widths, row.latency_ms, row.session) for row in table.good_rows]
+    return [(row.widths, row.latency_ms, row.session) for row in table.good_rows()]
 
 
 def _without(samples: Samples, table: LatencyTable) -> Samples:

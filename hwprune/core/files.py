@@ -52,6 +52,24 @@ def write_json(path: str | Path, document: Any) -> None:
     atomic_write_text(path, json.dumps(finite(document), indent=2, allow_nan=False) + "\n")
 
 
+def create_json(path: str | Path, document: Any) -> None:
+    """`write_json` for a new file: of several processes one makes it, the others get `FileExistsError`."""
+    path = Path(path)
+    draft = path.with_name(f"{path.name}.new.{os.getpid()}")
+    write_json(draft, document)
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.rename(draft, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            draft.unlink()
+
+
 def read_json(path: str | Path) -> Any:
     """The JSON document in `path`; `UsageError` naming the file when it is missing or not JSON."""
     try:

@@ -58,8 +58,8 @@ def format_ms(latency_ms: float) -> str:
 
 def format_count(count: float) -> str:
     """`4.09 G`, `25.6 M`, `831 k`, `512`: MACs and parameters."""
-    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(count) >= factor:
+    for factor, letter, rounds_up in ((1e9, "G", 999.5e6), (1e6, "M", 999.5e3), (1e3, "k", 999.5)):
+        if abs(count) >= rounds_up:
             return f"{_three_digits(count / factor)} {letter}"
     return f"{count:.0f}"
 
@@ -75,9 +75,9 @@ def format_bytes(size_bytes: float) -> str:
 
 def format_duration(duration_s: float) -> str:
     """`0.4 s`, `42 s`, `3:05`, `1:02:10`."""
-    if duration_s < 10:
+    if duration_s < 9.95:
         return f"{duration_s:.1f} s"
-    if duration_s < 60:
+    if duration_s < 59.5:
         return f"{duration_s:.0f} s"
     minutes, seconds = divmod(round(duration_s), 60)
     hours, minutes = divmod(minutes, 60)
@@ -87,5 +87,6 @@ def format_duration(duration_s: float) -> str:
 def _three_digits(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:.0f}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-12))
+    rounded = float(f"{abs(value):.3g}")  # 9.996 is 10.0, not 10.00
+    decimals = max(0, 2 - math.floor(math.log10(rounded) + 1e-12))
     return f"{value:.{min(decimals, 4)}f}"

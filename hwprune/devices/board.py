@@ -140,8 +140,12 @@ class Board(AbstractBoard):
         kernel = reference or prepared_reference(prepare, target)
         self._session: AbstractSession = runtime.open_reference(kernel, replace(target, batch=1))
         self.fingerprint = as_it_ran(promised, self._session.facts)  # as engines run here, not as was asked for
-        with runtime.measuring(target):
-            calibration = calibrate(self._session, self._clock)
+        try:
+            with runtime.measuring(target):
+                calibration = calibrate(self._session, self._clock)
+        except BaseException:
+            self._session.close()
+            raise
         self._reference = Reference(self._session, self._clock, calibration)
         self.session_reference_ms = calibration.typical_ms
         self.reference_ms = reference_ms if reference_ms is not None else calibration.typical_ms

@@ -88,7 +88,7 @@ def fit(
     if not kinds:
         raise UsageError("no kind of latency model was named", hint=f"known: {', '.join(KINDS)}")
     samples = table.samples(kinds=rows, first=first)
-    noise = label_noise((row.widths, row.latency_ms, row.session) for row in table.good_rows)
+    noise = label_noise((row.widths, row.latency_ms, row.session) for row in table.good_rows(kinds=rows, first=first))
     train, test = split(table, samples.merged(), holdout, seed)
     comparison, errors = compare(train, test, kinds=kinds, seed=seed, noise=noise, on_event=on_event)
     chosen = _choose(errors)

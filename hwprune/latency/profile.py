@@ -145,7 +145,7 @@ class _Profile:
     def _missing_repeats(self, plan: Sequence[Planned]) -> list[Planned]:
         """The networks to measure a second time: the first ones of the plan that have one session only."""
         sessions: dict[tuple[int, ...], set[str]] = {}
-        for row in self.table.good_rows:
+        for row in self.table.good_rows():
             sessions.setdefault(row.widths, set()).add(row.session)
         return [item for item in plan[:REPEATS] if len(sessions.get(item[0].values_tuple(), ())) < 2]
 

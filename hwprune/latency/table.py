@@ -17,13 +17,14 @@ import platform
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hwprune.core.errors import TableError
-from hwprune.core.files import Journal, read_json, write_json
+from hwprune.core.files import Journal, create_json, read_json
 from hwprune.core.measurement import Fingerprint, LayerTime, Protocol
 from hwprune.core.ops import OpTemplate
 from hwprune.core.widths import SearchSpace, Widths
@@ -104,7 +105,7 @@ class LatencyTable:
         folder = table_folder(root, model_name, fingerprint, space, op_templates)
         if (folder / "table.json").exists():
             cls.open(folder).check(fingerprint)
-            raise TableError(f"there is a latency table in {folder} already", hint="open it, or remove the folder")
+            raise _stands_already(folder)
         used = {name for op in op_templates for name, _ in op.in_channels.terms + op.out_channels.terms}
         unknown = used - set(space.names)
         if unknown:
@@ -112,7 +113,10 @@ class LatencyTable:
         provenance = Provenance.now(protocol or Protocol.sample())
         templates = tuple(op_templates)
         table = cls(folder, model_name, fingerprint, reference_ms, space, templates, tile, step or tile, provenance)
-        write_json(folder / "table.json", table._header())
+        try:
+            create_json(folder / "table.json", table._header())
+        except FileExistsError as error:
+            raise _stands_already(folder) from error
         return table
 
     @classmethod
@@ -173,19 +177,30 @@ class LatencyTable:
         protocol: Protocol | None = None,
     ) -> LatencyTable:
         """The table that belongs to a traced network on an open device: found, or created empty."""
-        mark, templates = board.fingerprint, restrict(graph.op_templates, space, graph.dense())
-        found = cls.find(root, model_name=model_name, fingerprint=mark, space=space, op_templates=templates)
-        return found or cls.create(
-            root,
-            model_name=model_name,
-            fingerprint=mark,
-            reference_ms=board.reference_ms,
-            space=space,
-            op_templates=templates,
-            tile=tile,
-            step=step,
-            protocol=protocol,
+        templates = restrict(graph.op_templates, space, graph.dense())
+        find = partial(
+            cls.find, root, model_name=model_name, fingerprint=board.fingerprint, space=space, op_templates=templates
         )
+        found = find()
+        if found is not None:
+            return found
+        try:
+            return cls.create(
+                root,
+                model_name=model_name,
+                fingerprint=board.fingerprint,
+                reference_ms=board.reference_ms,
+                space=space,
+                op_templates=templates,
+                tile=tile,
+                step=step,
+                protocol=protocol,
+            )
+        except TableError:
+            found = find()  # another process was first: its reference is that of the table
+            if found is None:
+                raise
+            return found
 
     @classmethod
     def _from_header(cls, folder: Path, document: Mapping[str, Any]) -> LatencyTable:
@@ -269,21 +284,23 @@ class LatencyTable:
         """The sub-networks that have at least one row."""
         return frozenset(self.space.make(row.widths) for row in self._rows)
 
-    @property
-    def good_rows(self) -> tuple[TableRow, ...]:
-        """The undisturbed rows; all rows while fewer than 10 networks have an undisturbed one."""
-        good = tuple(row for row in self._rows if not row.disturbed)
-        return good if len({row.widths for row in good}) >= _ENOUGH else self.rows
-
-    def samples(self, *, kinds: Collection[Kind] | None = None, session: str = "", first: int | None = None) -> Samples:
-        """The good rows as arrays for a latency model: all, or those of `kinds` and those of a `session`.
+    def good_rows(
+        self, *, kinds: Collection[Kind] | None = None, session: str = "", first: int | None = None
+    ) -> tuple[TableRow, ...]:
+        """The undisturbed rows: all, or those of `kinds` and those of a `session`.
 
         `first`: how many rows of the kinds the table had when it is asked for that time; those of the session count all
-        the same. Raises `TableError` when there is none.
+        the same. While fewer than 10 networks have an undisturbed row, the disturbed ones are among them.
         """
         of_the_kinds = [row for row in self._rows if kinds is None or row.kind in kinds]
         before = {id(row) for row in of_the_kinds[:first]}
-        rows = [row for row in self.good_rows if id(row) in before or (session and row.session == session)]
+        rows = tuple(row for row in self._rows if id(row) in before or (session and row.session == session))
+        good = tuple(row for row in rows if not row.disturbed)
+        return good if len({row.widths for row in good}) >= _ENOUGH else rows
+
+    def samples(self, *, kinds: Collection[Kind] | None = None, session: str = "", first: int | None = None) -> Samples:
+        """`good_rows` as arrays for a latency model. Raises `TableError` when there is none."""
+        rows = self.good_rows(kinds=kinds, session=session, first=first)
         if not rows:
             raise TableError(f"the latency table in {self.folder} has no rows", hint="run: hwprune profile")
         values = np.array([row.widths for row in rows], dtype=np.int64)
@@ -336,6 +353,10 @@ def table_folder(
         text = json.dumps([op.to_json() for op in op_templates], sort_keys=True)
         name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return Path(root) / _slug(fingerprint.device) / _slug(target) / name
+
+
+def _stands_already(folder: Path) -> TableError:
+    return TableError(f"there is a latency table in {folder} already", hint="open it, or remove the folder")
 
 
 def _slug(name: str) -> str:

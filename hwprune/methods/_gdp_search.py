@@ -38,6 +38,7 @@ _LEAST_GATE = 0.99
 # Gates in between are neither closed nor open while units are being chosen.
 _BETWEEN = (0.05, 0.95)
 _NEVER = -1
+_SMALL = 1e-12  # what tells a closed unit from an open one without any benefit
 
 
 class NotPolarised(MethodGaveUp):
@@ -374,5 +375,5 @@ def _ranked(benefit: np.ndarray, closed_at: np.ndarray) -> np.ndarray:
     closed = np.nonzero(closed_at != _NEVER)[0]
     bound = float(scores[closed_at == _NEVER].min()) if len(closed) < len(scores) else float(scores.max())
     for unit in closed[np.lexsort((-benefit[closed], -closed_at[closed]))]:
-        bound = scores[unit] = min(scores[unit], bound * (1 - 1e-6))
+        bound = scores[unit] = min(scores[unit], bound - max(1e-6 * abs(bound), _SMALL))
     return scores

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -105,14 +105,13 @@ class ExecutorchRuntime(AbstractRuntime):
         return ExecutorchSession(model, target, keep_bytes=self.keep_mb << 20)
 
     def layer_times(self, model: bytes, target: Target, *, runs: int) -> tuple[LayerTime, ...]:
-        session = ExecutorchSession(model, target, keep_bytes=self.keep_mb << 20, profile=True)
-        for _ in range(_WARMUP_RUNS + runs):
-            session.run()
-        with tempfile.TemporaryDirectory(prefix="hwprune-") as folder:
+        opened = closing(ExecutorchSession(model, target, keep_bytes=self.keep_mb << 20, profile=True))
+        with opened as session, tempfile.TemporaryDirectory(prefix="hwprune-") as folder:
+            for _ in range(_WARMUP_RUNS + runs):
+                session.run()
             path = Path(folder) / "profile.etdp"
             session.write_profile(path)
             events = _events(path, runs)
-        session.close()
         return _layers(events, read_graph(model, batch=target.batch, reader="ExecuTorch"))
 
     def measuring(self, target: Target) -> AbstractContextManager[None]:

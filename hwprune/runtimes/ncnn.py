@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -159,12 +159,11 @@ class NcnnRuntime(AbstractRuntime):
         return NcnnSession(model, target, self)
 
     def layer_times(self, model: bytes, target: Target, *, runs: int) -> tuple[LayerTime, ...]:
-        clock, session = self.clock(target), self.open(model, target)
+        clock = self.clock(target)
         pools = _ncnn().UnlockedPoolAllocator(), _ncnn().PoolAllocator()
-        table = [session.time_layers(clock, pools) for _ in range(_WARMUP_RUNS + runs)][_WARMUP_RUNS:]
-        found = _layers(session, _faster_half(table))
-        session.close()
-        return found
+        with closing(self.open(model, target)) as session:
+            table = [session.time_layers(clock, pools) for _ in range(_WARMUP_RUNS + runs)][_WARMUP_RUNS:]
+            return _layers(session, _faster_half(table))
 
     def measuring(self, target: Target) -> AbstractContextManager[None]:
         return undisturbed(target.threads)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -138,11 +138,10 @@ class OnnxRuntime(AbstractRuntime):
             options = _options(target)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
-            session = OrtSession(model, target, options)
-            for _ in range(runs + 3):
-                session.run()
-            events = json.loads(session.end_profiling().read_text(encoding="utf-8"))
-            session.close()
+            with closing(OrtSession(model, target, options)) as session:
+                for _ in range(runs + 3):
+                    session.run()
+                events = json.loads(session.end_profiling().read_text(encoding="utf-8"))
         return _layers(events, runs)
 
     def name_layers(self, layers: tuple[LayerTime, ...], model: bytes) -> tuple[LayerTime, ...]:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -155,15 +155,14 @@ class OpenVino(AbstractRuntime):
         return OpenVinoSession(model, target)
 
     def layer_times(self, model: bytes, target: Target, *, runs: int) -> tuple[LayerTime, ...]:
-        session = OpenVinoSession(model, target, profiled=True)
-        for _ in range(3):
-            session.run()
         records: list[list[Any]] = []
-        for _ in range(runs):
-            session.run()
-            records.append(session.profile())
-        executed = session.compiled.get_runtime_model().get_ordered_ops()
-        session.close()
+        with closing(OpenVinoSession(model, target, profiled=True)) as session:
+            for _ in range(3):
+                session.run()
+            for _ in range(runs):
+                session.run()
+                records.append(session.profile())
+            executed = session.compiled.get_runtime_model().get_ordered_ops()
         return _layers(records, executed)
 
     def name_layers(self, layers: tuple[LayerTime, ...], model: bytes) -> tuple[LayerTime, ...]:

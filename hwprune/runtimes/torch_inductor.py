@@ -13,7 +13,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -99,14 +99,13 @@ class TorchInductor(TorchRuntime):
     def layer_times(self, model: bytes, target: Target, *, runs: int) -> tuple[LayerTime, ...]:
         from torch.profiler import ProfilerActivity, profile
 
-        session = InductorSession(model, target, profiled=True)
-        with settings(target.threads), _fixed():
+        opened = closing(InductorSession(model, target, profiled=True))
+        with opened as session, settings(target.threads), _fixed():
             for _ in range(WARM_UP):
                 session.run()
             with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
                 for _ in range(runs):
                     session.run()
-        session.close()
         return _layers(list(profiler.events()))
 
     def name_layers(self, layers: tuple[LayerTime, ...], model: bytes) -> tuple[LayerTime, ...]:

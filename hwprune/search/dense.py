@@ -136,7 +136,7 @@ def _above_fresh(model: nn.Module, data: Data, task: Task, seed: int) -> float:
         for draw in range(FRESH_DRAWS):
             torch.manual_seed(seed + draw)
             for module in fresh.modules():
-                reset = getattr(module, "reset_parameters", None)
+                reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
                 if callable(reset):
                     reset()
             scores.append(evaluate(fresh, data, "val", task=task).score)

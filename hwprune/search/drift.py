@@ -61,5 +61,5 @@ def use_reference(
 
 def _canaries(table: LatencyTable) -> list[TableRow]:
     """The fastest, the median and the slowest of the table's networks."""
-    ranked = sorted(table.good_rows, key=lambda row: row.latency_ms)
+    ranked = sorted(table.good_rows(), key=lambda row: row.latency_ms)
     return [ranked[0], ranked[len(ranked) // 2], ranked[-1]] if len(ranked) >= CANARIES else []

@@ -77,6 +77,8 @@ def profile_devices(
     When all devices of a table are lost, the others are finished before the error is raised. Devices of this machine
     take turns; of several with one fingerprint, the first does all.
     """
+    if not devices:
+        raise UsageError("no device was named", hint="known devices: hwprune devices")
     chosen = [resolve(Target(device, runtime or Target.runtime, batch=batch, threads=threads)) for device in devices]
     names = [target.device for target in chosen]
     twice = [name for name in names if names.count(name) > 1]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hwprune.core.errors import UsageError
+from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.events import Caution, Event, Note, OnEvent, Progress, StageDone, StageStarted
 from hwprune.core.files import Journal, atomic_write_text, lock
 from hwprune.search.settings import SearchSettings
@@ -18,6 +18,7 @@ from hwprune.search.settings import SearchSettings
 T = TypeVar("T")
 RUNS = Path("runs")
 JOURNAL = "journal.jsonl"
+INTERRUPTED = "StageInterrupted"  # a record of the journal, beside the events
 DATA = "data.json"  # the fingerprint of what the run trains on
 BEFORE_A_STAGE = (".lock", "run.toml", "run_id", DATA, JOURNAL, "log.txt")  # all that a run writes that began no stage
 ONNX, ONNX_FP32 = "model.onnx", "model_fp32.onnx"  # what ships; what it was made from, where that is another file
@@ -39,6 +40,7 @@ class RunFolder:
         records, damaged = self.journal.read()
         self.cautions = {record["text"]: None for record in records if record.get("event") == "Caution"}
         self._done = {record["stage"]: record for record in records if record.get("event") == "StageDone"}
+        self._interrupted_s = _interrupted_seconds(records)
         self._elapsed_before = max((float(record.get("time_s") or 0.0) for record in records), default=0.0)
         if damaged:
             self.emit(Note(f"{damaged} damaged line(s) in {self.journal.path} were skipped"))
@@ -102,11 +104,27 @@ class RunFolder:
             return load()
         started = time.monotonic()
         self.emit(StageStarted(name))
-        result = work()
-        done = StageDone(name, round(time.monotonic() - started + self.seconds.get(name, 0.0), 3))
+        try:
+            result = work()
+        except BaseException:
+            self._keep_seconds(name, time.monotonic() - started)
+            raise
+        before_s = self.seconds.get(name, 0.0) + self._interrupted_s.pop(name, 0.0)
+        done = StageDone(name, round(time.monotonic() - started + before_s, 3))
         self.emit(done)
         self._done[name] = dataclasses.asdict(done)
         return result
+
+    def _keep_seconds(self, stage: str, seconds: float) -> None:
+        """Note what an interrupted stage has taken; the error that ended it is the one to tell."""
+        record = {
+            "event": INTERRUPTED,
+            "time_s": round(self.elapsed_s, 3),
+            "stage": stage,
+            "seconds": round(seconds, 3),
+        }
+        with contextlib.suppress(DeviceError):
+            self.journal.append(record)
 
     def checkpoint(self, name: str) -> Path:
         """Where a training of this run saves its state."""
@@ -131,6 +149,17 @@ def find_run(run: str | Path, root: Path = RUNS) -> Path:
             return folder
     known = ", ".join(sorted(path.parent.name for path in begun)) or "none"
     raise UsageError(f"'{run}' is not a run folder", hint=f"runs in {root}: {known}")
+
+
+def _interrupted_seconds(records: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of the interrupted attempts at each stage since it last ended."""
+    found: dict[str, float] = {}
+    for record in records:
+        if record.get("event") == INTERRUPTED:
+            found[record["stage"]] = found.get(record["stage"], 0.0) + float(record["seconds"])
+        elif record.get("event") == "StageDone":
+            found.pop(record["stage"], None)
+    return found
 
 
 def _clear_refused(path: Path, before: Collection[Path], created: Iterable[Path]) -> None:

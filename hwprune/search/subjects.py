@@ -31,7 +31,11 @@ def onnx_subjects(names: tuple[str, ...], *, batch: int, shape: tuple[int, ...] 
     """
     if not names:
         raise UsageError("nothing to measure", hint="hwprune bench dense.onnx model.onnx")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{twice} is named twice", hint="to see how steady the machine is: hwprune doctor")
     found: dict[str, bytes] = {}
+    runs: set[Path] = set()
     for name in names:
         if name.lower().endswith(".onnx"):
             found[name] = read_onnx(Path(name))
@@ -40,8 +44,12 @@ def onnx_subjects(names: tuple[str, ...], *, batch: int, shape: tuple[int, ...] 
         elif (folder := run_or_model(name)) is not None:
             if not fp32_onnx(folder).exists():
                 raise UsageError(f"{folder} has no pruned network", hint=NO_NETWORK)
-            found[f"{folder.name}/dense"] = read_onnx(folder / "dense.onnx")
-            found[f"{folder.name}/pruned"] = read_onnx(fp32_onnx(folder))
+            if folder.resolve() in runs:
+                raise UsageError(f"the run {folder} is named twice", hint="give each run once")
+            runs.add(folder.resolve())
+            run = folder.name if f"{folder.name}/dense" not in found else str(folder)
+            found[f"{run}/dense"] = read_onnx(folder / "dense.onnx")
+            found[f"{run}/pruned"] = read_onnx(fp32_onnx(folder))
         else:
             model, example = named_model(name, shape, batch=batch)
             found[name] = whole_onnx(model, (example,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hwprune.core.errors import NetworkUnfit
 from hwprune.core.events import Caution, Note, OnEvent, ignore
@@ -108,14 +109,14 @@ def probe_sentences(probe: TileProbe) -> tuple[str, ...]:
 def _known_probe(board: AbstractBoard, folder: Path, seed: int) -> TileProbe:
     digest = board.fingerprint.digest()
     path = folder / DATA
-    kept = read_json(path) if path.exists() else {}
+    kept = _read(path)
     if digest in kept:
         probe = TileProbe.from_json(kept[digest])
         if (folder / DRAWING).exists():
             return probe
     else:
         probe = detect_tile(board, seed=seed)
-        write_json(path, {**kept, digest: probe.to_json()})
+        write_json(path, {**_read(path), digest: probe.to_json()})  # another target may have been probed meanwhile
     drawing = staircase_drawing(
         probe.curve,
         tile=probe.tile if probe.resolved else None,
@@ -124,6 +125,11 @@ def _known_probe(board: AbstractBoard, folder: Path, seed: int) -> TileProbe:
     )
     atomic_write_text(folder / DRAWING, drawing)
     return probe
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Fingerprint digest -> probe."""
+    return dict(read_json(path)) if path.exists() else {}
 
 
 def _target_folder(tables: Path, fingerprint: Fingerprint) -> Path:

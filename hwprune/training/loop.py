@@ -351,10 +351,10 @@ class _Loop:
         for module in self.trainee.modules():
             module.train()
         for _ in range(4):
-            start = time.process_time()
+            start = time.perf_counter()
             self.trainee.begin_step(indices)
             self._backward(images, targets, 0.0, precision)
-            durations.append(time.process_time() - start)
+            durations.append(time.perf_counter() - start)
         self.trainee.load_state(state)
         return min(durations[1:])
 

@@ -94,7 +94,9 @@ def _digits(options: DataOptions, seed: int) -> Data:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    whole = readers.array_set(digits.images.astype("uint8"), digits.target, "digits", 10)
+    kept = _selected(torch.from_numpy(digits.target), options.classes).numpy()
+    images, labels = digits.images[kept].astype("uint8"), digits.target[kept]
+    whole = readers.array_set(images, labels, "digits", options.classes or 10)
     return _from_whole("digits", whole, options, seed, Augment(crop=1))
 
 

@@ -62,3 +62,19 @@ def test_formats() -> None:
     assert [units.format_count(x) for x in (4.09e9, 25.6e6, 831e3, 512)] == ["4.09 G", "25.6 M", "831 k", "512"]
     assert [units.format_bytes(x) for x in (61 << 20, 3 << 29, 17 << 10, 12)] == ["61 MiB", "1.5 GiB", "17 KiB", "12 B"]
     assert [units.format_duration(x) for x in (0.42, 42, 185, 3730)] == ["0.4 s", "42 s", "3:05", "1:02:10"]
+
+
+def test_what_rounds_up_to_the_next_unit_is_in_it() -> None:
+    assert [units.format_count(count) for count in (999, 999_499, 999_600, 999.6e6)] == [
+        "999",
+        "999 k",
+        "1.00 M",
+        "1.00 G",
+    ]
+    assert [units.format_duration(value) for value in (9.94, 9.96, 59.4, 59.6)] == ["9.9 s", "10 s", "59 s", "1:00"]
+    assert [units.format_ms(value) for value in (9.996, 99.96, 1234.5, 0.387)] == [
+        "10.0 ms",
+        "100 ms",
+        "1234 ms",
+        "0.387 ms",
+    ]

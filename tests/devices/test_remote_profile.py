@@ -105,9 +105,9 @@ class TestThroughSsh:
         )
         assert {row.widths for row in far.rows} == {row.widths for row in here.rows}
         assert far.fingerprint.differences(here.fingerprint) == ("device: far != cpu",)
-        local = {row.widths: row for row in here.good_rows}
+        local = {row.widths: row for row in here.good_rows()}
         scale = here.reference_ms / far.reference_ms  # rows are ratios to a reference that each session calibrated
-        pairs = [(row, local[row.widths]) for row in far.good_rows if row.widths in local]
+        pairs = [(row, local[row.widths]) for row in far.good_rows() if row.widths in local]
         errors = [abs(a.latency_ms * scale / b.latency_ms - 1) for a, b in pairs]
         widths = [(a.ci_ms[1] - a.ci_ms[0]) / a.latency_ms + (b.ci_ms[1] - b.ci_ms[0]) / b.latency_ms for a, b in pairs]
         inside = sum(error <= width / 2 + 0.02 for error, width in zip(errors, widths, strict=True))

@@ -13,6 +13,7 @@ from hwprune.core.errors import TableError, UsageError
 from hwprune.latency.fit import compare, fit, split
 from hwprune.latency.models._base import from_json, load_model, make_model
 from hwprune.latency.models.lpnet import LPNet
+from hwprune.latency.plan import PROFILED
 from hwprune.latency.profile import profile
 from hwprune.latency.scores import one_group_pairs
 from hwprune.latency.table import LatencyTable
@@ -174,3 +175,16 @@ def test_a_broken_model_file_says_so() -> None:
         from_json({key: value for key, value in document.items() if key != "state"})
     with pytest.raises(UsageError, match="unknown model 'mac'"):
         from_json({**document, "kind": "mac"})
+
+
+def test_what_other_searches_add_does_not_change_a_fit(tmp_path: Path) -> None:
+    board = StaircaseBoard(noise=0.01)
+    empty = LatencyTable.obtain(tmp_path, model_name="net", graph=StaircaseGraph(), space=SPACE, board=board, tile=16)
+    table = profile(StaircaseTemplate(), StaircaseGraph(), SPACE, board, table=empty, samples=40)
+    count = sum(row.kind in PROFILED for row in table.rows)
+    before = fit(table, kinds=("lpnet",), rows=PROFILED, first=count)
+    for number, row in enumerate(table.rows[:8]):
+        other = replace(row, latency_ms=row.latency_ms * 1.2, kind="search", session=f"other-{number}")
+        table.append(other, fingerprint=table.fingerprint)
+    assert fit(table, kinds=("lpnet",), rows=PROFILED, first=count).to_json() == before.to_json()
+    assert fit(table, kinds=("lpnet",)).label_noise != before.label_noise

@@ -14,7 +14,7 @@ from hwprune.core.errors import TableError, UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Protocol
 from hwprune.latency.samples import LayerSample
 from hwprune.latency.table import LatencyTable, TableRow, table_folder
-from hwprune.testing.staircase import FINGERPRINT, StaircaseBoard, staircase_ops, staircase_space
+from hwprune.testing.staircase import FINGERPRINT, StaircaseBoard, StaircaseGraph, staircase_ops, staircase_space
 
 SPACE = staircase_space()
 DENSE = SPACE.dense().values_tuple()
@@ -241,3 +241,22 @@ def test_operators_must_be_of_the_space(tmp_path: Path) -> None:
             tile=16,
             protocol=Protocol.quick(),
         )
+
+
+def test_of_two_that_make_a_table_at_once_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have looked and found none; the second takes the reference of the first."""
+    graph, board = StaircaseGraph(), StaircaseBoard(noise=0.0)
+    board.reference_ms = 0.5
+    first = LatencyTable.obtain(tmp_path, model_name="net", graph=graph, space=SPACE, board=board, tile=16)
+    exists = Path.exists
+    hidden = iter([True, True, True])  # twice in `find`, once in `create`
+
+    def late(path: Path) -> bool:
+        return False if path.name == "table.json" and next(hidden, False) else exists(path)
+
+    monkeypatch.setattr(Path, "exists", late)
+    board.reference_ms = 0.7
+    second = LatencyTable.obtain(tmp_path, model_name="net", graph=graph, space=SPACE, board=board, tile=16)
+    assert next(hidden, None) is None
+    assert second.reference_ms == first.reference_ms == LatencyTable.open(first.folder).reference_ms == 0.5
+    assert {path.name for path in first.folder.iterdir()} == {"table.json"}

@@ -215,3 +215,9 @@ def test_search_events_tell_pressure_eps_and_the_share_in_between() -> None:
     assert steps[-1].metrics["between_share"] == 0.0
     assert steps[-1].metrics["pressure"] == 0.0
     assert steps[-1].metrics["eps"] < steps[0].metrics["eps"] == pytest.approx(0.1)
+
+
+def test_a_closed_unit_ranks_below_an_open_one_without_benefit() -> None:
+    ranked = _gdp_search._ranked(np.array([3.0, 2.0, 0.0, -1.0, 1.0]), np.array([10, -1, -1, -1, 12]))
+    assert list(np.argsort(-ranked, kind="stable")) == [1, 2, 3, 4, 0], "open by benefit, closed by how late"
+    assert len(set(ranked)) == 5

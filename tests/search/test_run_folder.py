@@ -14,6 +14,7 @@ from hwprune.core.events import ignore
 from hwprune.core.files import write_json
 from hwprune.graph import Recipe, cut, trace
 from hwprune.models import save_weights
+from hwprune.search import run_folder
 from hwprune.search.outcomes import load
 from hwprune.search.run_folder import RunFolder
 from hwprune.search.settings import SearchSettings
@@ -60,3 +61,25 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
         file.truncate(40)
     with pytest.raises(UsageError, match=r"best\.safetensors is not a safetensors file"):
         load(tmp_path, build=lambda: copy.deepcopy(model))
+
+
+def test_the_seconds_of_an_interrupted_stage_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(run_folder.time, "monotonic", lambda: now)
+
+    def work(seconds: float, *, fails: bool = False) -> None:
+        nonlocal now
+        now += seconds
+        if fails:
+            raise KeyboardInterrupt
+
+    for seconds in (5.0, 7.0):
+        with pytest.raises(KeyboardInterrupt), RunFolder.open(tmp_path, settings("40%"), ignore) as folder:
+            folder.stage("search", lambda taken=seconds: work(taken, fails=True))  # type: ignore[misc]
+    with RunFolder.open(tmp_path, settings("40%"), ignore) as folder:
+        assert folder.elapsed_s == 12.0
+        folder.stage("search", lambda: work(1.0))
+        assert folder.seconds == {"search": 13.0}
+    with RunFolder.open(tmp_path, settings("40%"), ignore) as folder:
+        folder.stage("search", lambda: work(2.0))
+        assert (folder.seconds, folder.elapsed_s) == ({"search": 15.0}, 15.0)

@@ -12,6 +12,7 @@ from torch import nn
 from hwprune import api
 from hwprune.api import _runs
 from hwprune.core.errors import UsageError
+from hwprune.graph.onnx.template import whole_onnx
 from hwprune.search.settings import SearchSettings
 from hwprune.search.subjects import onnx_subjects, run_or_model
 
@@ -68,3 +69,19 @@ def test_a_file_that_fails_its_check_replaces_none(tmp_path: Path, monkeypatch: 
     bad = api.export(nn.Linear(2, 3), torch.zeros(1, 2), path)
     assert bad.max_difference == 0.5
     assert path.read_bytes() == kept
+
+
+def test_runs_of_one_name_are_all_timed(tmp_path: Path) -> None:
+    network = whole_onnx(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (torch.zeros(1, 1, 2, 2),))
+    for parent in ("a", "b"):
+        folder = tmp_path / parent / "run"
+        folder.mkdir(parents=True)
+        SearchSettings.make(latency="60%").write(folder / "run.toml")
+        for name in ("dense.onnx", "model.onnx"):
+            (folder / name).write_bytes(network)
+    first, second = str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")
+    found = onnx_subjects((first, second), batch=1)
+    assert list(found) == ["run/dense", "run/pruned", f"{second}/dense", f"{second}/pruned"]
+    for twice in ((first, first), (first, second, f"{first}/")):
+        with pytest.raises(UsageError, match="is named twice"):
+            onnx_subjects(twice, batch=1)

@@ -310,3 +310,10 @@ def test_one_image_and_one_class_teach_nothing(tmp_path: Path) -> None:
         load_data(f"npz:{path}")
     with pytest.raises(DataError, match="a has one image to train on"):
         load_data(f"npz:{_arrays(tmp_path / 'a.npz')}?train=1&classes=4")
+
+
+def test_digits_of_some_classes() -> None:
+    data = load_data("digits?classes=5")
+    assert data.classes == 5
+    assert set(data.train.targets.tolist()) == set(data.test.targets.tolist()) == set(range(5))
+    assert len(data.train) + len(data.val) + len(data.test) == 901
