@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwprune.core.errors import UsageError
+from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.events import Event, Progress
 from hwprune.core.measurement import Measurement, Protocol, Target, compare
 from hwprune.devices import Board, connect
+from hwprune.devices import board as board_module
 from hwprune.devices.reference import REFERENCE_NAME, doctor_model, reference_model
 from hwprune.runtimes.simulated import SimulatedRuntime, SimulatedSession
 from hwprune.testing.runtimes import conv_net
@@ -102,6 +103,18 @@ class TestSimulated:
         assert heard[1:5] == [f"open {one}", f"close {one}", f"open {other}", f"close {other}"]
         assert [word for word in heard if word.startswith("open")].count(f"open {one}") == 2
         assert heard[-1] == "close reference"
+
+    def test_a_reference_that_cannot_be_calibrated_is_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        closed: list[str] = []
+        monkeypatch.setattr(SimulatedSession, "close", lambda session: closed.append("reference"))
+
+        def fails(*_: object) -> None:
+            raise DeviceError("the clock stands still")
+
+        monkeypatch.setattr(board_module, "calibrate", fails)
+        with pytest.raises(DeviceError, match="stands still"):
+            Board(SIMULATED, SimulatedRuntime())
+        assert closed == ["reference"]
 
     def test_refuses_nonsense(self, board: Board) -> None:
         with pytest.raises(UsageError, match="nothing to measure"):

@@ -150,6 +150,8 @@ class TestSeveral:
     def test_a_device_is_named_once(self) -> None:
         with pytest.raises(UsageError, match="device 'simulated' is named twice"):
             api.profile_devices(NETWORK, SHAPE, devices=("sim", "simulated"))
+        with pytest.raises(UsageError, match="no device was named"):
+            api.profile_devices(NETWORK, SHAPE, devices=())
 
     def test_one_that_cannot_be_opened_ends_it_at_once(self, tmp_path: Path) -> None:
         nowhere = '[connection]\nkind = "ssh"\nhost = "127.0.0.1"\nport = 1'
