@@ -136,14 +136,24 @@ def _above_fresh(model: nn.Module, data: Data, task: Task, seed: int) -> float:
         for draw in range(FRESH_DRAWS):
             torch.manual_seed(seed + draw)
             for module in fresh.modules():
-                reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-                if callable(reset):
-                    reset()
+                _draw_anew(module)
             scores.append(evaluate(fresh, data, "val", task=task).score)
     finite = [score for score in scores if math.isfinite(score)]
     if not finite:
         return -math.inf
     return max(finite) + FRESH_MARGIN * (max(finite) - median(finite))
+
+
+@torch.no_grad()
+def _draw_anew(module: nn.Module) -> None:
+    """Initialise a module's own weights; values that it cannot draw are shuffled, which keeps their size."""
+    reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+    if callable(reset):
+        reset()
+        return
+    for parameter in module.parameters(recurse=False):
+        shuffled = parameter.flatten()[torch.randperm(parameter.numel(), device=parameter.device)]
+        parameter.copy_(shuffled.view_as(parameter))
 
 
 def _training(model: nn.Module, data: Data, task: Task, settings: SearchSettings) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from torch import nn
 
 from hwprune.core.events import Caution, EpochDone, Event, Note
 from hwprune.models import load_model, save_weights
+from hwprune.search import dense
 from hwprune.search.dense import is_trained, tell_chance
 from hwprune.search.outcomes import Run
 from hwprune.search.settings import SearchSettings
-from hwprune.training import ArraySet, Data, Task, task_for
+from hwprune.training import ArraySet, Data, Evaluation, Task, task_for
 
 Search = Callable[..., Run]
 SETTINGS = SearchSettings.make(latency="60%")
@@ -157,6 +159,35 @@ def test_a_score_of_the_users_own_is_held_against_untrained_copies() -> None:
     data = two_classes(0.5)
     assert not is_trained(classifier(0.0), data, _OwnTask(), SETTINGS, lambda event: None)
     assert is_trained(classifier(5.0), data, _OwnTask(), SETTINGS, lambda event: None)
+
+
+def test_untrained_copies_keep_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention draws its projections by another name than most; what a module cannot draw is shuffled."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.arange(16.0))
+            self.attention = nn.MultiheadAttention(16, 2)
+            self.out = nn.Linear(16, 2)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            x = images.flatten(1) * self.scale
+            return self.out(self.attention(x, x, x)[0])
+
+    model, drawn = Scaled().eval(), []
+
+    def heard(fresh: nn.Module, *_: object, **__: object) -> Evaluation:
+        drawn.append(copy.deepcopy(fresh.state_dict()))
+        return Evaluation(score=0.0, loss=0.0, scores=torch.zeros(1))
+
+    monkeypatch.setattr(dense, "evaluate", heard)
+    dense._above_fresh(model, two_classes(0.5), _OwnTask(), seed=0)
+    assert len(drawn) == dense.FRESH_DRAWS
+    for state in drawn:
+        for name in ("scale", "attention.in_proj_weight", "out.weight"):
+            assert not torch.equal(state[name], model.state_dict()[name]), name
+        assert sorted(state["scale"].tolist()) == list(range(16)), "of the same size"
 
 
 def test_a_dense_training_that_teaches_nothing_is_told() -> None:
