@@ -58,8 +58,8 @@ def format_ms(latency_ms: float) -> str:
 
 def format_count(count: float) -> str:
     """`4.09 G`, `25.6 M`, `831 k`, `512`: MACs and parameters."""
-    for factor, letter, rounds_up in ((1e9, "G", 999.5e6), (1e6, "M", 999.5e3), (1e3, "k", 999.5)):
-        if abs(count) >= rounds_up:
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= 0.9995 * factor:  # 999.6 k is 1.00 M
             return f"{_three_digits(count / factor)} {letter}"
     return f"{count:.0f}"
 
