@@ -25,6 +25,7 @@ from hwprune.graph import ChannelGraph
 from hwprune.graph.stateless import called_with
 from hwprune.methods._base import top_units
 from hwprune.methods._sliced import Slices
+from hwprune.training._random import redraw
 
 Encoding = Literal["layer", "block"]
 
@@ -185,10 +186,7 @@ def with_random_weights(model: nn.Module) -> nn.Module:
     """
     fresh = copy.deepcopy(model)
     for path, module in fresh.named_modules():
-        reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-        if callable(reset):
-            reset()
-        elif any(True for _ in module.parameters(recurse=False)):
+        if not redraw(module) and any(True for _ in module.parameters(recurse=False)):
             raise UsageError(
                 f"'{path}' ({type(module).__name__}) has weights but no reset_parameters(): it cannot start at random",
                 hint="use warm_start=True and weights=generated, or give that class a reset_parameters method",

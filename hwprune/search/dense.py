@@ -19,6 +19,7 @@ from hwprune.models import load_weights, save_weights
 from hwprune.search.settings import SearchSettings
 from hwprune.search.workshop import Workshop
 from hwprune.training import ArraySet, Classification, Data, Denoising, Task, TrainPlan, evaluate, train_dense
+from hwprune.training._random import redraw
 
 WEIGHTS, ORIGIN = "dense.safetensors", "dense_training.json"
 TRAINED = 0.2  # a network this share of the way from chance to a perfect score has learned something
@@ -147,9 +148,7 @@ def _above_fresh(model: nn.Module, data: Data, task: Task, seed: int) -> float:
 @torch.no_grad()
 def _draw_anew(module: nn.Module) -> None:
     """Initialise a module's own weights; values that it cannot draw are shuffled, which keeps their size."""
-    reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-    if callable(reset):
-        reset()
+    if redraw(module):
         return
     for parameter in module.parameters(recurse=False):
         shuffled = parameter.flatten()[torch.randperm(parameter.numel(), device=parameter.device)]

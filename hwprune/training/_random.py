@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import nn
 
 
 def mix(seed: int, *names: str | int) -> int:
@@ -16,3 +17,12 @@ def mix(seed: int, *names: str | int) -> int:
 def generator(seed: int, *names: str | int) -> torch.Generator:
     """A fresh CPU generator for `mix(seed, *names)`."""
     return torch.Generator().manual_seed(mix(seed, *names))
+
+
+def redraw(module: nn.Module) -> bool:
+    """Let a module draw its own weights anew, from torch's global generator; False where it has no way to."""
+    reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+    if not callable(reset):
+        return False
+    reset()
+    return True
