@@ -202,6 +202,11 @@ class Measurement:
         return statistics.median([item.wall_ms for item in self.valid_rounds])
 
     @property
+    def slowdown(self) -> float:
+        """How many times its former time the anchor network took, by which `latency_ms` is divided; 1 without one."""
+        return statistics.median([item.slowdown for item in self.valid_rounds])
+
+    @property
     def lap_count(self) -> int:
         """Laps that count."""
         return len(self.samples_ms)

@@ -26,17 +26,17 @@ class Cell:
         method = re.sub(r"[^A-Za-z0-9.-]+", "-", self.method)
         return f"{self.budget.replace('%', 'pct')}_{method}_s{self.seed}"
 
-    def settings(self, base: SearchSettings, dense_ms: float) -> SearchSettings:
-        """The settings of its run, the budget in ms. Raises `UsageError` for a budget that is none."""
-        budget_ms = Budget.parse(self.budget).in_ms(dense_ms)
+    def settings(self, base: SearchSettings) -> SearchSettings:
+        """The settings of its run. Raises `UsageError` for a budget that is none."""
+        budget = Budget.parse(self.budget)
         method, options = parse_method(self.method)
         return replace(
             base,
             method=method,
             options={**base.options, **options},
             seed=self.seed,
-            latency_fraction=None,
-            latency_ms=budget_ms,
+            latency_fraction=budget.fraction,
+            latency_ms=budget.latency_ms,
         )
 
 

@@ -17,7 +17,6 @@ from torch import nn
 from hwprune.core.errors import BudgetInfeasible, MethodGaveUp, RunError, TrainingDiverged
 from hwprune.core.events import Caution, Note, OnEvent, Stop, ignore, never
 from hwprune.core.files import read_json, write_json
-from hwprune.core.measurement import Measurement, Protocol
 from hwprune.devices import check
 from hwprune.models import load_weights, save_weights
 from hwprune.report.comparison import MethodComparison, write_comparison
@@ -28,7 +27,6 @@ from hwprune.search.judge import dense_outputs, judge
 from hwprune.search.run import named_model, run_search
 from hwprune.search.settings import DEFAULTS, SearchSettings
 from hwprune.search.stages import make_method
-from hwprune.search.workshop import survey_of
 from hwprune.training import Data, Task, task_for
 
 
@@ -53,13 +51,12 @@ def run_comparison(
     """
     task = task or task_for(data)
     for cell in cells:
-        chosen = cell.settings(base, 1.0)
+        chosen = cell.settings(base)
         make_method(chosen.method, dict(chosen.options))
     check(base.target)
     network = copy.deepcopy(model) if model is not None else named_model(base, data)
     _check_same(base, data, folder)  # writes: what can be refused has been by now
     dense = _dense(base, folder, network, data, task, on_event, stop)
-    dense_ms = _dense_ms(base, folder, dense, data, tables, on_event)
     dense_score = float(task.scores(dense_outputs(dense, data, folder), data.test.targets).mean())
     _tell_left_out(cells, folder, on_event)
     failed: dict[Cell, str] = {}
@@ -67,7 +64,7 @@ def run_comparison(
         on_event(Note(f"run {number} of {len(cells)}: {cell.method} at {cell.budget}, seed {cell.seed}"))
         try:
             result = run_search(
-                cell.settings(base, dense_ms),
+                cell.settings(base),
                 folder / cell.name,
                 model=copy.deepcopy(dense),
                 data=data,
@@ -76,7 +73,7 @@ def run_comparison(
                 on_event=on_event,
                 stop=stop,
                 dense_score=dense_score,
-                table_ms=True,
+                common=folder,
             )
         except (BudgetInfeasible, MethodGaveUp, TrainingDiverged) as error:
             on_event(Caution(f"{cell.name} has no result: {error.message}", error.hint))
@@ -142,16 +139,3 @@ def _dense(
         tell_chance(score, data, task, on_event)
     save_weights(dense, path)
     return dense.eval()
-
-
-def _dense_ms(
-    base: SearchSettings, folder: Path, dense: nn.Module, data: Data, tables: Path, on_event: OnEvent
-) -> float:
-    """The dense latency that all fractions are of, measured once and kept in `dense.json`: one budget for all."""
-    path = folder / "dense.json"
-    if not path.exists():
-        with survey_of(base, dense, data, tables, on_event) as found:
-            models = {"dense": found.template.dense}
-            timed = found.board.measure(models, protocol=Protocol.verdict(), seed=base.seed, on_event=on_event)
-        write_json(path, timed["dense"].to_json())
-    return Measurement.from_json(read_json(path)).statistic(base.statistic)[0]

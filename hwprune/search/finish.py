@@ -18,6 +18,7 @@ from hwprune.core.widths import Statistic
 from hwprune.graph import cut
 from hwprune.methods._base import Answer
 from hwprune.report.run_data import LayerProfile, NamedOp
+from hwprune.search.drift import DRIFT
 from hwprune.search.settings import SearchSettings
 from hwprune.search.shipping import export_network, shipped_score
 from hwprune.search.tile import padding_step
@@ -31,7 +32,7 @@ CONTRADICTION = 0.03  # two undisturbed sessions of one network differ by less, 
 
 @dataclass(frozen=True)
 class Verified:
-    """The exported network as it runs alone, which is what a budget is about, and in turns with the dense one."""
+    """The exported network measured as its candidates were, which the budget is about, and beside the dense one."""
 
     pruned: Measurement
     dense: Measurement
@@ -97,7 +98,7 @@ def finish(shop: Workshop, answer: Answer, attempt: int, *, candidate_ms: float)
 def verify(
     shop: Workbench, shipped: bytes, *, seed: int, candidate_ms: float = math.inf, patience_s: float = 0.0
 ) -> Verified:
-    """Time what ships, alone as its candidate was; then in turns with the dense network, for the ratio.
+    """Time what ships as its candidate was, without the dense network; then in turns with that, for the ratio.
 
     `candidate_ms` is the former measurement of these widths. Where it met the budget and this session does not, one
     session stands against one and a third decides, for stepping back would cost a second finetuning. Sessions that
@@ -119,8 +120,9 @@ def verify(
         alone = _alone(shop, shipped, seed + 500 * len(over))
     if not _over(shop, alone):
         _tell_divided(shop, over, candidate_ms)
+    _tell_slowdown(shop, alone)
     both = {"dense": shop.template.dense, "pruned": shipped}
-    turns = shop.board.measure(both, protocol=Protocol.default(), seed=seed, on_event=shop.folder.emit)
+    turns = shop.in_turns(both, Protocol.default(), seed=seed)
     ratio = compare(turns["dense"], turns["pruned"])
     return Verified(alone, turns["dense"], ratio, shop.budget_ms, shop.settings.statistic)
 
@@ -149,6 +151,14 @@ def _tell_divided(shop: Workbench, over: Sequence[Measurement], candidate_ms: fl
         value, _, high = max(against, key=lambda item: item[2])
         text = f"a session before the last read {format_ms(value)} (up to {format_ms(high)}), over the budget"
         shop.folder.emit(Caution(text, hint="it is met narrowly; a slightly lower budget is met with certainty"))
+
+
+def _tell_slowdown(shop: Workbench, alone: Measurement) -> None:
+    """Say that the milliseconds of the verdict, those of when the budget was fixed, are not those of today."""
+    if abs(alone.slowdown - 1) > DRIFT:
+        now = format_ms(alone.slowdown * _ms(shop, alone)[0])
+        text = f"the machine takes {alone.slowdown - 1:+.0%} since the budget was fixed: the network, {now} now"
+        shop.folder.emit(Caution(text, hint="a share of the dense latency is met as a share; hwprune bench says both"))
 
 
 def _finetuned(shop: Workshop, answer: Answer, stage: str, scores: dict[str, float]) -> tuple[nn.Module, int]:

@@ -17,6 +17,7 @@ from hwprune.graph import Recipe, apply_recipe
 from hwprune.models import load_weights
 from hwprune.report.html import write_report
 from hwprune.report.run_data import SHIPPED, Result, RunData
+from hwprune.search.baseline import Baseline
 from hwprune.search.finish import verify
 from hwprune.search.judge import JUDGED
 from hwprune.search.run_folder import RunFolder
@@ -57,7 +58,7 @@ def finetune_run(
         load_weights(model.eval(), path / "dense.safetensors")
         reference_ms = facts.get("reference_ms")
         with open_workbench(folder, model=model, data=data, task=task, reference_ms=reference_ms, stop=stop) as shop:
-            shop.budget_ms = before.budget_ms
+            shop.budget_ms, shop.anchor = before.budget_ms, Baseline.of_run(path).anchor
             result, shipment = _refined(shop, before, data_name, epochs, seed)
             shipment.write(shop)
             write_environment(folder, shop.board, data)

@@ -19,18 +19,13 @@ from hwprune.report.html import FILE as REPORT
 from hwprune.report.html import write_report
 from hwprune.report.run_data import SHIPPED, Candidate, Result
 from hwprune.search.answers import load_settlement, save_settlement
+from hwprune.search.baseline import Baseline, measure_baseline
 from hwprune.search.controller import Settlement, Trial
 from hwprune.search.dense import dense_network
 from hwprune.search.finish import Finished, finish, layer_profile
 from hwprune.search.run_folder import DATA, ONNX, RunFolder
 from hwprune.search.settings import SearchSettings
-from hwprune.search.stages import (
-    Baseline,
-    make_method,
-    measure_baseline,
-    search_answer,
-    settle,
-)
+from hwprune.search.stages import make_method, search_answer, settle
 from hwprune.search.workshop import Workshop, open_workshop
 from hwprune.training import Data, Task, load_data, task_for
 
@@ -53,15 +48,15 @@ def run_search(
     on_event: OnEvent = ignore,
     stop: Stop = never,
     dense_score: float | None = None,
-    table_ms: bool = False,
+    common: Path | None = None,
 ) -> Result:
     """Search under a budget and write the run folder; the result's verdict is a measurement.
 
     `model` and `data` replace what the settings name; `dense_score` is the test score of a trained `model` where the
-    caller knows it, which many runs of one network then need not find out; `table_ms` says that a budget in ms is one
-    in the units of the latency table, as a budget that many runs share is. Raises `RunError` for a folder of another
-    run or one in use, `Interrupted` after saving when `stop` says so, and the errors of every stage; an infeasible
-    budget is a result.
+    caller knows it, which many runs of one network then need not find out; `common` is a folder in which runs keep
+    what their budgets are in ms, in the units of the latency table, so that they are the same for all. Raises
+    `RunError` for a folder of another run or one in use, `Interrupted` after saving when `stop` says so, and the
+    errors of every stage; an infeasible budget is a result.
     """
     method = make_method(settings.method, dict(settings.options))
     with RunFolder.open(run_dir, settings, on_event) as folder:
@@ -77,10 +72,16 @@ def run_search(
         model = model or named_model(settings, data)
         check_same_data(folder, data)
         with open_workshop(
-            folder, model=model, data=data, task=task or task_for(data), tables=tables, stop=stop, table_ms=table_ms
+            folder,
+            model=model,
+            data=data,
+            task=task or task_for(data),
+            tables=tables,
+            stop=stop,
+            table_ms=common is not None,
         ) as shop:
             shop.dense_score = dense_score
-            baseline = measure_baseline(shop)
+            baseline = measure_baseline(shop, common)
             try:
                 baseline.check(settings.statistic)
                 check_limits(shop.graph, shop.table.space, settings.budget.limits)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from hwprune.core import config, plugins
-from hwprune.core.errors import BudgetInfeasible
 from hwprune.core.events import CandidateMeasured, Caution, Note
-from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Limits, Widths
@@ -20,72 +18,6 @@ from hwprune.methods._questions import predicted
 from hwprune.search.answers import load_answer, save_answer
 from hwprune.search.controller import AIM, LITTLE_USED, BudgetController, Settlement, Trial
 from hwprune.search.workshop import QUIETER, Workshop
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The dense and the smallest network, timed in turns; the budget in ms; whether anything can meet it."""
-
-    dense: Measurement
-    smallest: Measurement
-    budget_ms: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, measurements with all their samples."""
-        return {
-            "dense": self.dense.to_json(),
-            "smallest": self.smallest.to_json(),
-            "budget_ms": self.budget_ms,
-        }
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Baseline:
-        """What `to_json` gave."""
-        return cls(
-            Measurement.from_json(document["dense"]),
-            Measurement.from_json(document["smallest"]),
-            float(document["budget_ms"]),
-        )
-
-    def check(self, statistic: str) -> None:
-        """Raise `BudgetInfeasible` when even the smallest network is measurably over the budget."""
-        value, low, _ = self.smallest.statistic(statistic)
-        if low > self.budget_ms:
-            raise BudgetInfeasible(
-                f"no network of this space runs within {format_ms(self.budget_ms)}: the smallest allowed one"
-                f" needs {format_ms(value)}, measured (dense: {format_ms(self.dense.statistic(statistic)[0])})",
-                smallest_ms=value,
-                hint="raise the budget, lower --min-keep, or use a smaller input",
-            )
-
-
-def measure_baseline(shop: Workshop) -> Baseline:
-    """Time the dense and the smallest network before anything is trained, and fix the budget in ms for the whole run.
-
-    Fixed, since neighbours on the machine slow a large network more than a small one (they share the last cache): a
-    budget that followed the dense network from session to session would move by a fifth where candidates move by 3 %.
-    """
-    path = shop.folder.path / "baseline.json"
-
-    def work() -> Baseline:
-        models = {"dense": shop.template.dense, "smallest": shop.template.at_widths(shop.table.space.smallest())}
-        timed = shop.measure(models, seed=shop.settings.seed, decides=True)
-        budget, dense_ms = shop.settings.budget, timed["dense"].statistic(shop.settings.statistic)[0]
-        found = Baseline(timed["dense"], timed["smallest"], budget.in_ms(dense_ms))
-        if budget.fraction is not None:
-            shop.folder.emit(
-                Note(f"budget: {budget.fraction:.3g} of {format_ms(dense_ms)} is {format_ms(found.budget_ms)}")
-            )
-        limit = tightest(shop.graph, shop.table.space, budget.limits, shop.table.space.dense())
-        if found.budget_ms >= dense_ms and (limit is None or limit[1] <= 1):
-            met = f"the dense network takes {format_ms(dense_ms)}: nothing has to go for {format_ms(found.budget_ms)}"
-            shop.folder.emit(Caution(met, hint="lower --latency-ms"))
-        write_json(path, found.to_json())
-        return found
-
-    baseline = shop.folder.stage("baseline", work, lambda: Baseline.from_json(read_json(path)))
-    shop.budget_ms = baseline.budget_ms
-    return baseline
 
 
 def make_method(name: str, options: dict[str, Any]) -> AbstractMethod:

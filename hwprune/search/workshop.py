@@ -25,6 +25,7 @@ from hwprune.latency.models._base import AbstractLatencyModel
 from hwprune.latency.plan import PROFILED
 from hwprune.latency.profile import profile
 from hwprune.latency.table import LatencyTable, TableRow
+from hwprune.search.anchor import NAME, Anchor
 from hwprune.search.drift import DRIFT
 from hwprune.search.run_folder import RunFolder
 from hwprune.search.settings import SearchSettings
@@ -45,8 +46,9 @@ QUIETER = "measure when the machine is quiet: hwprune doctor"
 class Workbench:
     """A run's network, its data, and the open device: enough to finetune, export and measure.
 
-    `budget_ms` is fixed once a run, when the dense network is measured for it. `dense_score` is that of the test
-    split, None before anyone needed it. `waited_s` went into sessions that repeated a disturbed one.
+    `budget_ms` is fixed once a run, when the dense network is measured for it; from then on the `anchor`, if there is
+    one, is timed with every network, and latencies are in the milliseconds of that moment. `dense_score` is that of
+    the test split, None before anyone needed it. `waited_s` went into sessions that repeated a disturbed one.
     """
 
     folder: RunFolder
@@ -58,6 +60,7 @@ class Workbench:
     board: AbstractBoard
     stop: Stop
     budget_ms: float = math.inf
+    anchor: Anchor | None = None
     dense_score: float | None = None
     waited_s: float = 0.0
 
@@ -84,7 +87,7 @@ class Workbench:
             if sessions:
                 self.folder.emit(Note(f"the interval is +-{scatter:.1%}: measuring again"))
             began_s = self.folder.elapsed_s
-            timed = self.board.measure(models, protocol=protocol, seed=seed + sessions, on_event=self.folder.emit)
+            timed = self.in_turns(models, protocol, seed=seed + sessions)
             scatter = max(found.scatter for found in timed.values())
             if sessions:
                 self.waited_s += self.folder.elapsed_s - began_s
@@ -94,6 +97,14 @@ class Workbench:
         if least > STEADY:
             self.folder.emit(Caution(f"{sessions} sessions scattered by +-{least:.1%} and more", QUIETER))
         return best
+
+    def in_turns(self, models: dict[str, bytes], protocol: Protocol, *, seed: int) -> dict[str, Measurement]:
+        """One session, in the milliseconds of when the budget was fixed."""
+        if not self.anchor:
+            return self.board.measure(models, protocol=protocol, seed=seed, on_event=self.folder.emit)
+        beside = {**models, NAME: self.template.at_widths(self.anchor.widths)}
+        timed = self.board.measure(beside, protocol=protocol, seed=seed, on_event=self.folder.emit)
+        return self.anchor.correct(timed)
 
     @property
     def patience_s(self) -> float:

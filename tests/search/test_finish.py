@@ -73,7 +73,7 @@ def test_a_verdict_that_contradicts_the_candidate_is_measured_again(
     seeds = []
 
     def timed(latency_ms: float) -> SimpleNamespace:
-        return SimpleNamespace(statistic=lambda _: (latency_ms, latency_ms, latency_ms), scatter=0.001)
+        return SimpleNamespace(statistic=lambda _: (latency_ms, latency_ms, latency_ms), scatter=0.001, slowdown=1.0)
 
     def measure(models: dict[str, bytes], *, seed: int, **_: object) -> dict[str, SimpleNamespace]:
         seeds.append(seed)
@@ -85,7 +85,7 @@ def test_a_verdict_that_contradicts_the_candidate_is_measured_again(
         Workshop,
         SimpleNamespace(
             measure=measure,
-            board=SimpleNamespace(measure=lambda models, **_: dict.fromkeys(models, timed(2.0))),
+            in_turns=lambda models, *_, **__: dict.fromkeys(models, timed(2.0)),
             template=SimpleNamespace(dense=b""),
             settings=SimpleNamespace(statistic="median"),
             folder=folder,

@@ -126,10 +126,12 @@ def test_an_unreachable_device_is_said_before_the_training(
 
 
 def test_the_milliseconds_are_those_of_the_run(run: Run, few_digits: Data) -> None:
-    """Its budget is in them: the reference kernel is not calibrated anew."""
-    facts = read_json(run.folder / "environment.json")
+    """Its budget is in them: the reference kernel is not calibrated anew, and neither is the anchor."""
+    facts, baseline = read_json(run.folder / "environment.json"), read_json(run.folder / "baseline.json")
     write_json(run.folder / "environment.json", {**facts, "reference_ms": 2 * facts["reference_ms"]})
     assert run.result.measured_ms is not None
+    assert more(run, few_digits).result.measured_ms == pytest.approx(run.result.measured_ms, rel=0.02)
+    write_json(run.folder / "baseline.json", {**baseline, "anchor": None})
     assert more(run, few_digits).result.measured_ms == pytest.approx(2 * run.result.measured_ms, rel=0.02)
 
 

@@ -32,7 +32,7 @@ def measured(sessions: Sequence[Intervals], *, worked_s: float = 0.0) -> tuple[i
 
     shop = object.__new__(Workshop)
     board: Any = SimpleNamespace(measure=measure)
-    shop.board, shop.folder, shop.waited_s = board, folder, 0.0
+    shop.board, shop.folder, shop.waited_s, shop.anchor = board, folder, 0.0, None
     timed: Any = shop.measure(dict.fromkeys(sessions[0], b""), seed=5)
     assert len(set(seeds)) == len(seeds)
     assert {item.session for item in timed.values()} == {timed["pruned"].session}
