@@ -35,7 +35,6 @@ OWNERS = {
     "optuna": ("methods", "search"),
     "sklearn": ("latency", "training"),
     "pandas": ("latency", "report"),
-    "pyarrow": ("latency",),
     "onnxruntime": ("runtimes",),
     "onnx": ("graph", "runtimes", "devices", "testing"),
     "jinja2": ("report",),

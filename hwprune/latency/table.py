@@ -3,7 +3,7 @@
 A table is a folder, `<root>/<device>/<runtime>-<version>_<precision>_b<batch>_t<threads>/` and in it
 `<model>-<space>-<fingerprint>-<operators>/`, with `table.json` (fingerprint, reference, space, operators, provenance),
 `rows.jsonl` (whole networks) and `layers.jsonl` (layer times inside the runtime). The two journals are the truth and
-only ever grow; parquet and pandas are exports. The operators are stored with it, so that a latency model can be
+only ever grow; a pandas frame is an export. The operators are stored with it, so that a latency model can be
 fitted on a machine that never saw the network.
 """
 
@@ -328,10 +328,6 @@ class LatencyTable:
             for row in self._rows
         ]
         return pandas.DataFrame.from_records(records)
-
-    def export_parquet(self, path: str | Path) -> None:
-        """Write `to_pandas()` as a parquet file."""
-        self.to_pandas().to_parquet(path, index=False)
 
 
 def table_folder(

@@ -282,14 +282,6 @@ def test_other_groups_keep_at_least_one_unit() -> None:
         SearchSpace((ChannelGroup("a", 8),), ((0, 8),))
 
 
-def test_a_template_from_the_disk_removes_branches_too(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("template")
-    template, graph = exported("resnet_option_b"), traced("resnet_option_b")[1]
-    template.save(folder)
-    keep = keeps(graph)[0]
-    assert OnnxTemplate.load(folder).at(keep) == template.at(keep)
-
-
 def test_nothing_vanishes_where_the_constant_meets_more_than_a_sum() -> None:
     class Awkward(nn.Module):
         def __init__(self) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx_tools import Node, model_of, run
+from onnx_tools import Node, cut_model, model_of, run
 
 from hwprune.core.errors import GraphError
-from hwprune.graph.onnx.cut import cut_model
 
 
 def ints(*values: int) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""The template: what is in its files, its errors, saving and loading. Exactness for all families is tested beside."""
+"""The template: what is in its files, and its errors. Exactness for all families is tested beside."""
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from hwprune.core.errors import GraphError, UsageError
 from hwprune.graph import ChannelGraph, OnnxTemplate, cut, trace
 from hwprune.graph.onnx.export import check_against_torch, export_network
-from hwprune.graph.onnx.network import check_size
+from hwprune.graph.onnx.network import check_size, from_model
 
 KEEP = {"conv1": [0, 2, 3], "body.conv": [1, 4]}
 
@@ -164,19 +163,6 @@ def test_a_module_that_torch_cannot_export_is_an_error_of_one_line() -> None:
     assert len(caught.value.message) < 400
 
 
-def test_a_saved_template_makes_the_same_files(exported: Exported, tmp_path: Path) -> None:
-    model, graph, template = exported
-    template.save(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense.json", "dense.onnx"]
-    loaded = OnnxTemplate.load(tmp_path)
-    assert loaded.dense == template.dense
-    assert loaded.at(KEEP) == template.at(KEEP)
-    state = cut(model, graph, KEEP).state_dict()
-    assert loaded.with_state(KEEP, state) == template.with_state(KEEP, state)
-    kinds = [node.op_type for node in onnx.load(tmp_path / "dense.onnx").graph.node]
-    assert "BatchNormalization" in kinds
-
-
 def _external(model: onnx.ModelProto) -> None:
     tensor = model.graph.initializer[0]
     tensor.data_location = onnx.TensorProto.EXTERNAL
@@ -188,65 +174,17 @@ def _foreign(model: onnx.ModelProto) -> None:
     model.graph.node[1].domain = "org.example"
 
 
-def _narrower(model: onnx.ModelProto) -> None:
-    weight = next(item for item in model.graph.initializer if item.name == "conv1.weight")
-    weight.CopyFrom(onnx.numpy_helper.from_array(np.ones((5, 3, 3, 3), np.float32), "conv1.weight"))
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [
-        (_external, "'[a-z0-9._]+' lies in another file|not a valid ONNX file"),
-        (_foreign, "is not a standard operator|not a valid ONNX file"),
-        (_narrower, "do not fit the ONNX file|not a valid ONNX file"),
-    ],
+    [(_external, "'[a-z0-9._]+' lies in another file"), (_foreign, "is not a standard operator")],
 )
-def test_a_damaged_onnx_file_is_refused(
-    exported: Exported, tmp_path: Path, damage: Callable[[onnx.ModelProto], None], message: str
+def test_an_onnx_file_that_cannot_be_followed_is_refused(
+    exported: Exported, damage: Callable[[onnx.ModelProto], None], message: str
 ) -> None:
-    exported[2].save(tmp_path)
-    model = onnx.load(tmp_path / "dense.onnx")
+    model = onnx.load_from_string(exported[2].dense)
     damage(model)
-    (tmp_path / "dense.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(GraphError, match=message):
-        OnnxTemplate.load(tmp_path)
-
-
-def test_bytes_that_are_not_onnx_are_refused(exported: Exported, tmp_path: Path) -> None:
-    exported[2].save(tmp_path)
-    good = (tmp_path / "dense.onnx").read_bytes()
-    rng = np.random.default_rng(0)
-    for data in (b"", b"\xff" * 99, good[: len(good) // 2], bytes(rng.integers(0, 256, 2000, np.uint8))):
-        (tmp_path / "dense.onnx").write_bytes(data)
-        with pytest.raises(GraphError):
-            OnnxTemplate.load(tmp_path)
-    (tmp_path / "dense.onnx").unlink()
-    with pytest.raises(GraphError, match=r"cannot read .*dense.onnx: No such file"):
-        OnnxTemplate.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"schema": "hwprune.onnx_template/9"},
-        {"groups": None},
-        {"groups": [["conv1"]]},
-        {"groups": [["conv1", 0]]},
-        {"groups": [["conv1", 3]]},
-        {"stateful": [1]},
-        {"state": []},
-        {"state": {"conv1.weight": 3}},
-        {"labels": {}},
-        {"scales": [["fc.weight", 9, [0], "conv1"]]},
-        {"scales": [3]},
-    ],
-)
-def test_a_damaged_document_is_refused(exported: Exported, tmp_path: Path, change: dict[str, object]) -> None:
-    exported[2].save(tmp_path)
-    document = json.loads((tmp_path / "dense.json").read_text())
-    (tmp_path / "dense.json").write_text(json.dumps(document | change))
-    with pytest.raises(GraphError):
-        OnnxTemplate.load(tmp_path)
+        from_model(model, ())
 
 
 def test_a_network_of_two_gigabytes_is_refused() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hwprune.core.errors import GraphError, UsageError
 from hwprune.graph.onnx.labels import FIXED
 from hwprune.graph.onnx.network import Ints
-from hwprune.graph.onnx.units import Units, find_labels, labels_from_json, labels_to_json, verify_labels
+from hwprune.graph.onnx.units import Units, find_labels, verify_labels
 
 Truth = dict[str, dict[int, Ints]]
 
@@ -59,7 +59,6 @@ def test_labels_are_found_from_answers_alone(case: tuple[Units, Truth]) -> None:
             wanted = np.where(np.isin(expected, list(single)), FIXED, expected)
             found = labels.get(name, {}).get(dim, np.full(len(wanted), FIXED))
             assert np.array_equal(np.where(np.isin(found, list(single)), FIXED, found), wanted)
-    assert labels_from_json(labels_to_json(labels), units, shapes).keys() == labels.keys()
 
 
 def test_an_index_of_two_groups_is_an_error() -> None:
@@ -88,21 +87,3 @@ def test_wrong_widths_and_units_are_named() -> None:
         units.alive_first({"layer1": 4})
     with pytest.raises(GraphError, match=r"kept units of group 'layer2' are empty or not in 0\.\.1"):
         units.alive({"layer2": []})
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        {},
-        {"layouts": [[0]], "tensors": {"w": {"0": 1}}},
-        {"layouts": [["a"]], "tensors": {}},
-        {"layouts": [[0, 1]], "tensors": {"w": {"0": 0}}},
-        {"layouts": [[0, 1, 9]], "tensors": {"w": {"0": 0}}},
-        {"layouts": [[0, 1, 2]], "tensors": {"v": {"0": 0}}},
-        {"layouts": [[0, 1, 2]], "tensors": {"w": {"5": 0}}},
-        {"layouts": 3, "tensors": []},
-    ],
-)
-def test_damaged_labels_are_refused(document: dict[str, object]) -> None:
-    with pytest.raises(GraphError, match="channel labels"):
-        labels_from_json(document, Units(("a",), (3,)), {"w": (3, 2)})

@@ -10,7 +10,9 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
-from hwprune.graph.onnx.network import IR_VERSION, OPSET
+from hwprune.graph.onnx.cut import Cutter
+from hwprune.graph.onnx.labels import FIXED, plan_cuts
+from hwprune.graph.onnx.network import IR_VERSION, OPSET, Network, from_model, to_model, with_inferred_shapes
 
 Array = npt.NDArray[np.generic]
 Node = tuple[str, list[str], list[str], dict[str, object]]
@@ -24,6 +26,24 @@ def run(model: onnx.ModelProto | bytes, inputs: Mapping[str, Array]) -> list[Arr
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     return [np.asarray(output) for output in session.run(None, dict(inputs))]
+
+
+def cut_model(model: onnx.ModelProto, kept: Mapping[str, Mapping[int, Sequence[int]]]) -> onnx.ModelProto:
+    """A smaller model: of each named initialiser and dimension only the `kept` indices stay.
+
+    What an operator combines with them is cut index by index. Raises `GraphError` where that cannot be followed.
+    """
+    network = with_inferred_shapes(from_model(model, kept))
+    labels = {
+        name: {dim: _removed(network, name, dim, ids) for dim, ids in dims.items()} for name, dims in kept.items()
+    }
+    return to_model(Cutter(plan_cuts(network, labels)).network(np.array([False, True])))
+
+
+def _removed(network: Network, name: str, dim: int, kept: Sequence[int]) -> npt.NDArray[np.int32]:
+    labels = np.zeros(network.tensors[name].shape[dim], np.int32)
+    labels[list(kept)] = FIXED
+    return labels
 
 
 def random_inputs(model: bytes, seed: int = 1) -> dict[str, Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,19 +10,16 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from hwprune.core.errors import GraphError
 from hwprune.graph.onnx.depth import without_empty_branches
-from hwprune.graph.onnx.labels import FIXED, CutPlan, Labels, plan_cuts
+from hwprune.graph.onnx.labels import CutPlan, Labels
 from hwprune.graph.onnx.network import (
     Array,
     Ints,
     Network,
     check_size,
     copy_node,
-    from_model,
     skeleton,
     to_model,
-    with_inferred_shapes,
 )
 
 Alive = npt.NDArray[np.bool_]  # one entry a unit, and a last one, True, that stands for `FIXED`
@@ -91,35 +88,6 @@ class Cutter:
 
     def _group_counts(self, alive: Alive) -> list[tuple[int, int]]:
         return [(item.node, int(alive[self.plan.layouts[item.layout]].sum())) for item in self.plan.groups]
-
-
-def cut_model(model: onnx.ModelProto, kept: Mapping[str, Mapping[int, Sequence[int] | Ints]]) -> onnx.ModelProto:
-    """A smaller `ModelProto`: of each named initialiser and dimension only the `kept` indices stay.
-
-    Initialisers that are not named are cut where an operator combines them, index by index, with what was cut.
-    Raises `GraphError` for an unknown initialiser, an index out of range, an empty list, or an operator through which
-    the removed indices cannot be followed.
-    """
-    network = with_inferred_shapes(from_model(model, kept))
-    labels = {name: _removal_labels(network, name, by_dim) for name, by_dim in kept.items()}
-    return to_model(Cutter(plan_cuts(network, labels)).network(np.array([False, True])))
-
-
-def _removal_labels(network: Network, name: str, by_dim: Mapping[int, Sequence[int] | Ints]) -> dict[int, Labels]:
-    if name not in network.tensors:
-        raise GraphError(f"the ONNX file has no initialiser '{name}'")
-    shape = network.tensors[name].shape
-    result = {}
-    for dim, indices in by_dim.items():
-        chosen = np.asarray(indices, np.int64)
-        if not 0 <= dim < len(shape):
-            raise GraphError(f"dimension {dim} of '{name}' does not exist, its shape is {shape}")
-        if chosen.size == 0 or chosen.min() < 0 or chosen.max() >= shape[dim]:
-            raise GraphError(f"kept indices of '{name}', dimension {dim}, are empty or not in 0..{shape[dim] - 1}")
-        labels = np.zeros(shape[dim], np.int32)
-        labels[chosen] = FIXED
-        result[dim] = labels
-    return result
 
 
 def _survivors(labels: Labels, alive: Alive) -> Ints:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -22,7 +21,7 @@ from hwprune.graph.onnx.export import export_network, shared_names
 from hwprune.graph.onnx.fold import fold_batch_norms
 from hwprune.graph.onnx.labels import CannotCut, plan_cuts
 from hwprune.graph.onnx.network import Array, Ints, to_model
-from hwprune.graph.onnx.store import Parts, Scale, ScaleLike, read_parts, write_parts
+from hwprune.graph.onnx.parts import Parts, Scale, ScaleLike
 from hwprune.graph.onnx.units import Units, find_labels, verify_labels
 
 
@@ -65,7 +64,7 @@ class OnnxTemplate:
     """
 
     def __init__(self, parts: Parts) -> None:
-        """From what `export` or `load` made; raises `GraphError` when the network cannot be cut."""
+        """From what `export` made; raises `GraphError` when the network cannot be cut."""
         self._parts = parts
         self._units = parts.units
         try:
@@ -135,15 +134,6 @@ class OnnxTemplate:
             tensors[scale.tensor] = scale.undo(tensors[scale.tensor], labels, alive, ratio)
         folded, _ = fold_batch_norms(replace(network, tensors=tensors), {})
         return bytes(to_model(without_empty_branches(folded)).SerializeToString())
-
-    def save(self, folder: Path) -> None:
-        """Write `dense.onnx` (BatchNormalization not folded) and `dense.json` (groups, labels) into a folder."""
-        write_parts(self._parts, Path(folder))
-
-    @classmethod
-    def load(cls, folder: Path) -> OnnxTemplate:
-        """Read what `save` wrote and check it again; raises `GraphError` naming the file that is wrong."""
-        return cls(read_parts(Path(folder)))
 
     @cached_property
     def _unfolded(self) -> Cutter:

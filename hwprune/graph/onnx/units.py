@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -160,37 +159,3 @@ def verify_labels(units: Units, labels: TensorLabels, kept_indices: KeptIndices,
                 theirs = answer.get(name, {}).get(dim, np.arange(size))
                 if not np.array_equal(ours, theirs):
                     raise GraphError(f"the channels of '{name}', dimension {dim}, do not belong to one group each")
-
-
-def labels_to_json(labels: TensorLabels) -> dict[str, Any]:
-    """Plain lists; label arrays shared by several dimensions are written once."""
-    layouts: dict[bytes, int] = {}
-    arrays: list[list[int]] = []
-    tensors: dict[str, dict[str, int]] = {}
-    for name, by_dim in labels.items():
-        for dim, array in by_dim.items():
-            key = array.astype(np.int32).tobytes()
-            if key not in layouts:
-                layouts[key] = len(arrays)
-                arrays.append([int(label) for label in array])
-            tensors.setdefault(name, {})[str(dim)] = layouts[key]
-    return {"layouts": arrays, "tensors": tensors}
-
-
-def labels_from_json(document: Mapping[str, Any], units: Units, shapes: Shapes) -> TensorLabels:
-    """The inverse of `labels_to_json`; `GraphError` for anything that does not fit the units or the shapes."""
-    try:
-        layouts = [np.array(layout, np.int32) for layout in document["layouts"]]
-        labels = {
-            str(name): {int(dim): layouts[int(index)] for dim, index in by_dim.items()}
-            for name, by_dim in document["tensors"].items()
-        }
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise GraphError(f"the channel labels of the ONNX template are malformed: {error!r}") from error
-    for name, by_dim in labels.items():
-        for dim, array in by_dim.items():
-            if name not in shapes or not 0 <= dim < len(shapes[name]) or array.shape != (shapes[name][dim],):
-                raise GraphError(f"the channel labels of '{name}', dimension {dim}, do not fit the ONNX file")
-            if array.size and not FIXED <= array.min() <= array.max() < units.total:
-                raise GraphError(f"the channel labels of '{name}', dimension {dim}, name unknown units")
-    return labels
