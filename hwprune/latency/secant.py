@@ -28,15 +28,12 @@ class SecantLatency:
 
     Call it with a tensor of widths `(G,)` in space order, of any real values: the forward reads the nearest allowed
     widths; the backward passes `dE/dn_g = [E(n + step) - E(n - step)] / gap` straight through the snap, one-sided at
-    the ends of the grid. Negative slopes would reward widening, so they count as 0; `clamped` says how many there
-    were, `queried` out of how many.
+    the ends of the grid. Negative slopes would reward widening, so they count as 0.
     """
 
     def __init__(self, model: BatchPredictor, space: SearchSpace) -> None:
         self.model = model
         self.space = space
-        self.clamped = 0
-        self.queried = 0
 
     def __call__(self, widths: Tensor) -> Tensor:
         """Predicted ms, a scalar, for widths `(G,)`."""
@@ -44,7 +41,7 @@ class SecantLatency:
         return result
 
     def secants(self, widths: IntArray) -> tuple[float, Array]:
-        """Predicted ms and the slopes `(G,)` in ms a unit, not clamped, at allowed widths `(G,)`."""
+        """Predicted ms and the slopes `(G,)` in ms a unit, negative ones too, at allowed widths `(G,)`."""
         below, above = self._neighbours(widths)
         count = len(widths)
         rows = np.tile(widths, (2 * count + 1, 1))
@@ -87,8 +84,6 @@ class _Secant(torch.autograd.Function):
     def forward(ctx: Any, widths: Tensor, latency: SecantLatency) -> Tensor:
         snapped = latency.space.snap([float(width) for width in widths.detach()])
         predicted_ms, slopes = latency.secants(np.array(snapped.values_tuple(), dtype=np.int64))
-        latency.clamped += int(np.sum(slopes < 0))
-        latency.queried += len(slopes)
         ctx.slopes = widths.new_tensor(np.maximum(slopes, 0.0))
         return widths.new_tensor(predicted_ms)
 

@@ -33,9 +33,6 @@ class TrainPlan:
     augment: bool = field(default=True, metadata={"help": "use the augmentation of the data"})
     distill_alpha: float = field(default=0.7, metadata={"help": "weight of the teacher's part of the loss"})
     temperature: float = field(default=2.0, metadata={"help": "of the distillation"})
-    teacher: Literal["live", "cached"] = field(
-        default="live", metadata={"help": "live: sees the same augmented images; cached: plain images, once"}
-    )
     max_bad_steps: int = field(default=10, metadata={"help": "consecutive non-finite steps before giving up"})
     checkpoint_s: float = field(default=1.0, metadata={"help": "least time between checkpoints; 0: every step"})
 

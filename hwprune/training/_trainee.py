@@ -17,12 +17,10 @@ from hwprune.training.tasks import Task, eval_mode, one_tensor
 class AbstractTrainee(ABC):
     """Something with parameters that the loop of `train` improves step by step.
 
-    The loop calls `begin_step`, `loss` (under autocast where the plan says so), backward, the optimizers, and
-    `after_step`, in this order; `progress` runs from 0 to 1. It seeds torch's global generator before every step, so
+    The loop calls `loss` (under autocast where the plan says so), backward, the optimizers, and `after_step`, in
+    this order; `progress` runs from 0 to 1. It seeds torch's global generator before every step, so
     random draws inside these calls are resumed exactly. Everything else that must survive a resume is in `state`.
     """
-
-    indices: Tensor
 
     @abstractmethod
     def modules(self) -> Sequence[nn.Module]:
@@ -48,10 +46,6 @@ class AbstractTrainee(ABC):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over, in place, what `state` gave."""
 
-    def begin_step(self, indices: Tensor) -> None:
-        """Keep in `self.indices` the positions `(N,)` of the batch's images in the training split; before `loss`."""
-        self.indices = indices
-
     def after_step(self, progress: float) -> Mapping[str, float]:
         """Called after the optimizers' step; the figures are averaged over the epoch and reported."""
         return {}
@@ -60,8 +54,7 @@ class AbstractTrainee(ABC):
 class ModelTrainee(AbstractTrainee):
     """A model trained on a task, with or without a teacher.
 
-    With one, the loss is `mixed_loss`. `cached` are the teacher's outputs on the plain training images, `(N, ...)`;
-    without them the teacher sees each augmented batch.
+    With one, the loss is `mixed_loss`, and the teacher sees each augmented batch.
     """
 
     def __init__(
@@ -71,13 +64,11 @@ class ModelTrainee(AbstractTrainee):
         plan: TrainPlan,
         *,
         teacher: nn.Module | None = None,
-        cached: Tensor | None = None,
     ) -> None:
         self.model = model
         self.task = task
         self.plan = plan
         self.teacher = teacher
-        self.cached = cached
         self._optimizer = sgd(model, plan)
 
     def modules(self) -> Sequence[nn.Module]:
@@ -97,8 +88,6 @@ class ModelTrainee(AbstractTrainee):
         return mixed_loss(self.task, outputs, targets, reference, plan.distill_alpha, plan.temperature)
 
     def _reference(self, images: Tensor) -> Tensor | None:
-        if self.cached is not None:
-            return self.cached[self.indices].to(images.device)
         if self.teacher is None:
             return None
         with torch.no_grad(), eval_mode(self.teacher):

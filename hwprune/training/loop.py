@@ -153,7 +153,6 @@ class _Loop:
             module.train()
         buffers = [buffer for module in self.trainee.modules() for buffer in module.buffers()]
         before = [buffer.clone() for buffer in buffers]
-        self.trainee.begin_step(indices)
         loss = self._backward(images.to(self.device), targets.to(self.device), progress, counters.precision)
         counters.image_passes += len(indices)
         if loss is None:
@@ -352,7 +351,6 @@ class _Loop:
             module.train()
         for _ in range(4):
             start = time.perf_counter()
-            self.trainee.begin_step(indices)
             self._backward(images, targets, 0.0, precision)
             durations.append(time.perf_counter() - start)
         self.trainee.load_state(state)

@@ -12,7 +12,7 @@ from hwprune.training._plan import TrainLog, TrainPlan
 from hwprune.training._trainee import ModelTrainee
 from hwprune.training.data import Data
 from hwprune.training.loop import train
-from hwprune.training.tasks import Task, evaluate, predict, task_for
+from hwprune.training.tasks import Task, evaluate, task_for
 
 # After surgery most of the knowledge is still there. A small rate that only falls guides the weights back; a warm-up to
 # twice that rate forgets first: KL 0.31 instead of 0.13 after an epoch (EfficientNet-Lite0 at 45 %; the log of methods
@@ -66,13 +66,11 @@ def finetune(
 ) -> TrainLog:
     """Train `small` in place, distilling from the dense `teacher` (without one: on the targets alone).
 
-    `plan.teacher` says whether the teacher sees the augmented batches or its outputs on the plain images are
-    computed once; its forward passes are not counted as image passes. Where the last state is worse on `val` than a
-    former one or the first, beyond chance, `small` ends in that one, with a `Caution`.
+    The teacher's forward passes are not counted as image passes. Where the last state is worse on `val` than a former
+    one or the first, beyond chance, `small` ends in that one, with a `Caution`.
     """
     task = task or task_for(data)
-    cached = predict(teacher, data, "train") if teacher is not None and plan.teacher == "cached" else None
-    trainee = ModelTrainee(small, task, plan, teacher=teacher, cached=cached)
+    trainee = ModelTrainee(small, task, plan, teacher=teacher)
     return train(
         trainee,
         data,

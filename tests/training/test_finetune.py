@@ -53,16 +53,6 @@ def test_without_a_teacher_the_targets_alone_count(data: Data) -> None:
     assert found.item() == pytest.approx(nn.functional.cross_entropy(student(images), targets).item(), rel=1e-5)
 
 
-def test_cached_and_live_teachers_agree_without_augmentation(data: Data) -> None:
-    weights = []
-    for source in ("live", "cached"):
-        student = toy_network(0)
-        plan = replace(FINETUNE, teacher=source, augment=False, batch_size=16)
-        finetune(student, toy_network(1), data, plan=plan)
-        weights.append(nn.utils.parameters_to_vector(student.parameters()).detach())
-    assert torch.allclose(weights[0], weights[1], atol=1e-5)
-
-
 def test_finetuning_moves_towards_the_teacher_and_leaves_it_alone(data: Data) -> None:
     teacher = toy_network(1)
     train_dense(teacher, data, plan=TrainPlan(epochs=20, batch_size=16))
