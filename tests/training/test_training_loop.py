@@ -277,7 +277,7 @@ def test_schedules(schedule: str) -> None:
 
 
 class Recording(AbstractTrainee):
-    """One scalar weight with its own AdamW; writes down the rates it was stepped with."""
+    """One scalar weight with its own AdamW; writes down the rates it was stepped with, and the sums of its images."""
 
     def __init__(self, plan: TrainPlan) -> None:
         self.net = nn.Linear(1, 1)
@@ -326,8 +326,14 @@ def test_a_group_may_keep_its_own_rate_and_adam_resumes(data: Data, tmp_path: Pa
     assert {rates[1] for rates in whole.rates} == {0.5}
     assert [rates[0] for rates in whole.rates] == [0.1 * PLAN.lr_factor(step / 18) for step in range(18)]
     assert all(torch.equal(value, resumed.state()[key]) for key, value in whole.state().items())
+
+
+def test_an_epoch_takes_every_image_once(data: Data) -> None:
+    plan = replace(PLAN, epochs=1, augment=False)
+    trainee = Recording(plan)
+    train(trainee, data, plan=plan)
     images, _ = data.batch("train", torch.arange(96))
-    assert torch.allclose(torch.cat(whole.seen[:6]).sort().values, images.sum((1, 2, 3)).sort().values, atol=1e-4)
+    assert torch.allclose(torch.cat(trainee.seen).sort().values, images.sum((1, 2, 3)).sort().values, atol=1e-4)
 
 
 def test_auto_precision_times_without_a_trace(data: Data) -> None:
