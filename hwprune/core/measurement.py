@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
@@ -117,6 +117,7 @@ class Measurement:
 
     `reference_ms` is the reference kernel's undisturbed time; `clock` says what the laps are in; `simulated` is True
     when no hardware was timed at all. `notes` are the engine's own warnings, `facts` what else the runtime knows of it.
+    `anchored`: laps are paired with an anchor network, and `reference_ms` is what that took when it was made one.
     Raises `UsageError` without any round.
     """
 
@@ -129,6 +130,7 @@ class Measurement:
     simulated: bool = False
     notes: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
+    anchored: bool = False
 
     def __post_init__(self) -> None:
         if not self.rounds:
@@ -203,8 +205,14 @@ class Measurement:
 
     @property
     def slowdown(self) -> float:
-        """How many times its former time the anchor network took, by which `latency_ms` is divided; 1 without one."""
-        return statistics.median([item.slowdown for item in self.valid_rounds])
+        """How many times its former time the anchor network took; 1 where laps are paired with the reference kernel."""
+        levels = [statistics.median(item.before_ms + item.after_ms) for item in self.valid_rounds]
+        return statistics.median(levels) / self.reference_ms if self.anchored else 1.0
+
+    def joined(self, more: Measurement) -> Measurement:
+        """The rounds of both: sessions of an anchored network are one long session. Rounds stay paired by index."""
+        offset = 1 + max(item.index for item in self.rounds)
+        return replace(self, rounds=(*self.rounds, *(replace(item, index=item.index + offset) for item in more.rounds)))
 
     @property
     def lap_count(self) -> int:
@@ -252,7 +260,7 @@ class Measurement:
             "all_rounds_void": voided == len(self.rounds),
             "many_void_rounds": len(self.rounds) / 3 < voided < len(self.rounds),
             "bimodal": self.bimodal,
-            "unsteady_clock": max(references) > 1.1 * min(references),
+            "unsteady_clock": not self.anchored and max(references) > 1.1 * min(references),
             "outliers": self.outlier_laps > 0.05 * self.lap_count,
         }
         return (*(name for name, holds in found.items() if holds), *self.notes)
@@ -280,6 +288,7 @@ class Measurement:
             "simulated": self.simulated,
             "notes": list(self.notes),
             "facts": dict(self.facts),
+            "anchored": self.anchored,
         }
 
     @classmethod
@@ -295,6 +304,7 @@ class Measurement:
             document["simulated"],
             tuple(document.get("notes", ())),
             tuple(document.get("facts", {}).items()),
+            document.get("anchored", False),
         )
 
 

@@ -25,8 +25,8 @@ class Round:
     A burst is quiet when the reference kernel took at most `quiet_ms` on both sides of it; `floor_ms` is its time on
     the undisturbed machine. `index` numbers the visits of a session, the same for all its subjects. `void` says why
     the round does not count, "" when it does. `wall_ms` is the median lap by the wall clock; `waited` the share of
-    the wall time in which the process was ready to run and did not. `slowdown` is how many times its former time an
-    anchor network took in this round, where one was timed in turn; 1 else.
+    the wall time in which the process was ready to run and did not. Where an anchor network is timed in place of the
+    reference kernel, its times stand in `before_ms` and `after_ms`, and every burst is quiet.
     """
 
     index: int
@@ -39,7 +39,6 @@ class Round:
     void: str = ""
     wall_ms: float = 0.0
     waited: float = 0.0
-    slowdown: float = 1.0
 
     @cached_property
     def _levels(self) -> tuple[float, ...]:
@@ -57,7 +56,7 @@ class Round:
 
     @cached_property
     def ratios(self) -> tuple[float, ...]:
-        """The laps that count, in units of the reference kernel's time (and of `slowdown`).
+        """The laps that count, in units of the reference kernel's time.
 
         Quiet laps over the mean of the reference times around their burst. Where there are none, the laps of the
         least disturbed quarter of the bursts over `floor_ms`: disturbances slow different networks by different
@@ -71,7 +70,6 @@ class Round:
             units = [self.floor_ms] * len(levels)
             chosen = sorted(sorted(range(len(levels)), key=levels.__getitem__)[: math.ceil(len(levels) / 4)])
         laps = self.burst
-        units = [unit * self.slowdown for unit in units]
         return tuple(lap / units[place] for place in chosen for lap in self.laps_ms[place * laps : (place + 1) * laps])
 
     @cached_property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Callable, TypeVar
@@ -19,7 +19,8 @@ from hwprune.core.events import OnEvent, Progress, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Round, Target
 from hwprune.devices.reference import REFERENCE_NAME, doctor_model, reference_model
 from hwprune.runtimes._base import AbstractRuntime, AbstractSession
-from hwprune.runtimes._timing import Reference, TimingLoop, as_it_ran, calibrate
+from hwprune.runtimes._gauge import AbstractGauge, AnchorGauge, Reference, calibrate
+from hwprune.runtimes._timing import TimingLoop, as_it_ran
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +34,20 @@ Prepare = Callable[[bytes, Target], bytes]
 
 class WorkerDied(NetworkUnfit):
     """A network ends the process that is to measure it, every time; other networks can still be measured."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A network that takes the reference kernel's place: latencies are in milliseconds in which it takes `latency_ms`.
+
+    Raises `UsageError` for a latency that is none.
+    """
+
+    model: bytes
+    latency_ms: float
+
+    def __post_init__(self) -> None:
+        check_reference(self.latency_ms)
 
 
 class AbstractBoard(ABC):
@@ -72,9 +87,15 @@ class AbstractBoard(ABC):
 
     @abstractmethod
     def measure(
-        self, models: Mapping[str, bytes], *, protocol: Protocol, seed: int = 0, on_event: OnEvent = ignore
+        self,
+        models: Mapping[str, bytes],
+        *,
+        protocol: Protocol,
+        seed: int = 0,
+        anchor: Anchor | None = None,
+        on_event: OnEvent = ignore,
     ) -> dict[str, Measurement]:
-        """Time the models (name -> ONNX bytes) in random order, every lap paired with the reference kernel.
+        """Time the models (name -> ONNX bytes) in random order, every lap paired with the reference kernel or `anchor`.
 
         One session is alive at a time when the protocol has one round or rebuilds them, else one a model: give few.
         Raises `UsageError` for no models and for bytes that are no model.
@@ -156,16 +177,30 @@ class Board(AbstractBoard):
         self._session.close()
 
     def measure(
-        self, models: Mapping[str, bytes], *, protocol: Protocol, seed: int = 0, on_event: OnEvent = ignore
+        self,
+        models: Mapping[str, bytes],
+        *,
+        protocol: Protocol,
+        seed: int = 0,
+        anchor: Anchor | None = None,
+        on_event: OnEvent = ignore,
     ) -> dict[str, Measurement]:
         check_models(models)
         self._stop_computing()
         ready = {name: self._prepare(model, self.target) for name, model in models.items()}
         openers = {name: partial(self.runtime.open, model, self.target) for name, model in ready.items()}
+        on_round = rounds_done(len(models), protocol, on_event)
         with self.runtime.measuring(self.target):
-            return self._loop().measure(
-                openers, protocol, seed=seed, on_round=rounds_done(len(models), protocol, on_event)
-            )
+            if anchor is None:
+                return self._loop(self._reference, self.reference_ms).measure(
+                    openers, protocol, seed=seed, on_round=on_round
+                )
+            beside = self.runtime.open(self._prepare(anchor.model, self.target), self.target)
+            try:
+                loop = self._loop(AnchorGauge(beside, self._clock), anchor.latency_ms)
+                return loop.measure(openers, protocol, seed=seed, on_round=on_round)
+            finally:
+                beside.close()
 
     def layers(self, model: bytes, *, runs: int = 30) -> tuple[LayerTime, ...]:
         check_runs(runs)
@@ -200,11 +235,11 @@ class Board(AbstractBoard):
 
         return run_checks(self, probe or doctor_model(self.target.batch))
 
-    def _loop(self) -> TimingLoop:
+    def _loop(self, gauge: AbstractGauge, reference_ms: float) -> TimingLoop:
         return TimingLoop(
-            self._reference,
+            gauge,
             self._clock,
-            reference_ms=self.reference_ms,
+            reference_ms=reference_ms,
             fingerprint=self.fingerprint,
             simulated=self.simulated,
         )

@@ -16,7 +16,7 @@ from hwprune.core import plugins
 from hwprune.core.errors import NetworkUnfit, UsageError
 from hwprune.core.events import OnEvent, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Target
-from hwprune.devices.board import AbstractBoard
+from hwprune.devices.board import AbstractBoard, Anchor
 from hwprune.devices.reference import doctor_model
 from hwprune.runtimes._base import AbstractRuntime
 
@@ -125,12 +125,20 @@ class CheckedBoard(AbstractBoard):
         self._board.close()
 
     def measure(
-        self, models: Mapping[str, bytes], *, protocol: Protocol, seed: int = 0, on_event: OnEvent = ignore
+        self,
+        models: Mapping[str, bytes],
+        *,
+        protocol: Protocol,
+        seed: int = 0,
+        anchor: Anchor | None = None,
+        on_event: OnEvent = ignore,
     ) -> dict[str, Measurement]:
         """As `AbstractBoard.measure`; raises `WrongOutputs`, and times nothing, when one of the networks is wrong."""
         for name, model in models.items():
             self._check(model, name)
-        return self._board.measure(models, protocol=protocol, seed=seed, on_event=on_event)
+        if anchor is not None:
+            self._check(anchor.model, "the anchor")
+        return self._board.measure(models, protocol=protocol, seed=seed, anchor=anchor, on_event=on_event)
 
     def layers(self, model: bytes, *, runs: int = 30) -> tuple[LayerTime, ...]:
         self._check(model, "the network")

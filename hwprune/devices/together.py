@@ -23,7 +23,8 @@ from hwprune.devices.prepare import UNCHECKED, check_outputs, prepare
 from hwprune.devices.reference import REFERENCE_NAME
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
 from hwprune.runtimes._clocks import WallClock
-from hwprune.runtimes._timing import Reference, TimingLoop, as_it_ran, calibrate
+from hwprune.runtimes._gauge import Reference, calibrate
+from hwprune.runtimes._timing import TimingLoop, as_it_ran
 
 if TYPE_CHECKING:
     import numpy as np

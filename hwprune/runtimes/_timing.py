@@ -17,99 +17,14 @@ from typing import Callable
 from hwprune.core import statistics
 from hwprune.core.errors import DeviceError
 from hwprune.core.measurement import Fingerprint, Measurement, Protocol, Round
-from hwprune.core.protocol import QUIET_TOLERANCE
 from hwprune.core.round import CHANGED, DISTURBED, STOOD_STILL
 from hwprune.runtimes._base import AbstractClock, AbstractSession, Lap
+from hwprune.runtimes._gauge import AbstractGauge, AnchorGauge
 
 Opener = Callable[[], AbstractSession]
 
-BURST_MS, BURST_LAPS = 2.0, 4  # a burst lasts about so long, in at most so many laps
-REFRESH_MS, REFRESH_LAPS = 1.0, 4  # untimed runs after a change of network: about so long, at most so many
-REFERENCE_REFRESH = 3  # untimed runs of the reference after a change of network
-CALIBRATION_S, WINDOW_S = 0.25, 0.01  # the reference is calibrated for so long, in windows of such length
-AGREEING_WINDOWS, AGREEMENT = 6, 1.02  # until so many of them have come down to the floor
-JITTER_REACH = 1.8  # readings this many times as far above the floor as the best window's median can be jitter
-SPREAD_MAX = 0.12  # more jitter of the reference than this is taken for disturbance
 SETTLE_LAPS = 3  # laps of one window while warming up
-POLL_S = 0.01  # wait so long for a quiet moment before trying another core
 QUIET_SHARE = 0.25  # of the laps asked for: with fewer quiet ones a round is void
-LUCKY = 3  # the floor is the third least reading of a second
-FLOOR_MEMORY_S = 60  # and the least of so many seconds
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The reference kernel at the opening of a session, in ms: its floor, and its typical time in quiet moments.
-
-    `spread` is how far above the floor (relative) a reading may lie by its own jitter.
-    """
-
-    floor_ms: float
-    typical_ms: float
-    spread: float
-
-
-class Reference:
-    """The reference kernel as a gauge: its time on the undisturbed machine, and whether the machine is so now.
-
-    The floor is the least of the last minute, so that a clock which has become slower for good is accepted in the
-    end, and a disturbance of seconds is not. Single lucky readings do not count.
-    """
-
-    def __init__(self, session: AbstractSession, clock: AbstractClock, calibration: Calibration) -> None:
-        self._session = session
-        self._clock = clock
-        self._spread = calibration.spread
-        self._seconds: dict[int, list[float]] = {int(clock.now_s()): [calibration.floor_ms] * LUCKY}
-
-    @property
-    def floor_ms(self) -> float:
-        """The least time of the reference kernel lately."""
-        return min(low[-1] for low in self._seconds.values() if len(low) == LUCKY)
-
-    def quiet_ms(self, tolerance: float) -> float:
-        """The longest reading that counts as undisturbed: `tolerance` above the floor, or its own jitter if more."""
-        return (1 + max(tolerance, self._spread)) * self.floor_ms
-
-    def time_ms(self) -> float:
-        """The mean of two runs after untimed ones, which find their data gone from the caches."""
-        for _ in range(REFERENCE_REFRESH):
-            self._session.run()
-        return self._pair()
-
-    def await_quiet(self, tolerance: float, patience_s: float) -> float:
-        """The reference time once it is within `tolerance` of the floor, or the last one when patience ends.
-
-        Two readings in a row must be quiet. Tries another core after a while.
-        """
-        begin = self._clock.now_s()
-        previous, now = math.inf, self.time_ms()
-        until = begin + POLL_S
-        while max(previous, now) > self.quiet_ms(tolerance) and self._clock.now_s() < begin + patience_s:
-            if self._clock.now_s() > until:
-                self._clock.elsewhere()
-                until = self._clock.now_s() + POLL_S
-            previous, now = now, self._pair()
-        return now
-
-    def _pair(self) -> float:
-        timed, run = self._clock.time, self._session.run
-        reading = (timed(run).time_ms + timed(run).time_ms) / 2
-        self._note(reading)
-        return reading
-
-    def _note(self, reading: float) -> None:
-        if not reading > 0:
-            return
-        second = int(self._clock.now_s())
-        low = self._seconds.setdefault(second, [])
-        if len(low) < LUCKY or reading < low[-1]:
-            low.append(reading)
-            low.sort()
-            del low[LUCKY:]
-        complete = [key for key, values in self._seconds.items() if len(values) == LUCKY]
-        for old in [key for key in self._seconds if key < second - FLOOR_MEMORY_S and key != complete[-1]]:
-            del self._seconds[old]
 
 
 @dataclass
@@ -151,21 +66,21 @@ class _Laps:
 
 
 class TimingLoop:
-    """Measures sessions of one target against one reference session.
+    """Measures sessions of one target against one gauge: the reference kernel, or an anchor network.
 
-    `reference_ms` is the reference kernel's undisturbed time that ratios are multiplied with.
+    `reference_ms` is what ratios are multiplied with: the reference kernel's undisturbed time, or the anchor's.
     """
 
     def __init__(
         self,
-        reference: Reference,
+        gauge: AbstractGauge,
         clock: AbstractClock,
         *,
         reference_ms: float,
         fingerprint: Fingerprint,
         simulated: bool = False,
     ) -> None:
-        self._reference = reference
+        self._gauge = gauge
         self._clock = clock
         self._reference_ms = reference_ms
         self._fingerprint = fingerprint
@@ -244,9 +159,7 @@ class TimingLoop:
     def _round(self, index: int, session: AbstractSession, protocol: Protocol) -> Round:
         counters, waited, begin = dict(self._clock.counters()), self._clock.waited_s(), self._clock.now_s()
         expected = max(self._clock.time(session.run).time_ms, 1e-3)
-        burst = min(max(round(BURST_MS / expected), 1), BURST_LAPS)
-        # What the small reference kernel has pushed out of the caches does not show in a lap that lasts long.
-        refresh = min(math.ceil(REFRESH_MS / expected), REFRESH_LAPS) if expected < BURST_MS else 0
+        burst, refresh = self._gauge.burst(expected)
         found = self._bursts(session, protocol, burst, refresh)
         elapsed = self._clock.now_s() - begin
         share = (self._clock.waited_s() - waited) / elapsed if elapsed > 0 else 0.0
@@ -257,8 +170,8 @@ class TimingLoop:
             tuple(found.before),
             tuple(found.after),
             burst,
-            self._reference.floor_ms,
-            self._reference.quiet_ms(protocol.quiet_tolerance),
+            self._gauge.floor_ms,
+            self._gauge.quiet_ms(protocol.quiet_tolerance),
             CHANGED.format(changed[0]) if changed else "",
             round(statistics.median([lap.wall_ms for lap in found.laps]), 6),
             round(share, 6),
@@ -269,16 +182,17 @@ class TimingLoop:
         """Bursts until enough laps were quiet, or patience and the number of laps asked for are both used up."""
         found, quiet = _Laps(), 0
         patience = protocol.patience_s
+        after: float | None = None
         while quiet < protocol.laps:
             begin = self._clock.now_s()
-            before = self._reference.await_quiet(protocol.quiet_tolerance, patience)
+            before = self._gauge.before_ms(after, protocol.quiet_tolerance, patience)
             for _ in range(refresh):
                 session.run()
             found.laps.extend(self._clock.time(session.run) for _ in range(burst))
-            after = self._reference.time_ms()
+            after = self._gauge.time_ms()
             found.before.append(before)
             found.after.append(after)
-            if max(before, after) <= self._reference.quiet_ms(protocol.quiet_tolerance):
+            if max(before, after) <= self._gauge.quiet_ms(protocol.quiet_tolerance):
                 quiet += burst
                 continue
             patience = max(patience - (self._clock.now_s() - begin), 0.0)
@@ -315,6 +229,7 @@ class TimingLoop:
             self._simulated,
             subject.notes,
             tuple(sorted(subject.facts.items())),
+            isinstance(self._gauge, AnchorGauge),
         )
 
 
@@ -325,44 +240,6 @@ def _check_fit(subject: _Subject) -> None:
             f"'{subject.name}' cannot be timed: each of {len(subject.rounds)} rounds is void ({reasons})",
             hint="let the device cool down, choose a lower power mode, lock its clocks: hwprune doctor",
         )
-
-
-def calibrate(session: AbstractSession, clock: AbstractClock, *, limit_s: float = 2.0) -> Calibration:
-    """Find the reference kernel's undisturbed time, in windows of 10 ms, cores taking turns.
-
-    It is done when several windows, a quarter of a second apart, have come down to the floor. At `limit_s` the least
-    so far has to do. The window with the least median tells the kernel's own jitter. Raises `DeviceError` for a clock
-    that stands still.
-    """
-    begin = clock.now_s()
-    windows: list[list[float]] = []
-    least: list[float] = []
-    while True:
-        for _ in range(REFERENCE_REFRESH):
-            session.run()
-        until = clock.now_s() + WINDOW_S
-        window: list[float] = []
-        while len(window) < 3 * LUCKY or clock.now_s() < until:
-            window.append((clock.time(session.run).time_ms + clock.time(session.run).time_ms) / 2)
-        window.sort()
-        windows.append(window)
-        least = sorted(least + window[:LUCKY])[:LUCKY]
-        floor = least[-1]
-        agreeing = sum(1 for done in windows if done[LUCKY - 1] <= AGREEMENT * floor)
-        elapsed = clock.now_s() - begin
-        if (agreeing >= AGREEING_WINDOWS and elapsed >= CALIBRATION_S) or elapsed > limit_s:
-            break
-        clock.elsewhere()
-    if not floor > 0:
-        raise DeviceError(
-            f"the clock of this device stands still: the reference kernel reads {floor:g} ms",
-            hint="a clock of finer steps is needed, or another device",
-        )
-    best = min(statistics.median(done) for done in windows)
-    spread = min(JITTER_REACH * (best / floor - 1), SPREAD_MAX)
-    limit = (1 + max(spread, QUIET_TOLERANCE)) * floor
-    quiet = [reading for done in windows for reading in done if reading <= limit]
-    return Calibration(floor, statistics.median(quiet), spread)
 
 
 def as_it_ran(fingerprint: Fingerprint, facts: Mapping[str, str]) -> Fingerprint:

@@ -11,12 +11,13 @@ from typing import Any
 from hwprune.core.errors import BudgetInfeasible
 from hwprune.core.events import Caution, Note
 from hwprune.core.files import create_json, read_json, write_json
-from hwprune.core.measurement import Measurement, Protocol, compare
+from hwprune.core.measurement import Measurement, Protocol
 from hwprune.core.statistics import median
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Statistic
+from hwprune.devices import Anchor
 from hwprune.latency.limited import tightest
-from hwprune.search.anchor import NAME, Anchor, anchor_widths
+from hwprune.search.anchor import AnchorWidths, uniform_widths
 from hwprune.search.workshop import Workshop
 
 FILE = "baseline.json"  # in a run folder
@@ -30,7 +31,7 @@ class Baseline:
     dense: Measurement
     smallest: Measurement
     budget_ms: float
-    anchor: Anchor | None = None
+    anchor: AnchorWidths | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything, measurements with all their samples."""
@@ -49,7 +50,7 @@ class Baseline:
             Measurement.from_json(document["dense"]),
             Measurement.from_json(document["smallest"]),
             float(document["budget_ms"]),
-            Anchor.from_json(anchor) if anchor else None,
+            AnchorWidths.from_json(anchor) if anchor else None,
         )
 
     @classmethod
@@ -114,20 +115,26 @@ def _measured(shop: Workshop) -> Baseline:
     return Baseline(found.dense, found.smallest, budget_ms, _anchor(shop, found))
 
 
-def _anchor(shop: Workshop, found: Baseline) -> Anchor | None:
+def _anchor(shop: Workshop, found: Baseline) -> AnchorWidths:
     """The anchor of the budget, in the milliseconds of the session in which that was fixed."""
     space = shop.table.space
     try:
-        widths = anchor_widths(space, shop.latency, found.budget_ms)
+        widths = uniform_widths(space, shop.latency, found.budget_ms)
     except BudgetInfeasible:  # predicted, where the measurement says that the smallest network may do
         widths = space.smallest()
-    networks = {"dense": shop.template.dense, NAME: shop.template.at_widths(widths)}
-    shares = []
+    unit = Anchor(shop.template.at_widths(widths), 1.0)
+    times = []  # of the dense network, in those of the anchor
     for session in range(ANCHORING):
         seed = shop.settings.seed + 100 + session
-        timed = shop.board.measure(networks, protocol=Protocol.default(), seed=seed, on_event=shop.folder.emit)
-        shares.append(compare(timed["dense"], timed[NAME]).ratio)
-    return Anchor(widths, found.dense.latency_ms * median(shares))
+        timed = shop.board.measure(
+            {"dense": shop.template.dense},
+            protocol=Protocol.default(),
+            seed=seed,
+            anchor=unit,
+            on_event=shop.folder.emit,
+        )
+        times.append(timed["dense"].latency_ms)
+    return AnchorWidths(widths, found.dense.latency_ms / median(times))
 
 
 def _tell(shop: Workshop, found: Baseline) -> None:

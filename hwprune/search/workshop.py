@@ -25,7 +25,7 @@ from hwprune.latency.models._base import AbstractLatencyModel
 from hwprune.latency.plan import PROFILED
 from hwprune.latency.profile import profile
 from hwprune.latency.table import LatencyTable, TableRow
-from hwprune.search.anchor import NAME, Anchor
+from hwprune.search.anchor import AnchorWidths
 from hwprune.search.drift import DRIFT
 from hwprune.search.run_folder import RunFolder
 from hwprune.search.settings import SearchSettings
@@ -60,7 +60,7 @@ class Workbench:
     board: AbstractBoard
     stop: Stop
     budget_ms: float = math.inf
-    anchor: Anchor | None = None
+    anchor: AnchorWidths | None = None
     dense_score: float | None = None
     waited_s: float = 0.0
 
@@ -77,7 +77,8 @@ class Workbench:
         """Time networks in turns in one session; at length where that decides something for good.
 
         Others on the machine slow it for minutes and the interval shows it: a session in which one of the networks
-        scatters is repeated as long as the run has `patience`, and the steadiest is taken.
+        scatters is repeated as long as the run has `patience`. The steadiest is taken; with an anchor, which slows
+        alike, all of them together.
         """
         protocol = Protocol.verdict() if decides else Protocol.default()
         best: dict[str, Measurement] = {}
@@ -88,11 +89,13 @@ class Workbench:
                 self.folder.emit(Note(f"the interval is +-{scatter:.1%}: measuring again"))
             began_s = self.folder.elapsed_s
             timed = self.in_turns(models, protocol, seed=seed + sessions)
+            if self.anchor and best:
+                timed = {name: best[name].joined(measured) for name, measured in timed.items()}
             scatter = max(found.scatter for found in timed.values())
             if sessions:
                 self.waited_s += self.folder.elapsed_s - began_s
             sessions += 1
-            if scatter < least:
+            if self.anchor or scatter < least:
                 best, least = timed, scatter
         if least > STEADY:
             self.folder.emit(Caution(f"{sessions} sessions scattered by +-{least:.1%} and more", QUIETER))
@@ -100,11 +103,8 @@ class Workbench:
 
     def in_turns(self, models: dict[str, bytes], protocol: Protocol, *, seed: int) -> dict[str, Measurement]:
         """One session, in the milliseconds of when the budget was fixed."""
-        if not self.anchor:
-            return self.board.measure(models, protocol=protocol, seed=seed, on_event=self.folder.emit)
-        beside = {**models, NAME: self.template.at_widths(self.anchor.widths)}
-        timed = self.board.measure(beside, protocol=protocol, seed=seed, on_event=self.folder.emit)
-        return self.anchor.correct(timed)
+        anchor = self.anchor.network(self.template) if self.anchor else None
+        return self.board.measure(models, protocol=protocol, seed=seed, anchor=anchor, on_event=self.folder.emit)
 
     @property
     def patience_s(self) -> float:
@@ -127,7 +127,8 @@ class Workshop(Workbench):
     def record(self, widths: Widths, measured: Measurement) -> None:
         """Add a measured network to the table, unless its engine ran in another way than the table's networks."""
         if measured.fingerprint == self.table.fingerprint:
-            measured = replace(measured, reference_ms=self.table.reference_ms)
+            if not measured.anchored:
+                measured = replace(measured, reference_ms=self.table.reference_ms)
             row = TableRow.of(widths.values_tuple(), measured, kind="search", session=self.session)
             self.table.append(row, fingerprint=measured.fingerprint)
 

@@ -16,8 +16,9 @@ from hwprune.core import statistics
 from hwprune.core.errors import DeviceError
 from hwprune.core.measurement import Comparison, Fingerprint, Measurement, Protocol, compare
 from hwprune.runtimes._base import AbstractSession
+from hwprune.runtimes._gauge import AnchorGauge, Calibration, Reference, calibrate
 from hwprune.runtimes._machine import Disturbances, Machine, VirtualClock
-from hwprune.runtimes._timing import Calibration, Reference, TimingLoop, calibrate
+from hwprune.runtimes._timing import TimingLoop
 
 FINGERPRINT = Fingerprint("fake", "fake", 1, "fake", "1", "fp32", 1, 1, "fake")
 REFERENCE_MS = 0.05
@@ -328,3 +329,44 @@ def test_facts_are_those_of_the_end() -> None:
     found = loop.measure({"net": lambda: session}, QUICK)["net"]
     assert found.facts == (("runs", str(session.runs)),)
     assert session.runs > found.lap_count > 0
+
+
+def beside(subjects: Mapping[str, float], anchor_ms: float, *, seed: int = 0, **what: Any) -> dict[str, Measurement]:
+    """Measure networks in milliseconds in which a network that takes `anchor_ms` here takes 1; all suffer alike."""
+    machine = Machine(Disturbances(seed=seed, **what))
+    clock = VirtualClock(machine)
+    gauge = AnchorGauge(FakeSession(machine, anchor_ms), clock)
+    loop = TimingLoop(gauge, clock, reference_ms=1.0, fingerprint=FINGERPRINT)
+    openers = {name: partial(FakeSession, machine, ms) for name, ms in subjects.items()}
+    return loop.measure(openers, QUICK, seed=seed)
+
+
+@pytest.mark.parametrize("anchor_ms", [0.3, 0.8, 5.0])
+def test_beside_an_anchor_the_ratio_is_measured(anchor_ms: float) -> None:
+    found = beside({"a": 0.6, "b": 3.0}, anchor_ms, jitter=0.003)
+    assert found["a"].latency_ms == pytest.approx(0.6 / anchor_ms, rel=0.003)
+    assert found["b"].latency_ms == pytest.approx(3.0 / anchor_ms, rel=0.003)
+    assert found["a"].anchored
+    assert found["a"].slowdown == pytest.approx(anchor_ms, rel=0.01)
+    assert Measurement.from_json(json.loads(json.dumps(found["a"].to_json()))) == found["a"]
+
+
+def test_what_slows_networks_and_not_the_reference_kernel_cancels() -> None:
+    """Networks half as fast again, in stretches of 30 ms that the reference kernel does not see."""
+    what = {"jitter": 0.003, "flip_rise": 0.5, "flip_s": 0.03}
+    kernel = [measure({"a": 0.8}, seed=seed, **what)["a"] for seed in range(10)]
+    anchor = [beside({"a": 0.8}, 1.0, seed=seed, **what)["a"] for seed in range(10)]
+    assert statistics.mean([item.scatter for item in kernel]) > 0.04
+    assert statistics.mean([item.scatter for item in anchor]) < 0.02
+    assert all(item.latency_ms == pytest.approx(0.8, rel=0.05) for item in anchor)
+    assert statistics.median([item.latency_ms for item in anchor]) == pytest.approx(0.8, rel=0.005)
+    assert not any("unsteady_clock" in item.warnings for item in anchor)
+
+
+def test_rounds_of_two_sessions_are_one_measurement() -> None:
+    first, second = (beside({"a": 0.8, "b": 0.5}, 1.0, seed=seed, jitter=0.01) for seed in (0, 1))
+    joined = {name: first[name].joined(second[name]) for name in first}
+    assert joined["a"].round_count == first["a"].round_count + second["a"].round_count
+    assert joined["a"].samples_ms == first["a"].samples_ms + second["a"].samples_ms
+    assert len({item.index for item in joined["a"].rounds}) == joined["a"].round_count
+    assert compare(joined["a"], joined["b"]).ratio == pytest.approx(0.5 / 0.8, rel=0.01)

@@ -22,7 +22,7 @@ from hwprune.core.measurement import Fingerprint, LayerTime, Protocol, Target
 from hwprune.core.tensors import RawTensor
 from hwprune.devices.agent.framing import FrameError, blob_name, encode_line, read_frame, unpack
 from hwprune.devices.agent.processes import die_with_parent, private_stdout, write_all
-from hwprune.devices.board import Board
+from hwprune.devices.board import Anchor, Board
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession, Check
 
 
@@ -151,7 +151,9 @@ class Worker:
         models = {name: self._blobs[blob] for name, blob in arguments["models"].items()}
         protocol = Protocol.from_json(arguments["protocol"])
         board = self._opened(arguments)
-        measured = board.measure(models, protocol=protocol, seed=arguments["seed"], on_event=self._tell)
+        beside = arguments.get("anchor")
+        anchor = Anchor(self._blobs[beside["model"]], beside["latency_ms"]) if beside else None
+        measured = board.measure(models, protocol=protocol, seed=arguments["seed"], anchor=anchor, on_event=self._tell)
         return {name: item.to_json() for name, item in measured.items()}
 
     def _tell(self, event: Event) -> None:

@@ -18,6 +18,7 @@ from hwprune.core.units import format_bytes
 from hwprune.devices.agent.framing import blob_name
 from hwprune.devices.board import (
     AbstractBoard,
+    Anchor,
     Prepare,
     check_models,
     check_reference,
@@ -85,7 +86,13 @@ class RemoteBoard(AbstractBoard):
         self.client.close()
 
     def measure(
-        self, models: Mapping[str, bytes], *, protocol: Protocol, seed: int = 0, on_event: OnEvent = ignore
+        self,
+        models: Mapping[str, bytes],
+        *,
+        protocol: Protocol,
+        seed: int = 0,
+        anchor: Anchor | None = None,
+        on_event: OnEvent = ignore,
     ) -> dict[str, Measurement]:
         check_models(models)
         ready = {name: self._prepare(model, self.target) for name, model in models.items()}
@@ -95,7 +102,12 @@ class RemoteBoard(AbstractBoard):
             "seed": seed,
             "reference_ms": self.reference_ms,
         }
-        value = self._call("measure", arguments, list(ready.values()), laps=protocol.laps, on_event=on_event)
+        blobs = list(ready.values())
+        if anchor is not None:
+            beside = self._prepare(anchor.model, self.target)
+            arguments["anchor"] = {"model": blob_name(beside), "latency_ms": anchor.latency_ms}
+            blobs.append(beside)
+        value = self._call("measure", arguments, blobs, laps=protocol.laps, on_event=on_event)
         try:
             return {name: Measurement.from_json(value[name]) for name in models}
         except (KeyError, TypeError, ValueError) as error:

@@ -11,9 +11,10 @@ from fake_gpu import Gpu, KernelSession
 
 from hwprune.core import statistics
 from hwprune.core.measurement import Comparison, Fingerprint, Measurement, Protocol, compare
+from hwprune.runtimes._gauge import Reference, calibrate
 from hwprune.runtimes._tensorrt.clock import DeviceClock
 from hwprune.runtimes._tensorrt.layers import chained_ms
-from hwprune.runtimes._timing import Reference, TimingLoop, calibrate
+from hwprune.runtimes._timing import TimingLoop
 
 FINGERPRINT = Fingerprint("fake", "fake", 1, "fake", "1", "fp32", 1, 1, "fake")
 REFERENCE_US = (3.0,) * 20

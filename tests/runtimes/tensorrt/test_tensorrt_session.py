@@ -155,7 +155,8 @@ from hwprune.runtimes._tensorrt.clock import DeviceClock
 from hwprune.runtimes._tensorrt.cuda import Cuda
 from hwprune.runtimes._tensorrt.cudart import load_calls
 from hwprune.runtimes._tensorrt.session import example_bytes
-from hwprune.runtimes._timing import Reference, TimingLoop, calibrate
+from hwprune.runtimes._gauge import Reference, calibrate
+from hwprune.runtimes._timing import TimingLoop
 from hwprune.core.measurement import Fingerprint, Protocol
 from hwprune.runtimes._base import AbstractSession
 
