@@ -17,6 +17,7 @@ from hwprune.core.units import format_ms
 from hwprune.core.widths import Statistic
 from hwprune.devices import Anchor
 from hwprune.latency.limited import tightest
+from hwprune.methods._questions import predicted
 from hwprune.search.anchor import AnchorWidths, uniform_widths
 from hwprune.search.workshop import Workshop
 
@@ -118,8 +119,10 @@ def _measured(shop: Workshop) -> Baseline:
 def _anchor(shop: Workshop, found: Baseline) -> AnchorWidths:
     """The anchor of the budget, in the milliseconds of the session in which that was fixed."""
     space = shop.table.space
+    # By predicted shares: the milliseconds of the table may be those of another hour.
+    share = found.budget_ms / found.dense.statistic(shop.settings.statistic)[0]
     try:
-        widths = uniform_widths(space, shop.latency, found.budget_ms)
+        widths = uniform_widths(space, shop.latency, share * predicted(shop.latency, space.dense()))
     except BudgetInfeasible:  # predicted, where the measurement says that the smallest network may do
         widths = space.smallest()
     unit = Anchor(shop.template.at_widths(widths), 1.0)

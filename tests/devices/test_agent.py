@@ -25,7 +25,7 @@ from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.events import Caution, Event, Progress
 from hwprune.core.measurement import Measurement, Protocol
 from hwprune.core.tensors import RawTensor
-from hwprune.devices import WorkerDied
+from hwprune.devices import Anchor, WorkerDied
 from hwprune.devices.agent import processes, supervisor
 from hwprune.devices.agent.worker import Announcing
 from hwprune.devices.remote.board import RemoteBoard
@@ -68,6 +68,14 @@ class TestMeasuring:
         with device.board() as board:
             board.reference_ms *= 2
             assert board.measure({"a": MODELS["a"]}, protocol=SAMPLE)["a"].latency_ms == pytest.approx(0.4, rel=0.02)
+
+    def test_an_anchor_travels_too(self, device: Device) -> None:
+        with device.board() as board:
+            anchor = Anchor(MODELS["b"], 10.0)
+            found = board.measure({"a": MODELS["a"]}, protocol=SAMPLE, anchor=anchor)["a"]
+            assert found.latency_ms == pytest.approx(5.0, rel=0.02), "0.2 ms where the anchor's 0.4 ms count as 10"
+            assert found.anchored
+            assert not board.measure(MODELS, protocol=SAMPLE)["a"].anchored
 
     def test_nonsense_is_refused_here(self, device: Device) -> None:
         with device.board() as board:

@@ -14,7 +14,7 @@ from hwprune.core.errors import UsageError
 from hwprune.core.events import OnEvent, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Target
 from hwprune.devices import connect
-from hwprune.devices.board import AbstractBoard, Board
+from hwprune.devices.board import AbstractBoard, Anchor, Board
 from hwprune.devices.prepare import (
     CHECKED_INPUTS,
     TOLERANCE,
@@ -52,7 +52,13 @@ class MadeUpBoard(AbstractBoard):
         return self.spoil(run(prepare(model, self.target), inputs))
 
     def measure(
-        self, models: Mapping[str, bytes], *, protocol: Protocol, seed: int = 0, on_event: OnEvent = ignore
+        self,
+        models: Mapping[str, bytes],
+        *,
+        protocol: Protocol,
+        seed: int = 0,
+        anchor: Anchor | None = None,
+        on_event: OnEvent = ignore,
     ) -> dict[str, Measurement]:
         self.asked.append("measure")
         return {}
@@ -186,6 +192,12 @@ def test_a_network_is_checked_once() -> None:
         checked.measure({"net": conv_net(24)}, protocol=Protocol.quick())
         checked.layers(conv_net(24))
     assert board.asked == [*["infer"] * CHECKED_INPUTS, *["measure", "layers"] * 2]
+
+
+def test_an_anchor_is_checked_like_any_network() -> None:
+    checked = CheckedBoard(MadeUpBoard(spoil=lambda outputs: [output + 1 for output in outputs]))
+    with pytest.raises(WrongOutputs, match="the anchor"):
+        checked.measure({}, protocol=Protocol.quick(), anchor=Anchor(conv_net(24), 1.0))
 
 
 def test_a_checked_board_is_the_board() -> None:
