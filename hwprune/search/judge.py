@@ -1,4 +1,4 @@
-"""The verdict over the runs of a comparison: all networks timed in one session, and compared test image by image."""
+"""The verdict over the runs of a comparison: all networks timed beside the dense one, compared test image by image."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from hwprune.core.files import atomic_write_bytes, read_json
-from hwprune.core.measurement import Measurement, Protocol, compare
-from hwprune.devices import connect
+from hwprune.core.measurement import Measurement, Protocol
+from hwprune.devices import Anchor, connect
 from hwprune.report.comparison import ComparedRun, Difference, MethodComparison
 from hwprune.report.run_data import Result
 from hwprune.report.text import verdict_sentence
@@ -64,10 +64,10 @@ def judge(
         if cell in timed:
             found = _judged(cell, folder, dense=dense, data=data, task=task, reference=reference)
             scores[cell] = found["scores"].numpy()
-            ratio = compare(timed["dense"], timed[cell])
-            shares[cell] = ratio.ratio
+            share, low, high = timed[cell].statistic("median")
+            shares[cell] = share
             score, divergence = float(found["scores"].mean()), float(found["divergence"])
-            row = replace(row, share=ratio.ratio, share_ci=ratio.ci, score=score, divergence=divergence)
+            row = replace(row, share=share, share_ci=(low, high), score=score, divergence=divergence)
         rows.append(row)
     return MethodComparison(
         model=base.model,
@@ -144,11 +144,10 @@ def _kept(path: Path, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
     return load_tensors(path.read_bytes())
 
 
-def _time_together(base: SearchSettings, cells: Sequence[Cell], folder: Path) -> dict[Cell | str, Measurement]:
-    """A measurement of every exported network and of the dense one, interleaved in one session."""
-    names: dict[Cell | str, str] = {"dense": "dense", **{cell: cell.name for cell in cells}}
+def _time_together(base: SearchSettings, cells: Sequence[Cell], folder: Path) -> dict[Cell, Measurement]:
+    """Every exported network in turn with the dense one, lap by lap, in units of its latency."""
     models = {cell.name: (folder / cell.name / ONNX).read_bytes() for cell in cells}
-    models["dense"] = (folder / cells[0].name / "dense.onnx").read_bytes()
+    dense = Anchor((folder / cells[0].name / "dense.onnx").read_bytes(), 1.0)
     with connect(base.target) as board:
-        timed = board.measure(models, protocol=Protocol.default(), seed=base.seed)
-    return {key: timed[name] for key, name in names.items()}
+        timed = board.measure(models, protocol=Protocol.default(), seed=base.seed, anchor=dense)
+    return {cell: timed[cell.name] for cell in cells}
