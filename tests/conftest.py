@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import io
+import pickle
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+from torch import Tensor, nn
+
+from hwprune.graph.onnx import template
+from hwprune.graph.onnx.network import Network
 
 
 def _define_torchvision_operators() -> None:
@@ -43,3 +51,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _cache_folder(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("HWPRUNE_CACHE", f"{tmp_path}/cache")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _each_network_is_exported_once() -> Iterator[None]:
+    """torch's export takes two seconds, and a hundred runs begin with the same network: the first one's is kept.
+
+    The same: everything that pickle finds in the module, and the example. What cannot be pickled is exported anew.
+    """
+    kept: dict[bytes, Network] = {}
+    export = template.export_network
+
+    def once(model: nn.Module, example: tuple[Tensor, ...]) -> Network:
+        buffer = io.BytesIO()
+        try:
+            pickle.dump((model, example), buffer)
+        except (AttributeError, TypeError, pickle.PicklingError):
+            return export(model, example)
+        key = hashlib.sha256(buffer.getvalue()).digest()
+        if key not in kept:
+            kept[key] = export(model, example)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(template, "export_network", once)
+        yield
