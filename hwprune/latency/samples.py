@@ -62,6 +62,11 @@ class Samples:
         """The same data in milliseconds that are so many times as large; layer times stay."""
         return replace(self, latency_ms=self.latency_ms * factor) if factor != 1 else self
 
+    def joined(self, more: Samples) -> Samples:
+        """The networks of both, of one space; layer times and the rest are this one's."""
+        values, latency_ms = (self.values, more.values), (self.latency_ms, more.latency_ms)
+        return replace(self, values=np.concatenate(values), latency_ms=np.concatenate(latency_ms))
+
     def take(self, rows: Sequence[int] | IntArray) -> Samples:
         """The same data with these rows only, in this order; layer times stay whole."""
         index = np.asarray(rows, dtype=np.int64)

@@ -91,6 +91,9 @@ def measure_baseline(shop: Workshop, common: Path | None = None) -> Baseline:
 
     baseline = shop.folder.stage("baseline", work, lambda: Baseline.of_run(shop.folder.path))
     shop.budget_ms, shop.anchor = baseline.budget_ms, baseline.anchor
+    if baseline.anchor:
+        shop.pace = baseline.anchor.latency_ms / predicted(shop.report.model, baseline.anchor.widths)
+        shop.refit()
     return baseline
 
 

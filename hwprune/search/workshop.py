@@ -116,13 +116,15 @@ class Workbench:
 class Workshop(Workbench):
     """Everything the stages of a search share. `latency` is replaced whenever a measurement teaches it something.
 
-    `profiled_rows` is how many rows of the profile the table had when this run began to learn from it.
+    `profiled_rows` is how many rows of the profile the table had when this run began to learn from it; `pace` how many
+    times as long as in that profile the run's anchor takes.
     """
 
     table: LatencyTable
     profiled_rows: int
     latency: AbstractLatencyModel
     report: FitReport
+    pace: float = 1.0
 
     def record(self, widths: Widths, measured: Measurement) -> None:
         """Add a measured network to the table, unless its engine ran in another way than the table's networks."""
@@ -141,10 +143,12 @@ class Workshop(Workbench):
         """Fit the latency model on the profile and on what this run has measured.
 
         Not on what other runs leave in the table: a run must not depend on which ones come before or beside it. The
-        model speaks in the milliseconds of the run, which may not be the table's.
+        model speaks in the milliseconds of the run, which may not be the table's: the profile is of another hour.
         """
-        samples = self.table.samples(kinds=PROFILED, session=self.session, first=self.profiled_rows)
-        samples = samples.scaled(self.board.reference_ms / self.table.reference_ms)
+        units = self.board.reference_ms / self.table.reference_ms
+        samples = self.table.samples(kinds=PROFILED, first=self.profiled_rows).scaled(units * self.pace)
+        if self.table.good_rows(kinds=(), session=self.session):
+            samples = samples.joined(self.table.samples(kinds=(), session=self.session).scaled(units))
         self.latency = type(self.latency)(**self.latency.options()).fit(samples, seed=self.settings.seed)
 
     @property

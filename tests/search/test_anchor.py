@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,10 +53,12 @@ def moody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("moody")
-def test_a_run_on_a_device_whose_speed_changes_from_session_to_session(search: Callable[..., Run]) -> None:
+def test_a_run_on_a_device_whose_speed_changes_from_session_to_session(
+    search: Callable[..., Run], tmp_path: Path
+) -> None:
     """The share that it means is met and used, by a comparison of its own."""
     heard: list[Event] = []
-    run = search(latency="60%", method="greedy", finetune_epochs=0.0, on_event=heard.append)
+    run = search(latency="60%", method="greedy", finetune_epochs=0.0, tables=tmp_path, on_event=heard.append)
     assert run.result.verdict == "pass"
     files = {name: (run.folder / f"{name}.onnx").read_bytes() for name in ("dense", "model")}
     with connect(Target("simulated", "simulated")) as board:
