@@ -25,23 +25,21 @@ def test_it_is_kept_as_it_was() -> None:
     assert AnchorWidths.from_json(anchor.to_json()) == anchor
 
 
-@pytest.fixture
-def moody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device on which every session has its own speed, which the reference kernel does not see: +-12 %."""
-    session = itertools.count()
+def pace_of_networks(monkeypatch: pytest.MonkeyPatch, factor: Callable[[], float]) -> None:
+    """Let every session from now on have its own speed, which the reference kernel does not see."""
     measure = Board.measure
 
-    def moodily(board: Board, models: Mapping[str, bytes], **options: Any) -> dict[str, Measurement]:
-        factor = math.exp(0.12 * math.sin(2.4 * next(session)))
+    def paced(board: Board, models: Mapping[str, bytes], **options: Any) -> dict[str, Measurement]:
+        slower = factor()
         return {
             name: replace(
                 found,
                 rounds=tuple(
                     replace(
                         item,
-                        laps_ms=tuple(factor * lap for lap in item.laps_ms),
-                        before_ms=tuple((factor if found.anchored else 1) * level for level in item.before_ms),
-                        after_ms=tuple((factor if found.anchored else 1) * level for level in item.after_ms),
+                        laps_ms=tuple(slower * lap for lap in item.laps_ms),
+                        before_ms=tuple((slower if found.anchored else 1) * level for level in item.before_ms),
+                        after_ms=tuple((slower if found.anchored else 1) * level for level in item.after_ms),
                     )
                     for item in found.rounds
                 ),
@@ -49,7 +47,29 @@ def moody(monkeypatch: pytest.MonkeyPatch) -> None:
             for name, found in measure(board, models, **options).items()
         }
 
-    monkeypatch.setattr(Board, "measure", moodily)
+    monkeypatch.setattr(Board, "measure", paced)
+
+
+@pytest.fixture
+def moody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device whose networks are up to 12 % faster or slower, session by session."""
+    session = itertools.count()
+    pace_of_networks(monkeypatch, lambda: math.exp(0.12 * math.sin(2.4 * next(session))))
+
+
+def test_a_profile_of_a_faster_hour_is_scaled(
+    search: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Predictions are in the milliseconds of the run: the first candidate is near, and few are needed."""
+    search(method="greedy", finetune_epochs=0.0, tables=tmp_path, run_dir=tmp_path / "before")
+    pace_of_networks(monkeypatch, lambda: 1.4)
+    run = search(method="greedy", finetune_epochs=0.0, tables=tmp_path)
+    assert run.result.verdict == "pass"
+    assert run.result.utilisation is not None
+    assert run.result.utilisation > 0.95
+    assert len(run.result.predictions) <= 3
+    for candidate in run.result.predictions:
+        assert candidate.predicted_ms == pytest.approx(candidate.measured_ms, rel=0.06)
 
 
 @pytest.mark.usefixtures("moody")
