@@ -95,10 +95,14 @@ def _text(table: LatencyTable) -> str:
 
 def _tile_sentences(table: LatencyTable) -> tuple[str, ...]:
     """What the probe of the target found and where its drawing lies; nothing where no probe was run."""
-    from hwprune.search.tile import DRAWING, probe_of, probe_sentences
+    from hwprune.search.tile import drawing_of, probe_of, probe_sentences
 
     probe = probe_of(table)
-    return () if probe is None else (*probe_sentences(probe), f"drawn in {table.folder.parent / DRAWING}")
+    return (
+        ()
+        if probe is None
+        else (*probe_sentences(probe), f"drawn in {drawing_of(table.folder.parent, table.fingerprint.digest())}")
+    )
 
 
 def _document(table: LatencyTable) -> dict[str, object]:

@@ -16,7 +16,7 @@ from hwprune.latency.probe import TileProbe, detect_tile, worthwhile
 from hwprune.latency.table import LatencyTable, table_folder
 from hwprune.report.staircase import staircase_drawing
 
-DATA, DRAWING = "tile.json", "tile.svg"
+DATA = "tile.json"
 LEAST_NETWORKS = 30  # a space that is worth a latency model: some to fit it on, some to judge it by
 
 
@@ -94,6 +94,11 @@ def probe_of(table: LatencyTable) -> TileProbe | None:
     return None if found is None else TileProbe.from_json(found)
 
 
+def drawing_of(folder: Path, digest: str) -> Path:
+    """The picture of the staircase of one fingerprint, beside the tables of its target."""
+    return folder / f"tile-{digest}.svg"
+
+
 def probe_sentences(probe: TileProbe) -> tuple[str, ...]:
     """The step of the latency, or that none was seen, and the widths that are slower than a wider one."""
     step = f"latency steps every {probe.tile} channels on this target"
@@ -112,7 +117,7 @@ def _known_probe(board: AbstractBoard, folder: Path, seed: int) -> TileProbe:
     kept = _read(path)
     if digest in kept:
         probe = TileProbe.from_json(kept[digest])
-        if (folder / DRAWING).exists():
+        if drawing_of(folder, digest).exists():
             return probe
     else:
         probe = detect_tile(board, seed=seed)
@@ -123,7 +128,7 @@ def _known_probe(board: AbstractBoard, folder: Path, seed: int) -> TileProbe:
         slower=dict(probe.slower_than_wider),
         label=board.label(),
     )
-    atomic_write_text(folder / DRAWING, drawing)
+    atomic_write_text(drawing_of(folder, digest), drawing)
     return probe
 
 

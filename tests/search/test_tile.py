@@ -42,15 +42,15 @@ def test_a_target_is_probed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "latency steps every 16 channels on this target"
     ]
     (data,) = tmp_path.rglob("tile.json")
-    (kept,) = json.loads(data.read_text()).values()
+    ((digest, kept),) = json.loads(data.read_text()).items()
     assert kept["slower_than_wider"] == []
-    assert (data.parent / "tile.svg").exists()
+    assert (data.parent / f"tile-{digest}.svg").exists()
 
 
 def test_a_drawing_that_is_missing_is_made_from_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with connect(SIMULATED) as board:
         known_probe(board, tmp_path, 0)
-        (drawing,) = tmp_path.rglob("tile.svg")
+        (drawing,) = tmp_path.rglob("tile-*.svg")
         first = drawing.read_text()
         drawing.unlink()
         monkeypatch.setattr(module, "detect_tile", lambda *a, **k: pytest.fail("probed again"))
