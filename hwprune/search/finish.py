@@ -155,9 +155,10 @@ def _tell_divided(shop: Workbench, over: Sequence[Measurement], candidate_ms: fl
 
 def _tell_slowdown(shop: Workbench, alone: Measurement) -> None:
     """Say that the milliseconds of the verdict, those of when the budget was fixed, are not those of today."""
-    if abs(alone.slowdown - 1) > DRIFT:
-        now = format_ms(alone.slowdown * _ms(shop, alone)[0])
-        text = f"the machine takes {alone.slowdown - 1:+.0%} since the budget was fixed: the network, {now} now"
+    change = alone.slowdown - 1
+    if abs(change) > DRIFT:
+        now, pace = format_ms(alone.slowdown * _ms(shop, alone)[0]), "slower" if change > 0 else "faster"
+        text = f"the machine is {abs(change):.0%} {pace} than when the budget was fixed: the network takes {now} now"
         shop.folder.emit(Caution(text, hint="a share of the dense latency is met as a share; hwprune bench says both"))
 
 

@@ -88,7 +88,9 @@ def test_a_run_on_a_device_whose_speed_changes_from_session_to_session(
     baseline, verified = read_json(run.folder / "baseline.json"), run.measured
     assert verified is not None
     assert verified.slowdown != 1
-    told = [event.text for event in heard if isinstance(event, Caution) and "since the budget was fixed" in event.text]
+    told = [
+        event.text for event in heard if isinstance(event, Caution) and "than when the budget was fixed" in event.text
+    ]
     assert bool(told) == (abs(verified.slowdown - 1) > 0.03)
     assert run.result.budget_ms == baseline["budget_ms"]
 
