@@ -19,6 +19,7 @@ from hwprune.devices import Anchor
 from hwprune.latency.limited import tightest
 from hwprune.methods._questions import predicted
 from hwprune.search.anchor import AnchorWidths, uniform_widths
+from hwprune.search.drift import DRIFT
 from hwprune.search.workshop import Workshop
 
 FILE = "baseline.json"  # in a run folder
@@ -92,8 +93,10 @@ def measure_baseline(shop: Workshop, common: Path | None = None) -> Baseline:
     baseline = shop.folder.stage("baseline", work, lambda: Baseline.of_run(shop.folder.path))
     shop.budget_ms, shop.anchor = baseline.budget_ms, baseline.anchor
     if baseline.anchor:
-        shop.pace = baseline.anchor.latency_ms / predicted(shop.report.model, baseline.anchor.widths)
-        shop.refit()
+        pace = baseline.anchor.latency_ms / predicted(shop.report.model, baseline.anchor.widths)
+        if abs(pace - 1) > DRIFT:  # else the profile's milliseconds are those of the run, and noise is no reason to fit
+            shop.pace = pace
+            shop.refit()
     return baseline
 
 

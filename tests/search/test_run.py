@@ -209,9 +209,7 @@ def test_kill_at_any_moment(search: Search, tmp_path: Path) -> None:
     assert done.count("search") == 1
     straight = search(**options, run_dir=tmp_path / "straight")
     found, expected = (read_json(item.folder / "answer" / "answer.json") for item in (run, straight))
-    # In milliseconds of the run's own baseline; for the rest the search depends on the profile and the seed alone.
-    assert found.pop("predicted_ms") == pytest.approx(expected.pop("predicted_ms"), rel=0.01)
-    assert found == expected
+    assert found == expected, "the search itself depends on the profile and the seed alone"
 
 
 def test_two_processes_on_one_folder(search: Search, tmp_path: Path) -> None:
