@@ -98,11 +98,10 @@ def _tile_sentences(table: LatencyTable) -> tuple[str, ...]:
     from hwprune.search.tile import drawing_of, probe_of, probe_sentences
 
     probe = probe_of(table)
-    return (
-        ()
-        if probe is None
-        else (*probe_sentences(probe), f"drawn in {drawing_of(table.folder.parent, table.fingerprint.digest())}")
-    )
+    if probe is None:
+        return ()
+    drawing = drawing_of(table.folder.parent, table.fingerprint.digest())
+    return (*probe_sentences(probe), f"drawn in {drawing}")
 
 
 def _document(table: LatencyTable) -> dict[str, object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hwprune.core import statistics
 from hwprune.core.errors import DeviceError
@@ -40,7 +41,9 @@ def burst_of(expected_ms: float) -> tuple[int, int]:
 
 
 class AbstractGauge(ABC):
-    """What is timed before and after every burst of laps."""
+    """What is timed before and after every burst of laps; `anchored` where that is an anchor network."""
+
+    anchored: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -145,6 +148,8 @@ class AnchorGauge(AbstractGauge):
     Alternating every few laps matters: on a machine with a shared last cache, the ratio of two networks in bursts of 4
     laps scattered by 1.2 % a second, in bursts of 24 by 3.5 %. So does that both are as warm, lap by lap.
     """
+
+    anchored: ClassVar[bool] = True
 
     def __init__(self, session: AbstractSession, clock: AbstractClock) -> None:
         self._session = session

@@ -19,7 +19,7 @@ from hwprune.core.errors import DeviceError
 from hwprune.core.measurement import Fingerprint, Measurement, Protocol, Round
 from hwprune.core.round import CHANGED, DISTURBED, STOOD_STILL
 from hwprune.runtimes._base import AbstractClock, AbstractSession, Lap
-from hwprune.runtimes._gauge import AbstractGauge, AnchorGauge
+from hwprune.runtimes._gauge import AbstractGauge
 
 Opener = Callable[[], AbstractSession]
 
@@ -229,7 +229,7 @@ class TimingLoop:
             self._simulated,
             subject.notes,
             tuple(sorted(subject.facts.items())),
-            isinstance(self._gauge, AnchorGauge),
+            self._gauge.anchored,
         )
 
 

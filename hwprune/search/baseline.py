@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def _measured(shop: Workshop) -> Baseline:
     found = Baseline(timed["dense"], timed["smallest"], budget_ms)
     if settings.budget.fraction is None or not found.feasible(settings.statistic):
         return found  # milliseconds are those of the machine, whatever slows it
-    return Baseline(found.dense, found.smallest, budget_ms, _anchor(shop, found))
+    return replace(found, anchor=_anchor(shop, found))
 
 
 def _anchor(shop: Workshop, found: Baseline) -> AnchorWidths:
