@@ -35,7 +35,7 @@ _HOME = {
     "trace": "hwprune.graph",
     "Budget": "hwprune.core.widths",
     "ChannelGraph": "hwprune.graph",
-    "Comparison": "hwprune.core.measurement",
+    "Comparison": "hwprune.core.comparison",
     "HwpruneError": "hwprune.core.errors",
     "Measurement": "hwprune.core.measurement",
     "Prediction": "hwprune.core.measurement",
@@ -119,8 +119,9 @@ if TYPE_CHECKING:
         report,
         search,
     )
+    from hwprune.core.comparison import Comparison
     from hwprune.core.errors import HwpruneError
-    from hwprune.core.measurement import Comparison, Measurement, Prediction, Target
+    from hwprune.core.measurement import Measurement, Prediction, Target
     from hwprune.core.widths import Budget, SearchSpace, Widths
     from hwprune.graph import ChannelGraph, cut, mask, trace
     from hwprune.models import load_model

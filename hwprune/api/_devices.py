@@ -8,7 +8,6 @@ from pathlib import Path
 from hwprune.core.errors import UsageError, unknown_name
 from hwprune.core.events import OnEvent, ignore
 from hwprune.core.measurement import Protocol, Target
-from hwprune.core.measurement import compare as compare_latency
 from hwprune.core.units import parse_latency_ms
 from hwprune.devices import Check, DeviceInfo, connect, find_device, resolve
 from hwprune.devices import devices as all_devices
@@ -32,7 +31,7 @@ def bench(
     seed: int = 0,
     on_event: OnEvent = ignore,
 ) -> BenchResult:
-    """Time ONNX files, models or runs in turns in one process; the first is what the others are compared with.
+    """Time ONNX files, models or runs in turns in one process, then each beside the first, which gives its ratio to it.
 
     `protocol`: quick, default or publish. `fail_above`: a limit in ms, or as "4ms". `runtime`: one, or several with
     commas, all in one interleaved run; `openvino:bf16` is another precision than fp32. `x`: the input shape of models,
@@ -55,9 +54,8 @@ def bench(
         return bench_runtimes(models, targets, plan, fail_above_ms=limit_ms, seed=seed, on_event=on_event)
     with connect(targets[0]) as board:
         timed = board.measure(models, protocol=plan, seed=seed, on_event=on_event)
-    ordered = {name: timed[name] for name in models}
-    first, *others = ordered.values()
-    return BenchResult(ordered, tuple(compare_latency(first, other) for other in others), limit_ms)
+        comparisons = board.compare(models, protocol=plan, seed=seed, on_event=on_event)
+    return BenchResult({name: timed[name] for name in models}, comparisons, limit_ms)
 
 
 def devices() -> tuple[DeviceInfo, ...]:

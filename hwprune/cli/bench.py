@@ -42,6 +42,9 @@ def bench(
 ) -> Outcome:
     """Measure networks on a device, interleaved and paired with a reference kernel, and compare them.
 
+    Their ratio to the first comes from a second session, in which each is timed a few laps at a time beside that: on
+    a busy machine it may differ from the ratio of the milliseconds, which are those of undisturbed moments.
+
     Several runtimes, separated by commas, take turns in the same run; what one of them cannot do does not stop
     the others.
     """

@@ -9,10 +9,9 @@ This file needs the standard library only and runs on the device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
@@ -27,7 +26,6 @@ from hwprune.core.target import PRECISIONS, Fingerprint, Target
 __all__ = [
     "PRECISIONS",
     "WARNINGS",
-    "Comparison",
     "Explains",
     "Fingerprint",
     "LayerTime",
@@ -36,12 +34,10 @@ __all__ = [
     "Protocol",
     "Round",
     "Target",
-    "compare",
     "explain",
     "is_warning",
 ]
 
-FEWEST_PAIRS = 3  # with fewer undisturbed pairs of rounds, a comparison takes the disturbed ones in
 BIMODAL_GAP = 0.03  # two clusters of round medians further apart than this are two different speeds
 
 
@@ -306,76 +302,3 @@ class Measurement:
             tuple(document.get("facts", {}).items()),
             document.get("anchored", False),
         )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two networks timed in one session. `ratio` is the subject's latency over the baseline's, `ci` its interval.
-
-    `disturbed`: too few rounds were undisturbed in both, so disturbed ones are among the `pairs`.
-    """
-
-    baseline: str
-    subject: str
-    ratio: float
-    ci: tuple[float, float]
-    pairs: int
-    disturbed: bool = False
-    simulated: bool = False
-
-    @property
-    def verdict(self) -> str:
-        """`faster` or `slower` (the subject) when the whole interval says so, else `no difference shown`."""
-        if self.ci[1] < 1:
-            return "faster"
-        return "slower" if self.ci[0] > 1 else "no difference shown"
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON document, the verdict included."""
-        return {**asdict(self), "ci": list(self.ci), "verdict": self.verdict}
-
-
-def compare(baseline: Measurement, subject: Measurement) -> Comparison:
-    """The ratio of two latencies with its 95 % interval: t on the logarithms of the ratios of paired rounds.
-
-    Rounds are paired by index, so both must come from one session: same fingerprint, except for what an engine says
-    of itself in its `facts`, and at least two rounds in common; raises `UsageError` otherwise. Disturbed rounds are
-    used only when fewer than three pairs are undisturbed, those with quiet laps first; throttled ones never are.
-    """
-    own = tuple(f"flag {name}:" for name, _ in (*baseline.facts, *subject.facts))
-    differences = baseline.fingerprint.differences(subject.fingerprint)
-    differing = [text for text in differences if not text.startswith(own)]
-    if differing:
-        raise UsageError(
-            f"'{baseline.subject}' and '{subject.subject}' were measured on different targets ({'; '.join(differing)})",
-            hint="measure both in one session",
-        )
-    both = (baseline, subject)
-    tiers = (
-        [{item.index: item.ratio for item in measured.rounds if not item.void} for measured in both],
-        [{item.index: item.ratio for item in measured.valid_rounds if not item.unfit} for measured in both],
-        [{item.index: item.ratio for item in measured.rounds if not item.unfit} for measured in both],
-    )
-    logs: list[float] = []
-    disturbed = False
-    for place, (ours, theirs) in enumerate(tiers):
-        found = [math.log(theirs[index] / ours[index]) for index in sorted(set(ours) & set(theirs))]
-        if len(found) > len(logs):
-            logs, disturbed = found, place > 0
-        if len(logs) >= FEWEST_PAIRS:
-            break
-    if len(logs) < 2:
-        raise UsageError(
-            f"'{baseline.subject}' and '{subject.subject}' share {len(logs)} rounds; a comparison takes at least two",
-            hint="measure both in one session with the default protocol",
-        )
-    estimate = statistics.t_interval(logs)
-    return Comparison(
-        baseline.subject,
-        subject.subject,
-        math.exp(estimate.value),
-        (math.exp(estimate.low), math.exp(estimate.high)),
-        len(logs),
-        disturbed,
-        subject.simulated or baseline.simulated,
-    )

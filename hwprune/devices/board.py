@@ -14,6 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Callable, TypeVar
 
+from hwprune.core.comparison import Comparison, compare_anchored
 from hwprune.core.errors import NetworkUnfit, UsageError
 from hwprune.core.events import OnEvent, Progress, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Round, Target
@@ -100,6 +101,19 @@ class AbstractBoard(ABC):
         One session is alive at a time when the protocol has one round or rebuilds them, else one a model: give few.
         Raises `UsageError` for no models and for bytes that are no model.
         """
+
+    def compare(
+        self, models: Mapping[str, bytes], *, protocol: Protocol, seed: int = 0, on_event: OnEvent = ignore
+    ) -> tuple[Comparison, ...]:
+        """Each network but the first against the first, beside it every few laps, so that what slows one slows both.
+
+        Rounds of 50 laps in turn scatter several times as much where others use the machine (`benchmarks/LOG.md`).
+        """
+        (baseline, model), *others = models.items()
+        if not others:
+            return ()
+        timed = self.measure(dict(others), protocol=protocol, seed=seed, anchor=Anchor(model, 1.0), on_event=on_event)
+        return tuple(compare_anchored(baseline, timed[name]) for name, _ in others)
 
     @abstractmethod
     def layers(self, model: bytes, *, runs: int = 30) -> tuple[LayerTime, ...]:

@@ -13,9 +13,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from hwprune.core.comparison import Comparison, compare
 from hwprune.core.errors import DeviceError, HwpruneError, UsageError
 from hwprune.core.events import OnEvent, ignore
-from hwprune.core.measurement import Comparison, Fingerprint, Measurement, Protocol, Target, compare
+from hwprune.core.measurement import Fingerprint, Measurement, Protocol, Target
 from hwprune.devices.board import check_models, prepared_reference, rounds_done
 from hwprune.devices.connect import runtime_of
 from hwprune.devices.files import find_device, resolve

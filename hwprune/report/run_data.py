@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from hwprune.core.comparison import Comparison
 from hwprune.core.config import read_toml
 from hwprune.core.errors import RunError, UsageError
 from hwprune.core.events import Caution, Event, SearchStep
 from hwprune.core.files import Journal, read_json
-from hwprune.core.measurement import Comparison, LayerTime, Measurement, Target, explain, is_warning
+from hwprune.core.measurement import LayerTime, Measurement, Target, explain, is_warning
 from hwprune.core.ops import OpKey
 
 Verdict = Literal["pass", "miss", "infeasible"]
@@ -58,7 +59,7 @@ class Result:
     None, `widths` are the smallest allowed and `smallest_ms` is what they were measured to need.
     `params` and `macs` are those of `widths`, `max_params` and `max_macs` their limits, None for none.
     `utilisation` is `measured_ms / budget_ms`. `measurements` has the keys `dense` and `pruned`; `comparison` is
-    pruned against dense, timed in turns in one session. `predictions` are all candidates that were timed, in order.
+    pruned against dense, from a session of the two. `predictions` are all candidates that were timed, in order.
     `fit` maps a latency model's name to its held-out scores (`mape`, `within_5`, `within_10`, `spearman`,
     `kendall`, `wrong_sign`, `label_noise`), shares and errors as fractions of one; `latency_model` is the one used.
     `scores` follows the network through the stages: `dense`, `cut`, `recalibrated`, `finetuned`; and `shipped`, the

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
+from hwprune.core.comparison import Comparison
 from hwprune.core.errors import HwpruneError
-from hwprune.core.measurement import Comparison, Measurement, explain
+from hwprune.core.measurement import Measurement, explain
 from hwprune.core.units import format_duration, format_ms
 from hwprune.report.text import interval, short_names, table
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hwprune.core.measurement import Comparison, Fingerprint, Measurement, explain
+from hwprune.core.comparison import Comparison
+from hwprune.core.measurement import Fingerprint, Measurement, explain
 from hwprune.core.units import format_count, format_duration, format_ms
 from hwprune.report.run_data import Result
 from hwprune.report.score_text import change_text, is_share, score_text

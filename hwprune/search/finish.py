@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from hwprune.core.comparison import Comparison
 from hwprune.core.errors import DeviceError
 from hwprune.core.events import Caution, Note
-from hwprune.core.measurement import Comparison, Measurement, Protocol, compare
+from hwprune.core.measurement import Measurement, Protocol
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Statistic
 from hwprune.graph import cut
@@ -98,7 +99,7 @@ def finish(shop: Workshop, answer: Answer, attempt: int, *, candidate_ms: float)
 def verify(
     shop: Workbench, shipped: bytes, *, seed: int, candidate_ms: float = math.inf, patience_s: float = 0.0
 ) -> Verified:
-    """Time what ships as its candidate was, without the dense network; then in turns with that, for the ratio.
+    """Time what ships as its candidate was, without the dense network; then beside that, for the ratio.
 
     `candidate_ms` is the former measurement of these widths. Where it met the budget and this session does not, one
     session stands against one and a third decides, for stepping back would cost a second finetuning. Sessions that
@@ -122,9 +123,9 @@ def verify(
         _tell_divided(shop, over, candidate_ms)
     _tell_slowdown(shop, alone)
     both = {"dense": shop.template.dense, "pruned": shipped}
-    turns = shop.in_turns(both, Protocol.default(), seed=seed)
-    ratio = compare(turns["dense"], turns["pruned"])
-    return Verified(alone, turns["dense"], ratio, shop.budget_ms, shop.settings.statistic)
+    dense = shop.in_turns({"dense": both["dense"]}, Protocol.default(), seed=seed)["dense"]
+    (ratio,) = shop.board.compare(both, protocol=Protocol.default(), seed=seed, on_event=shop.folder.emit)
+    return Verified(alone, dense, ratio, shop.budget_ms, shop.settings.statistic)
 
 
 def _alone(shop: Workbench, shipped: bytes, seed: int) -> Measurement:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
+from hwprune.core.comparison import Comparison
 from hwprune.core.errors import HwpruneError, UsageError
 from hwprune.core.files import read_json
-from hwprune.core.measurement import Comparison, Measurement
+from hwprune.core.measurement import Measurement
 from hwprune.devices.together import Pair
 from hwprune.graph import Recipe, apply_recipe
 from hwprune.models import load_model, load_weights, names_model
@@ -49,7 +50,7 @@ class Run:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Networks timed in turns in one process: `comparisons` are each against the first one.
+    """Networks timed in turns in one process; `comparisons` are each beside the first, timed every few laps in turn.
 
     `verdict` is `fail` when the upper end of an interval lies above `fail_above_ms`. The first of several networks
     is what the others are compared with, and is not judged. With several runtimes, `pairs` tells network and runtime

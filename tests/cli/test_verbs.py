@@ -13,8 +13,9 @@ import pytest
 from cli_fakes import Done, FakeApi, FakeRun
 from made_run import DENSE, KEPT, TILE, layer_times, measurement, ops, result
 
+from hwprune.core.comparison import compare
 from hwprune.core.errors import DeviceError, UsageError
-from hwprune.core.measurement import Prediction, Target, compare
+from hwprune.core.measurement import Prediction, Target
 from hwprune.core.widths import ChannelGroup, SearchSpace
 from hwprune.report.comparison import ComparedRun, MethodComparison
 from hwprune.report.run_data import LayerProfile, Result

@@ -1,46 +1,15 @@
-"""Measurements from made-up rounds: derived figures, warnings, comparison, JSON, error messages."""
+"""Measurements from made-up rounds: derived figures, warnings, JSON, error messages."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from random import Random
 
 import pytest
 
 from hwprune.core.errors import UsageError
-from hwprune.core.measurement import (
-    WARNINGS,
-    Comparison,
-    Fingerprint,
-    LayerTime,
-    Measurement,
-    Protocol,
-    Round,
-    Target,
-    compare,
-    explain,
-)
-
-FINGERPRINT = Fingerprint("cpu", "x", 1, "onnxruntime", "1.31.1", "fp32", 1, 1, "Linux", (("spinning", "off"),))
-
-
-def make_round(index: int, laps: list[float], *, reference: float = 1.0, void: str = "") -> Round:
-    """Bursts of one lap; the reference took the same time before and after all of them."""
-    count = len(laps)
-    return Round(index, tuple(laps), (reference,) * count, (reference,) * count, 1, 1.0, 1.06, void, 2.0)
-
-
-def make(
-    medians: list[float], *, laps: int = 30, subject: str = "net", noise: float = 0.0, seed: int = 0
-) -> Measurement:
-    """One round a median, `laps` laps each, on a reference kernel of 0.5 ms."""
-    rng = Random(seed)
-    rounds = [
-        make_round(index, [median * (1 + noise * rng.gauss(0, 1)) for _ in range(laps)])
-        for index, median in enumerate(medians)
-    ]
-    return Measurement(subject, tuple(rounds), 0.5, Protocol(), FINGERPRINT)
+from hwprune.core.measurement import WARNINGS, Fingerprint, LayerTime, Measurement, Protocol, Round, Target, explain
+from tests.helpers.made_rounds import FINGERPRINT, make, make_round
 
 
 class TestRound:
@@ -181,58 +150,6 @@ class TestMeasurement:
         assert again.latency_ms == measured.latency_ms
 
 
-class TestCompare:
-    def test_ratio_by_hand(self) -> None:
-        found = compare(make([2.0, 2.0, 2.0], subject="a"), make([1.0, 1.02, 0.98], subject="b"))
-        assert found.ratio == pytest.approx(0.49993, abs=1e-4)
-        assert found.ci[0] < 0.5 < found.ci[1] < 1
-        assert (found.baseline, found.subject, found.pairs, found.verdict) == ("a", "b", 3, "faster")
-        assert found.to_json()["verdict"] == "faster"
-
-    def test_verdicts(self) -> None:
-        assert Comparison("a", "b", 1.1, (1.05, 1.2), 9).verdict == "slower"
-        assert Comparison("a", "b", 1.0, (0.99, 1.01), 9).verdict == "no difference shown"
-
-    def test_a_common_drift_of_the_rounds_cancels(self) -> None:
-        found = compare(make([2.0, 2.5, 3.0, 3.5]), make([1.0, 1.25, 1.5, 1.75]))
-        assert found.ci == pytest.approx((0.5, 0.5))
-
-    def test_pairs_only_rounds_that_count_in_both(self) -> None:
-        before, after = make([2.0] * 4), make([1.0] * 4)
-        voided = replace(after.rounds[1], void="disturbed")
-        found = compare(before, replace(after, rounds=(after.rounds[0], voided, *after.rounds[2:])))
-        assert (found.pairs, found.disturbed) == (3, False)
-
-    def test_what_an_engine_says_of_itself_may_differ(self) -> None:
-        before, after = make([2.0] * 3), make([1.0] * 3)
-        enqueued = replace(FINGERPRINT, flags=(("graph", "enqueued"),))
-        captured = replace(FINGERPRINT, flags=(("graph", "captured"),))
-        with pytest.raises(UsageError, match="flag graph: captured != enqueued"):
-            compare(replace(before, fingerprint=captured), replace(after, fingerprint=enqueued))
-        told = replace(after, fingerprint=enqueued, facts=(("graph", "enqueued"),))
-        assert compare(replace(before, fingerprint=captured), told).ratio == pytest.approx(0.5)
-
-    def test_takes_disturbed_rounds_where_too_few_others_are_left(self) -> None:
-        before, after = make([2.0] * 3), make([1.0] * 3)
-        voided = replace(after.rounds[1], void="disturbed")
-        found = compare(before, replace(after, rounds=(after.rounds[0], voided, after.rounds[2])))
-        assert (found.pairs, found.disturbed) == (3, True)
-
-    @pytest.mark.parametrize(("void", "ratio"), [("over-current oc3 changed", 4.0), ("clock stood still", 0.0)])
-    def test_throttled_and_dead_rounds_never_count(self, void: str, ratio: float) -> None:
-        before, after = make([2.0] * 4), make([1.0, 1.0, ratio, ratio])
-        unfit = tuple(replace(item, void=void) for item in after.rounds[2:])
-        found = compare(before, replace(after, rounds=(*after.rounds[:2], *unfit)))
-        assert (found.ratio, found.pairs, found.disturbed) == (pytest.approx(0.5), 2, False)
-
-    def test_refuses_different_targets_and_too_few_rounds(self) -> None:
-        foreign = replace(make([2.0, 2.0]), fingerprint=replace(FINGERPRINT, threads=2))
-        with pytest.raises(UsageError, match="threads: 1 != 2"):
-            compare(make([2.0, 2.0]), foreign)
-        with pytest.raises(UsageError, match="share 1 rounds"):
-            compare(make([2.0]), make([2.0]))
-
-
 class TestFingerprintAndTarget:
     def test_differences_are_sentences(self) -> None:
         other = replace(FINGERPRINT, runtime_version="1.30.0", flags=(("spinning", "on"), ("tf32", "off")))
@@ -266,7 +183,7 @@ class TestFingerprintAndTarget:
 class TestProtocol:
     def test_named_protocols_survive_json(self) -> None:
         named = (Protocol.sample, Protocol.quick, Protocol.default, Protocol.verdict, Protocol.publish)
-        for protocol in (make() for make in named):
+        for protocol in (plan() for plan in named):
             assert Protocol.from_json(json.loads(json.dumps(protocol.to_json()))) == protocol
 
     def test_refuses_nonsense(self) -> None:

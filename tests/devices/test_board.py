@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hwprune.core.comparison import compare
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.events import Event, Progress
-from hwprune.core.measurement import Measurement, Protocol, Target, compare
+from hwprune.core.measurement import Measurement, Protocol, Target
 from hwprune.devices import Board, connect
 from hwprune.devices import board as board_module
 from hwprune.devices.reference import REFERENCE_NAME, doctor_model, reference_model
@@ -48,6 +49,16 @@ class TestSimulated:
         assert verdict.verdict == "faster"
         assert verdict.simulated
         assert list(found) == ["wide", "narrow"]
+
+    def test_a_comparison_is_that_of_networks_beside_the_first(self, board: Board) -> None:
+        models = {"wide": conv_net(64), "same": conv_net(64), "narrow": conv_net(32)}
+        same, narrow = board.compare(models, protocol=Protocol.default())
+        times = {name: sum(layer.latency_ms for layer in board.layers(model)) for name, model in models.items()}
+        assert (same.baseline, same.subject, same.verdict) == ("wide", "same", "no difference shown")
+        assert narrow.ratio == pytest.approx(times["narrow"] / times["wide"], rel=0.01)
+        assert narrow.verdict == "faster"
+        assert narrow.simulated
+        assert board.compare({"alone": conv_net(16)}, protocol=Protocol.default()) == ()
 
     def test_same_seed_same_document(self) -> None:
         documents = []

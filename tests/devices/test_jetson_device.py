@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from hwprune import api
-from hwprune.core.measurement import Protocol, Target, compare
+from hwprune.core.comparison import compare
+from hwprune.core.measurement import Protocol, Target
 from hwprune.devices import AbstractBoard, connect
 from hwprune.testing.runtimes import conv_net
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from hwprune.core.comparison import compare
 from hwprune.core.errors import UsageError
-from hwprune.core.measurement import Protocol, Target, compare
+from hwprune.core.measurement import Protocol, Target
 from hwprune.devices import connect
 from hwprune.devices.agent.framing import pack
 from hwprune.graph import OnnxTemplate, trace

@@ -9,16 +9,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from hwprune.core.comparison import compare
 from hwprune.core.events import CandidateMeasured, Caution, EpochDone, Event, SearchStep, StageStarted
 from hwprune.core.files import Journal, atomic_write_text, write_json
-from hwprune.core.measurement import (
-    Fingerprint,
-    LayerTime,
-    Measurement,
-    Protocol,
-    Round,
-    compare,
-)
+from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Round
 from hwprune.core.ops import OpKey
 from hwprune.report.run_data import Candidate, LayerProfile, NamedOp, Result, TimedEvent
 

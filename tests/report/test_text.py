@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from made_run import measurement, result
 
-from hwprune.core.measurement import Comparison, compare, explain
+from hwprune.core.comparison import Comparison, compare
+from hwprune.core.measurement import explain
 from hwprune.report.text import (
     MOST_WARNINGS,
     bench_text,

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from hwprune.core import statistics
+from hwprune.core.comparison import Comparison, compare
 from hwprune.core.errors import DeviceError
-from hwprune.core.measurement import Comparison, Fingerprint, Measurement, Protocol, compare
+from hwprune.core.measurement import Fingerprint, Measurement, Protocol
 from hwprune.runtimes._base import AbstractSession
 from hwprune.runtimes._gauge import AnchorGauge, Calibration, Reference, calibrate
 from hwprune.runtimes._machine import Disturbances, Machine, VirtualClock

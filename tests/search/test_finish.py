@@ -11,7 +11,6 @@ from hwprune.core.errors import DeviceError
 from hwprune.core.events import Caution, Event, Note
 from hwprune.core.measurement import LayerTime, Target
 from hwprune.methods._base import Answer
-from hwprune.search import finish
 from hwprune.search.finish import layer_profile, verify
 from hwprune.search.workshop import Workshop
 
@@ -65,9 +64,7 @@ def test_a_verdict_that_contradicts_the_candidate_is_measured_again(
     patience_s: float,
     taken_ms: float,
     told: int,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(finish, "compare", lambda dense, pruned: (dense, pruned))
     heard: list[Event] = []
     left = list(sessions_ms)
     seeds = []
@@ -86,6 +83,7 @@ def test_a_verdict_that_contradicts_the_candidate_is_measured_again(
         SimpleNamespace(
             measure=measure,
             in_turns=lambda models, *_, **__: dict.fromkeys(models, timed(2.0)),
+            board=SimpleNamespace(compare=lambda models, **_: [tuple(models)]),
             template=SimpleNamespace(dense=b""),
             settings=SimpleNamespace(statistic="median"),
             folder=folder,
@@ -96,6 +94,7 @@ def test_a_verdict_that_contradicts_the_candidate_is_measured_again(
     assert found.pruned.statistic("median")[0] == taken_ms
     assert found.within == (taken_ms <= 1.0)
     assert found.dense.statistic("median")[0] == 2.0
+    assert found.comparison == ("dense", "pruned")
     assert not left
     assert len(set(seeds)) == len(sessions_ms)
     divided = sessions_ms == (1.01, 0.99)

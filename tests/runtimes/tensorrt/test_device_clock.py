@@ -10,7 +10,8 @@ import pytest
 from fake_gpu import Gpu, KernelSession
 
 from hwprune.core import statistics
-from hwprune.core.measurement import Comparison, Fingerprint, Measurement, Protocol, compare
+from hwprune.core.comparison import Comparison, compare
+from hwprune.core.measurement import Fingerprint, Measurement, Protocol
 from hwprune.runtimes._gauge import Reference, calibrate
 from hwprune.runtimes._tensorrt.clock import DeviceClock
 from hwprune.runtimes._tensorrt.layers import chained_ms

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 from hwprune import api
+from hwprune.core.comparison import compare
 from hwprune.core.errors import UsageError
-from hwprune.core.measurement import Protocol, Target, compare
+from hwprune.core.measurement import Protocol, Target
 from hwprune.devices import connect
 from hwprune.devices.board import AbstractBoard
 from hwprune.runtimes._base import AbstractRuntime
