@@ -65,7 +65,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "run": run,
         "result": result,
         "verdict": text.verdict_sentence(result),
-        "speed": text.speed_sentence(result.comparison) if result.comparison is not None else "",
+        "speed": text.speed_of(result),
         "fit": text.fit_sentence(result),
         "measured": (
             text.interval(result.measured_ms, result.measured_ci_ms)

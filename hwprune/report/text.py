@@ -14,6 +14,7 @@ from hwprune.report.score_text import change_text, is_share, score_text
 
 BAR_WIDTH = 20
 REMOVED = "branch removed"
+APART = 0.03  # a ratio of latencies so far outside the interval of one that was timed is told, relative
 MOST_WARNINGS = 8  # in a summary; the report has them all
 
 
@@ -50,8 +51,31 @@ def percent(fraction: float | None, decimals: int = 1) -> str:
     return "-" if fraction is None or not math.isfinite(fraction) else f"{fraction * 100:.{decimals}f} %"
 
 
-def speed_sentence(comparison: Comparison) -> str:
-    """`1.66 times faster than dense [1.64, 1.68]`, or that no difference was shown."""
+def speed_sentence(comparison: Comparison, baseline_ms: float | None = None, subject_ms: float | None = None) -> str:
+    """`1.66 times faster than dense [1.64, 1.68]`, or that no difference was shown.
+
+    Adds what the latencies, of another session, would make of it where that is another answer.
+    """
+    told = _told(comparison)
+    if not baseline_ms or not subject_ms:
+        return told
+    by_ms = subject_ms / baseline_ms
+    low, high = comparison.ci
+    if low / (1 + APART) <= by_ms <= high * (1 + APART):
+        return told
+    return (
+        f"{told}; by the milliseconds, which are of other moments, the ratio is {by_ms:.3f}, not {comparison.ratio:.3f}"
+    )
+
+
+def speed_of(result: Result) -> str:
+    """How a run's pruned network compares with its dense one; empty without a comparison."""
+    if result.comparison is None:
+        return ""
+    return speed_sentence(result.comparison, result.dense_ms, result.measured_ms)
+
+
+def _told(comparison: Comparison) -> str:
     ratio, (low, high) = comparison.ratio, comparison.ci
     if comparison.verdict == "no difference shown":
         return f"no difference to {comparison.baseline} shown: ratio {ratio:.3f} [{low:.3f}, {high:.3f}]"
@@ -102,7 +126,7 @@ def search_text(result: Result) -> str:
         lines += [
             ("pruned", _network(result, "pruned")),
             ("", _predicted_sentence(result)),
-            ("speed", speed_sentence(result.comparison) if result.comparison is not None else ""),
+            ("speed", speed_of(result)),
         ]
     body = [facts(lines), "", widths_table(result.dense_widths, result.widths), ""]
     closing = [
@@ -186,7 +210,8 @@ def bench_text(
     lines.append("")
     for item in comparisons:
         named = replace(item, baseline=short.get(item.baseline, item.baseline))
-        lines.append(f"{short.get(item.subject, item.subject)}: {speed_sentence(named)}")
+        both = measurements[item.baseline].latency_ms, measurements[item.subject].latency_ms
+        lines.append(f"{short.get(item.subject, item.subject)}: {speed_sentence(named, *both)}")
     judged = list(measurements.items())[1:] or list(measurements.items())
     for name, timed in judged if limit_ms is not None else ():
         over = limit_ms is not None and timed.ci_ms[1] > limit_ms

@@ -95,6 +95,15 @@ def test_speed_is_never_without_its_interval() -> None:
     assert unclear == "no difference to dense shown: ratio 0.990 [0.970, 1.010]"
 
 
+def test_milliseconds_that_say_something_else_than_the_ratio_are_told() -> None:
+    timed = Comparison("dense", "pruned", 0.71, (0.70, 0.72), 7)
+    agreeing = "1.41 times faster than dense [1.39, 1.43]"
+    assert speed_sentence(timed, 1.0, 0.735) == agreeing
+    assert speed_sentence(timed, 1.0, 0.685) == agreeing
+    told = speed_sentence(timed, 1.11, 0.643)
+    assert told == f"{agreeing}; by the milliseconds, which are of other moments, the ratio is 0.579, not 0.710"
+
+
 def test_what_belongs_to_no_stage_is_told() -> None:
     made = replace(result(FOLDER), stages={"profile": 20.0, "fit": 3.0}, seconds=32.5)
     assert "took      32 s: profile 20 s, fit 3.0 s, the rest 9.5 s" in search_text(made)
