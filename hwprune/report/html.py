@@ -18,6 +18,8 @@ from hwprune.report.waterfall import LayerRow, Waterfall, waterfall
 from hwprune.report.waterfall_text import channels_text, further_lines, why_text
 
 FILE = "report.html"
+REFERENCE = "a reference kernel"
+ANCHOR = "an anchor, the uniform network of about the budget's size, in ms of when the budget was fixed"
 
 
 def write_report(folder: str | Path) -> Path:
@@ -80,6 +82,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "prediction_kinds": {item.within_budget for item in result.predictions},
         "search": charts.search_plots(run),
         "samples": _samples(run),
+        "gauge": ANCHOR if any(item.anchored for item in result.measurements.values()) else REFERENCE,
         "stages": charts.stage_shares(result.stages),
         "layers": layers,
         "further": further_lines(layers) if layers is not None else (),

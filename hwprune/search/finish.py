@@ -11,23 +11,19 @@ from typing import Any
 from torch import nn
 
 from hwprune.core.comparison import Comparison
-from hwprune.core.errors import DeviceError
 from hwprune.core.events import Caution, Note
 from hwprune.core.measurement import Measurement, Protocol
 from hwprune.core.units import format_ms
 from hwprune.core.widths import Statistic
 from hwprune.graph import cut
 from hwprune.methods._base import Answer
-from hwprune.report.run_data import LayerProfile, NamedOp
 from hwprune.search.drift import DRIFT
 from hwprune.search.settings import SearchSettings
 from hwprune.search.shipping import export_network, shipped_score
-from hwprune.search.tile import padding_step
 from hwprune.search.workshop import STEADY, Workbench, Workshop
 from hwprune.training import evaluate, finetune, recalibrate_bn
 
 RECALIBRATION_IMAGES = 1024
-LAYER_RUNS = 50
 CONTRADICTION = 0.03  # two undisturbed sessions of one network differ by less, relative
 
 
@@ -200,28 +196,3 @@ def finetune_epochs(settings: SearchSettings, search_passes: int, train_images: 
     if not settings.total_epochs:
         return settings.finetune_epochs
     return max(0.0, settings.total_epochs - search_passes / train_images)
-
-
-def layer_profile(shop: Workshop, shipped: bytes, answer: Answer) -> LayerProfile | None:
-    """In-network layer times of both networks with their operators; None where the runtime gives none."""
-    try:
-        dense = shop.board.layers(shop.template.dense, runs=LAYER_RUNS)
-        pruned = shop.board.layers(shipped, runs=LAYER_RUNS)
-    except DeviceError as error:
-        shop.folder.emit(Note(f"no layer times: {error.message}"))
-        return None
-    if not dense or not pruned:
-        shop.folder.emit(Note(f"no layer times: {shop.board.target.runtime} gives none"))
-        return None
-    return LayerProfile(
-        padding_step(shop.board, shop.table, shop.settings.seed),
-        dense,
-        pruned,
-        _ops(shop, shop.table.space.dense()),
-        _ops(shop, answer.widths),
-    )
-
-
-def _ops(shop: Workshop, widths: Mapping[str, int]) -> tuple[NamedOp, ...]:
-    templates = shop.graph.op_templates
-    return tuple(NamedOp(t.name, op) for t, op in zip(templates, shop.graph.ops(widths), strict=True))

@@ -22,7 +22,8 @@ from hwprune.search.answers import load_settlement, save_settlement
 from hwprune.search.baseline import Baseline, measure_baseline
 from hwprune.search.controller import Settlement, Trial
 from hwprune.search.dense import dense_network
-from hwprune.search.finish import Finished, finish, layer_profile
+from hwprune.search.finish import Finished, finish
+from hwprune.search.layers import layer_profile
 from hwprune.search.run_folder import DATA, ONNX, RunFolder
 from hwprune.search.settings import SearchSettings
 from hwprune.search.stages import make_method, search_answer, settle

@@ -169,6 +169,14 @@ def test_warnings_of_a_measurement_are_not_cautions_too(folder: Path) -> None:
     assert "Cautions" not in visible
 
 
+def test_samples_say_what_laps_are_paired_with(folder: Path) -> None:
+    run = RunData.read(folder)
+    beside = {name: replace(timed, anchored=True) for name, timed in run.result.measurements.items()}
+    anchored = render(replace(run, result=replace(run.result, measurements=beside)))
+    assert "each lap paired with a reference kernel." in render(run)
+    assert "each lap paired with an anchor, the uniform network of about the budget&#39;s size" in anchored
+
+
 def test_a_run_without_cautions_has_no_such_section(folder: Path) -> None:
     run = RunData.read(folder)
     assert "Cautions" not in render(replace(run, events=(), result=replace(run.result, warnings=())))
