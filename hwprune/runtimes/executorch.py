@@ -20,6 +20,7 @@ import numpy as np
 
 from hwprune.core.errors import UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
+from hwprune.core.statistics import faster_half
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
 from hwprune.runtimes._cpu import check_threads, cpu_clock, cpu_fingerprint
 from hwprune.runtimes._executorch_program import bindings, program, quietly, version
@@ -140,19 +141,17 @@ def _events(path: Path, runs: int) -> list[tuple[str, list[float]]]:
 
 
 def _layers(events: Sequence[tuple[str, Sequence[float]]], graph: Graph) -> tuple[LayerTime, ...]:
-    """Layer times, the mean over the faster half of the runs, since XNNPACK counts whole microseconds.
+    """Layer times in the faster half of the runs.
 
     XNNPACK names no layers. It runs them in the order of the graph, so the i-th convolution or linear layer of the
     profile is the i-th of the graph, when there are as many; otherwise all keep XNNPACK's names.
     """
-    table = np.array([times for _, times in events])
-    faster = np.argsort(table.sum(axis=0))[: (table.shape[1] + 1) // 2]
-    means = table[:, faster].mean(axis=1) + _ROUNDED_MS
+    means = faster_half(list(zip(*(times for _, times in events))))
     weighted = [node for node in graph.nodes if node.kind in _WEIGHTED]
     kernels = [place for place, (name, _) in enumerate(events) if re.match("|".join(_WEIGHTED.values()), name)]
     named = dict(zip(kernels, weighted)) if len(kernels) == len(weighted) else {}
     return tuple(
-        _layer(name, float(latency_ms), named.get(place), graph)
+        _layer(name, latency_ms + _ROUNDED_MS, named.get(place), graph)
         for place, ((name, _), latency_ms) in enumerate(zip(events, means))
     )
 

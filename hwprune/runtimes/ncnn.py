@@ -21,6 +21,7 @@ import numpy as np
 
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
+from hwprune.core.statistics import faster_half
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
 from hwprune.runtimes._cpu import check_threads, cpu_clock, cpu_fingerprint
 from hwprune.runtimes._host import undisturbed
@@ -163,7 +164,7 @@ class NcnnRuntime(AbstractRuntime):
         pools = _ncnn().UnlockedPoolAllocator(), _ncnn().PoolAllocator()
         with closing(self.open(model, target)) as session:
             table = [session.time_layers(clock, pools) for _ in range(_WARMUP_RUNS + runs)][_WARMUP_RUNS:]
-            return _layers(session, _faster_half(table))
+            return _layers(session, faster_half(table))
 
     def measuring(self, target: Target) -> AbstractContextManager[None]:
         return undisturbed(target.threads)
@@ -202,12 +203,6 @@ def _set_options(options: Any, target: Target, runtime: NcnnRuntime) -> None:
     options.use_sgemm_convolution = runtime.sgemm
     options.lightmode = runtime.light_mode
     options.num_threads = target.threads
-
-
-def _faster_half(table: Sequence[Sequence[float]]) -> list[float]:
-    """The mean time of every layer over the faster half of the runs, since disturbances only lengthen."""
-    faster = sorted(table, key=sum)[: (len(table) + 1) // 2]
-    return [sum(times) / len(faster) for times in zip(*faster)]
 
 
 def _layers(session: NcnnSession, times: Sequence[float]) -> tuple[LayerTime, ...]:

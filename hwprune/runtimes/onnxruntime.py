@@ -20,6 +20,7 @@ import numpy as np
 
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
+from hwprune.core.statistics import faster_half
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
 from hwprune.runtimes._cpu import check_threads, cpu_clock, cpu_fingerprint
 from hwprune.runtimes._host import undisturbed
@@ -165,10 +166,7 @@ def _options(target: Target) -> Any:
 
 
 def _layers(events: list[dict[str, Any]], runs: int) -> tuple[LayerTime, ...]:
-    """The mean time of every node over the faster half of the last `runs` runs.
-
-    The mean, since ONNX Runtime counts whole microseconds; the faster half, since disturbances only lengthen.
-    """
+    """The time of every node in the faster half of the last `runs` runs."""
     first: dict[str, dict[str, Any]] = {}
     times: dict[str, list[float]] = {}
     for event in events:
@@ -176,17 +174,16 @@ def _layers(events: list[dict[str, Any]], runs: int) -> tuple[LayerTime, ...]:
             name = event["name"][: -len("_kernel_time")]
             first.setdefault(name, event["args"])
             times.setdefault(name, []).append(event["dur"] / 1e3)
-    table = np.array([durations[-runs:] for durations in times.values()])
-    fastest = np.argsort(table.sum(axis=0))[: (runs + 1) // 2]
+    means = faster_half(list(zip(*(durations[-runs:] for durations in times.values()))))
     return tuple(
         LayerTime(
             name,
             details["op_name"],
-            float(table[place, fastest].mean()),
+            latency_ms,
             _shapes(details.get("input_type_shape", [])),
             _shapes(details.get("output_type_shape", [])),
         )
-        for place, (name, details) in enumerate(first.items())
+        for (name, details), latency_ms in zip(first.items(), means)
     )
 
 

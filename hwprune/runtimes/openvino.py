@@ -21,6 +21,7 @@ import numpy as np
 
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import Fingerprint, LayerTime, Target
+from hwprune.core.statistics import faster_half
 from hwprune.runtimes._base import AbstractClock, AbstractRuntime, AbstractSession
 from hwprune.runtimes._clocks import ThreadCpuClock, WallClock
 from hwprune.runtimes._cpu import check_threads, cpu_fingerprint
@@ -290,17 +291,15 @@ def _fact(node: Any, name: str) -> str:
 
 
 def _layers(records: list[list[Any]], executed: list[Any]) -> tuple[LayerTime, ...]:
-    """The mean time of every executed node over the faster half of the runs; disturbances only lengthen.
+    """The time of every executed node in the faster half of the runs.
 
-    The mean, since OpenVINO counts whole microseconds; a node below one is now executed and now not in its records.
+    A node below the microsecond that OpenVINO counts in is now executed and now not in its records.
     """
-    table = np.array([[item.real_time.total_seconds() * 1e3 for item in run] for run in records])
-    fastest = np.argsort(table.sum(axis=1))[: (len(records) + 1) // 2]
-    means = table[fastest].mean(axis=0)
+    means = faster_half([[item.real_time.total_seconds() * 1e3 for item in run] for run in records])
     ran = [any(run[place].status.name == "EXECUTED" for run in records) for place in range(len(records[0]))]
     nodes = {node.friendly_name: node for node in executed}
     return tuple(
-        _layer(item, nodes.get(item.node_name), float(mean)) for item, mean, real in zip(records[0], means, ran) if real
+        _layer(item, nodes.get(item.node_name), mean) for item, mean, real in zip(records[0], means, ran) if real
     )
 
 

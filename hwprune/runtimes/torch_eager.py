@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hwprune.core.measurement import LayerTime, Target
+from hwprune.core.statistics import faster_half
 from hwprune.runtimes._torch.from_onnx import ONNX_KIND, ONNX_NAME
 from hwprune.runtimes._torch.session import TorchRuntime, TorchSession, settings, torch_package
 
@@ -71,22 +72,20 @@ def _shapes(values: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def _layers(graph: fx.Graph, laps: dict[str, list[float]], runs: int) -> tuple[LayerTime, ...]:
-    """The mean time of every ONNX node over the faster half of the last `runs` runs; disturbances only lengthen."""
-    import numpy as np
-
+    """The time of every ONNX node in the faster half of the last `runs` runs."""
     calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         if ONNX_NAME in node.meta and node.op != "get_attr":
             calls.setdefault(node.meta[ONNX_NAME], []).append(node)
-    table = np.array([np.sum([laps[call.name][-runs:] for call in made], axis=0) for made in calls.values()])
-    fastest = np.argsort(table.sum(axis=0))[: (runs + 1) // 2]
+    table = [[sum(parts) for parts in zip(*(laps[call.name][-runs:] for call in made))] for made in calls.values()]
+    means = faster_half(list(zip(*table)))
     return tuple(
         LayerTime(
             name,
             made[0].meta[ONNX_KIND],
-            float(table[place, fastest].mean()),
+            latency_ms,
             made[0].meta["in_shapes"],
             made[-1].meta["out_shapes"],
         )
-        for place, (name, made) in enumerate(calls.items())
+        for (name, made), latency_ms in zip(calls.items(), means)
     )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.measurement import LayerTime, Target
+from hwprune.core.statistics import faster_half
 from hwprune.runtimes._torch.from_onnx import Builder, load_onnx
 from hwprune.runtimes._torch.session import TorchRuntime, TorchSession, settings, torch_package
 
@@ -158,19 +159,15 @@ def _compiler() -> str:
 
 
 def _layers(events: list[Any]) -> tuple[LayerTime, ...]:
-    """The mean time of every kernel over the faster half of the runs; disturbances only lengthen."""
-    import numpy as np
-
+    """The time of every kernel in the faster half of the runs."""
     regions = [region for region in events if region.name.startswith(_REGION)]
     found = [[child for child in region.cpu_children if child.name != "aten::empty"] for region in regions]
     # Should the profiler lose an event, that run is left out.
     usual = Counter(tuple(event.name for event in run) for run in found).most_common(1)[0][0]
     runs = [run for run in found if tuple(event.name for event in run) == usual]
-    table = np.array([[event.cpu_time / 1e3 for event in run] for run in runs])
-    fastest = np.argsort(table.sum(axis=1))[: (len(runs) + 1) // 2]
-    means = table[fastest].mean(axis=0)
+    means = faster_half([[event.cpu_time / 1e3 for event in run] for run in runs])
     return tuple(
-        LayerTime(f"{event.name}:{place}", _kind(event.name), float(mean), _shapes(event.input_shapes), (), event.name)
+        LayerTime(f"{event.name}:{place}", _kind(event.name), mean, _shapes(event.input_shapes), (), event.name)
         for place, (event, mean) in enumerate(zip(runs[0], means))
     )
 

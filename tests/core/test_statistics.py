@@ -130,3 +130,11 @@ def test_two_clusters() -> None:
     rng = Random(0)
     false_alarms = sum(statistics.two_clusters([rng.gauss(1, 0.01) for _ in range(10)], 0.03) for _ in range(300))
     assert false_alarms <= 6
+
+
+def test_the_faster_half_of_runs_gives_the_mean_of_every_layer() -> None:
+    runs = [(1.0, 2.0), (9.0, 9.0), (3.0, 2.0), (1.0, 1.0), (5.0, 5.0)]
+    assert statistics.faster_half(runs) == pytest.approx([5 / 3, 5 / 3]), "three of five: an odd run counts"
+    assert statistics.faster_half(runs[:2]) == [1.0, 2.0]
+    with pytest.raises(ValueError, match="no runs"):
+        statistics.faster_half([])

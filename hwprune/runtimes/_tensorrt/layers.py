@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from hwprune.core.statistics import mean, median
+from hwprune.core.statistics import faster_half, median
 from hwprune.runtimes._tensorrt.api import Module
 from hwprune.runtimes._tensorrt.cuda import Cuda, timed_region
 from hwprune.runtimes._tensorrt.errors import RunFailed
@@ -38,14 +38,13 @@ class Shares:
         self._runs.append([])
 
     def result(self) -> list[tuple[str, float]]:
-        """(layer, share of the whole), from the faster half of the complete runs: disturbances only lengthen."""
+        """(layer, share of the whole), from the faster half of the complete runs."""
         runs = [run for run in self._runs if run]
         if not runs:
             raise RunFailed("TensorRT's profiler reported no layer", hint="rebuild the engine; report the version")
-        fast = sorted(runs, key=lambda run: math.fsum(ms for _, ms in run))[: (len(runs) + 1) // 2]
-        times = [mean([run[place][1] for run in fast]) for place in range(len(fast[0]))]
+        times = faster_half([[ms for _, ms in run] for run in runs])
         whole = math.fsum(times) or 1.0
-        return [(name, time / whole) for (name, _), time in zip(fast[0], times)]
+        return [(name, time / whole) for (name, _), time in zip(runs[0], times)]
 
 
 def in_network_times(trt: Module, cuda: Cuda, session: TrtSession, runs: int) -> list[tuple[str, float]]:
