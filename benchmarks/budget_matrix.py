@@ -87,7 +87,7 @@ def as_text(rows: list[dict[str, object]]) -> str:
 def main() -> None:
     """Run the matrix and write `results/budget_matrix.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=["gdp"])
+    parser.add_argument("--methods", nargs="+", default=["greedy"])
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))
     parser.add_argument("--multipliers", action="store_true", help="compare the two multipliers instead")
     parser.add_argument("--runtimes", nargs="+", default=["onnxruntime"])

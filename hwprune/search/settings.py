@@ -85,7 +85,7 @@ class SearchSettings:
     latency_ms: float | None = None
     latency_fraction: float | None = None
     statistic: Statistic = "median"
-    method: str = "gdp"
+    method: str = "greedy"
     options: Mapping[str, Any] = field(default_factory=dict)
     samples: int = 100
     tile: int = 0

@@ -23,7 +23,7 @@ def test_round_trip_through_toml(tmp_path: Path) -> None:
 
 def test_the_folder_is_readable_and_depends_on_everything(tmp_path: Path) -> None:
     folder = SETTINGS.default_folder(tmp_path)
-    assert folder.name.startswith("digits-resnet_cpu_60pct_gdp_")
+    assert folder.name.startswith("digits-resnet_cpu_60pct_greedy_")
     assert folder == SearchSettings(latency_fraction=0.6, options={"floor": 0.2}).default_folder(tmp_path)
     assert dataclasses.replace(SETTINGS, seed=1).default_folder(tmp_path) != folder
     hostile = dataclasses.replace(SETTINGS, model="../../x y;$(z).py:f").default_folder(tmp_path)
