@@ -89,12 +89,11 @@ def compare_anchored(baseline: str, subject: Measurement) -> Comparison:
 
 def _tiers(measured: Measurement) -> tuple[dict[int, float], ...]:
     """Logarithms of the rounds' ratios by index: of the undisturbed rounds, of those that count, of all fit ones."""
-    counting = measured.valid_rounds
     return tuple(
         {item.index: math.log(item.ratio) for item in rounds}
         for rounds in (
             [item for item in measured.rounds if not item.void],
-            [item for item in counting if not item.unfit],
+            [item for item in measured.valid_rounds if not item.unfit],
             [item for item in measured.rounds if not item.unfit],
         )
     )
@@ -102,9 +101,7 @@ def _tiers(measured: Measurement) -> tuple[dict[int, float], ...]:
 
 def _first_of_enough(tiers: list[list[float]]) -> tuple[list[float], bool]:
     """The first with enough members, or the longest; and whether it is not the first of all."""
-    place = next((place for place, found in enumerate(tiers) if len(found) >= FEWEST_PAIRS), None)
-    if place is None:
-        place = max(range(len(tiers)), key=lambda place: len(tiers[place]))
+    place = max(range(len(tiers)), key=lambda place: min(len(tiers[place]), FEWEST_PAIRS))
     return tiers[place], place > 0
 
 

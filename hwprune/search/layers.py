@@ -6,7 +6,6 @@ apart on a machine that others use, which would read as layers that became faste
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from dataclasses import replace
 from hwprune.core.errors import DeviceError
 from hwprune.core.events import Note
 from hwprune.core.measurement import LayerTime
+from hwprune.core.statistics import median
 from hwprune.devices import AbstractBoard
 from hwprune.methods._base import Answer
 from hwprune.report.run_data import LayerProfile, NamedOp
@@ -66,9 +66,7 @@ def _medians(sessions: Sequence[Layers]) -> Layers:
     names = [layer.name for layer in sessions[0]]
     alike = [found for found in sessions if [layer.name for layer in found] == names]
     columns = zip(*alike, strict=True)
-    return tuple(
-        replace(column[0], latency_ms=statistics.median(layer.latency_ms for layer in column)) for column in columns
-    )
+    return tuple(replace(column[0], latency_ms=median([layer.latency_ms for layer in column])) for column in columns)
 
 
 def _ops(shop: Workshop, widths: Mapping[str, int]) -> tuple[NamedOp, ...]:
