@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from hwprune.core.events import CandidateMeasured, OnEvent, ignore
 from hwprune.core.statistics import median
 from hwprune.methods._base import Answer
+from hwprune.search.anchor import AnchorWidths
 
 # The measured latency aimed at, as a share of the budget: half way between the bound and the 3 % that may stay unused.
 AIM = 0.985
@@ -84,6 +85,14 @@ class Settlement:
         """The fastest candidate that missed the budget: what lies beyond the chosen one on the grid."""
         missed = [trial for trial in self.trials if not trial.within]
         return min(missed, key=lambda trial: trial.measured_ms, default=None)
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A finetuned network over the budget that its candidate had met: what is believed of it, and it as an anchor."""
+
+    trial: Trial
+    anchor: AnchorWidths
 
 
 class BudgetController:

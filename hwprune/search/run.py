@@ -18,9 +18,10 @@ from hwprune.models import load_model, load_weights
 from hwprune.report.html import FILE as REPORT
 from hwprune.report.html import write_report
 from hwprune.report.run_data import SHIPPED, Candidate, Result
+from hwprune.search.anchor import AnchorWidths
 from hwprune.search.answers import load_settlement, save_settlement
 from hwprune.search.baseline import Baseline, measure_baseline
-from hwprune.search.controller import Settlement, Trial
+from hwprune.search.controller import Missed, Settlement, Trial
 from hwprune.search.dense import dense_network
 from hwprune.search.finish import Finished, finish
 from hwprune.search.layers import layer_profile
@@ -165,6 +166,7 @@ def _keep_in_vain(shop: Workshop, done: Finished, attempt: int) -> None:
         "image_passes": done.image_passes,
         "measured_ms": value,
         "measured_ci_ms": [low, high],
+        "median_ms": verified.pruned.latency_ms,
         "budget_ms": verified.budget_ms,
     }
     write_json(_attempt(shop, attempt) / IN_VAIN, document)
@@ -193,24 +195,24 @@ def _settle(shop: Workshop, method: AbstractMethod, answer: Answer, before: Sequ
     folder = _attempt(shop, attempt)
 
     def work() -> Settlement:
-        missed = [_missed(shop, one.chosen, number) for number, one in enumerate(before)]
-        slower = [1 + attempt * STEP_BACK]
-        for late, one in zip(missed, before, strict=True):
-            slower.append(late.utilisation * shop.budget_ms / one.chosen.measured_ms)
-        settled = settle(shop, method, answer, slower=max(slower), missed=missed[-1] if missed else None)
+        missed = _missed(shop, before[-1].chosen, attempt - 1) if before else None
+        settled = settle(shop, method, answer, reserve=attempt * STEP_BACK, missed=missed)
         save_settlement(settled, folder)
         return settled
 
     return shop.folder.stage(stage, work, lambda: load_settlement(folder, shop.table.space, answer))
 
 
-def _missed(shop: Workshop, candidate: Trial, attempt: int) -> Trial:
+def _missed(shop: Workshop, candidate: Trial, attempt: int) -> Missed:
     """What an attempt in vain measured in the end, as far as it is believed; never within the budget."""
     found = read_json(_attempt(shop, attempt) / IN_VAIN)
     measured_ms, budget_ms = float(found["measured_ms"]), float(found["budget_ms"])
-    believed_ms = min(measured_ms, max(MOST_SLOWER * candidate.measured_ms, budget_ms))
-    low, high = (float(end) * believed_ms / measured_ms for end in found["measured_ci_ms"])
-    return Trial(candidate.answer, believed_ms, (low, high), budget_ms)
+    believed = min(measured_ms, max(MOST_SLOWER * candidate.measured_ms, budget_ms)) / measured_ms
+    low, high = (float(end) * believed for end in found["measured_ci_ms"])
+    return Missed(
+        Trial(candidate.answer, measured_ms * believed, (low, high), budget_ms),
+        AnchorWidths(candidate.answer.widths, float(found["median_ms"]) * believed),
+    )
 
 
 def _common(shop: Workshop) -> dict[str, Any]:

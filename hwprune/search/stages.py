@@ -16,7 +16,7 @@ from hwprune.methods._adjust import fastest
 from hwprune.methods._base import AbstractMethod, Answer, Problem
 from hwprune.methods._questions import predicted
 from hwprune.search.answers import load_answer, save_answer
-from hwprune.search.controller import AIM, LITTLE_USED, BudgetController, Settlement, Trial
+from hwprune.search.controller import AIM, LITTLE_USED, BudgetController, Missed, Settlement, Trial
 from hwprune.search.workshop import QUIETER, Workshop
 
 
@@ -98,21 +98,22 @@ def _least_ms(shop: Workshop) -> float:
 
 
 def settle(
-    shop: Workshop, method: AbstractMethod, answer: Answer, *, slower: float = 1.0, missed: Trial | None = None
+    shop: Workshop, method: AbstractMethod, answer: Answer, *, reserve: float = 0.0, missed: Missed | None = None
 ) -> Settlement:
-    """Measure and move until the candidate meets the budget and uses it; below `missed` where that is given.
+    """Measure and move until the candidate meets the budget and uses it, leaving a `reserve`, a share of the budget.
 
-    `slower`: what ships is expected to read so many times its candidate's latency, and so much faster a candidate must
-    be.
+    With `missed` it goes on below that network and beside it: what its finetuned weights measured is where the search
+    stands, and a network of nearly its size reads a few percent less in any hour, whatever has become of the machine.
     """
     statistic = shop.settings.statistic
     tried: list[Trial] = []
 
     def trial(candidate: Answer, *, decides: bool) -> tuple[Trial, Measurement]:
         seed = shop.settings.seed + 1 + 2 * len(tried) + decides
-        timed = shop.measure({"candidate": shop.template.at(candidate.keep)}, seed=seed, decides=decides)
+        network = {"candidate": shop.template.at(candidate.keep)}
+        timed = shop.measure(network, seed=seed, decides=decides, beside=missed.anchor if missed else None)
         value, low, high = timed["candidate"].statistic(statistic)
-        return Trial(candidate, value, (low, high), shop.budget_ms / slower), timed["candidate"]
+        return Trial(candidate, value, (low, high), shop.budget_ms * (1 - reserve)), timed["candidate"]
 
     def measure(candidate: Answer) -> Trial:
         # What passes is finetuned next, which costs far more than a second, longer session that confirms it.
@@ -139,7 +140,7 @@ def settle(
         smallest_ms=lambda: predicted(shop.latency, shop.table.space.smallest()),
         on_event=shop.folder.emit,
     )
-    settled = controller.settle(answer, missed=missed)
+    settled = controller.settle(answer, missed=missed.trial if missed else None)
     _tell_unused(shop, settled)
     return settled
 

@@ -73,13 +73,16 @@ class Workbench:
         """How the search and the finetuning train, for so many epochs."""
         return training_plan(self.settings, epochs)
 
-    def measure(self, models: dict[str, bytes], *, seed: int, decides: bool = False) -> dict[str, Measurement]:
+    def measure(
+        self, models: dict[str, bytes], *, seed: int, decides: bool = False, beside: AnchorWidths | None = None
+    ) -> dict[str, Measurement]:
         """Time networks in turns in one session; at length where that decides something for good.
 
         Others on the machine slow it for minutes and the interval shows it: a session in which one of the networks
         scatters is repeated as long as the run has `patience`. The steadiest is taken; with an anchor, which slows
-        alike, all of them together.
+        alike, all of them together. `beside` takes the place of the run's anchor.
         """
+        anchor = beside or self.anchor
         protocol = Protocol.verdict() if decides else Protocol.default()
         best: dict[str, Measurement] = {}
         least = scatter = math.inf
@@ -88,14 +91,14 @@ class Workbench:
             if sessions:
                 self.folder.emit(Note(f"the interval is +-{scatter:.1%}: measuring again"))
             began_s = self.folder.elapsed_s
-            timed = self.in_turns(models, protocol, seed=seed + sessions)
-            if self.anchor and best:
+            timed = self._session(models, protocol, seed + sessions, anchor)
+            if anchor and best:
                 timed = {name: best[name].joined(measured) for name, measured in timed.items()}
             scatter = max(found.scatter for found in timed.values())
             if sessions:
                 self.waited_s += self.folder.elapsed_s - began_s
             sessions += 1
-            if self.anchor or scatter < least:
+            if anchor or scatter < least:
                 best, least = timed, scatter
         if least > STEADY:
             self.folder.emit(Caution(f"{sessions} sessions scattered by +-{least:.1%} and more", QUIETER))
@@ -103,8 +106,13 @@ class Workbench:
 
     def in_turns(self, models: dict[str, bytes], protocol: Protocol, *, seed: int) -> dict[str, Measurement]:
         """One session, in the milliseconds of when the budget was fixed."""
-        anchor = self.anchor.network(self.template) if self.anchor else None
-        return self.board.measure(models, protocol=protocol, seed=seed, anchor=anchor, on_event=self.folder.emit)
+        return self._session(models, protocol, seed, self.anchor)
+
+    def _session(
+        self, models: dict[str, bytes], protocol: Protocol, seed: int, anchor: AnchorWidths | None
+    ) -> dict[str, Measurement]:
+        unit = anchor.network(self.template) if anchor else None
+        return self.board.measure(models, protocol=protocol, seed=seed, anchor=unit, on_event=self.folder.emit)
 
     @property
     def patience_s(self) -> float:
@@ -129,8 +137,7 @@ class Workshop(Workbench):
     def record(self, widths: Widths, measured: Measurement) -> None:
         """Add a measured network to the table, unless its engine ran in another way than the table's networks."""
         if measured.fingerprint == self.table.fingerprint:
-            if not measured.anchored:
-                measured = replace(measured, reference_ms=self.table.reference_ms)
+            measured = replace(measured, reference_ms=measured.reference_ms / self.units)
             row = TableRow.of(widths.values_tuple(), measured, kind="search", session=self.session)
             self.table.append(row, fingerprint=measured.fingerprint)
 
@@ -145,11 +152,15 @@ class Workshop(Workbench):
         Not on what other runs leave in the table: a run must not depend on which ones come before or beside it. The
         model speaks in the milliseconds of the run, which may not be the table's: the profile is of another hour.
         """
-        units = self.board.reference_ms / self.table.reference_ms
-        samples = self.table.samples(kinds=PROFILED, first=self.profiled_rows).scaled(units * self.pace)
+        samples = self.table.samples(kinds=PROFILED, first=self.profiled_rows).scaled(self.units * self.pace)
         if self.table.good_rows(kinds=(), session=self.session):
-            samples = samples.joined(self.table.samples(kinds=(), session=self.session).scaled(units))
+            samples = samples.joined(self.table.samples(kinds=(), session=self.session).scaled(self.units))
         self.latency = type(self.latency)(**self.latency.options()).fit(samples, seed=self.settings.seed)
+
+    @property
+    def units(self) -> float:
+        """What a millisecond of the table is in those of the run."""
+        return self.board.reference_ms / self.table.reference_ms
 
     @property
     def session(self) -> str:

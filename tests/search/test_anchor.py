@@ -16,7 +16,9 @@ from hwprune.core.files import read_json
 from hwprune.core.measurement import Measurement, Protocol, Target
 from hwprune.core.widths import Widths
 from hwprune.devices import Board, connect
+from hwprune.search import finish
 from hwprune.search.anchor import AnchorWidths
+from hwprune.search.finish import Verified
 from hwprune.search.outcomes import Run
 
 
@@ -101,3 +103,37 @@ def test_a_budget_in_milliseconds_has_no_anchor(search: Callable[..., Run]) -> N
     assert read_json(run.folder / "baseline.json")["anchor"] is None
     assert run.measured is not None
     assert run.measured.slowdown == 1
+
+
+def test_stepping_back_is_measured_beside_the_network_that_missed(
+    search: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its verdict on the machine slows pruned networks by 4 % more than the anchor: counted once, not twice."""
+    measure, honest, anchors, slower = Board.measure, finish.verify, list[bytes](), [1.0]
+
+    def partial_to(board: Board, models: Mapping[str, bytes], **options: Any) -> dict[str, Measurement]:
+        found = measure(board, models, **options)
+        anchor = options.get("anchor")
+        if anchor is None:
+            return found
+        if slower == [1.0] and anchor.latency_ms != 1.0:
+            anchors.append(anchor.model)
+        return {name: times(timed, slower[0]) if anchor.model in anchors else timed for name, timed in found.items()}
+
+    def verify(*given: Any, **options: Any) -> Verified:
+        slower[0] = 1.04
+        return honest(*given, **options)
+
+    monkeypatch.setattr(Board, "measure", partial_to)
+    monkeypatch.setattr(finish, "verify", verify)
+    run = search(latency="60%", method="greedy", tile=4, finetune_epochs=0.0, tables=tmp_path)
+    assert (run.folder / "settled" / "0" / "in_vain.json").exists()
+    assert run.verdict == "pass"
+    assert run.result.utilisation is not None
+    assert run.result.utilisation > 0.965
+
+
+def times(timed: Measurement, slower: float) -> Measurement:
+    """A measurement whose laps took so many times as long, beside the same gauge."""
+    rounds = [replace(item, laps_ms=tuple(slower * lap for lap in item.laps_ms)) for item in timed.rounds]
+    return replace(timed, rounds=tuple(rounds))

@@ -58,7 +58,9 @@ class Shop:
         self.budget_ms = budget_ms
         self.latency = Rising()
 
-    def measure(self, models: dict[str, Any], *, seed: int, decides: bool = False) -> dict[str, Any]:
+    def measure(
+        self, models: dict[str, Any], *, seed: int, decides: bool = False, beside: None = None
+    ) -> dict[str, Any]:
         widths = [len(models["candidate"][group.name]) for group in SPACE.groups]
         ms = float(true_ms(np.array([widths]))[0])
         return {"candidate": SimpleNamespace(statistic=lambda name: (ms, 0.998 * ms, 1.002 * ms))}
