@@ -6,16 +6,18 @@ import hashlib
 import importlib.metadata
 import io
 import pickle
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from hypothesis import settings
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwprune.graph.onnx import template
-from hwprune.graph.onnx.network import Network
+from hwprune.search import survey
+
+T = TypeVar("T")
 
 
 def _define_torchvision_operators() -> None:
@@ -65,26 +67,31 @@ class TensorsByValue(pickle.Pickler):
         return NotImplemented
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _each_network_is_exported_once() -> Iterator[None]:
-    """torch's export takes two seconds, and a hundred runs begin with the same network: the first one's is kept.
+def once(function: Callable[..., T]) -> Callable[..., T]:
+    """The function, asked once for each network: the same is everything that pickle finds in what it is given.
 
-    The same: everything that pickle finds in the module, and the example. What cannot be pickled is exported anew.
+    What cannot be pickled is asked anew.
     """
-    kept: dict[bytes, Network] = {}
-    export = template.export_network
+    kept: dict[bytes, T] = {}
 
-    def once(model: nn.Module, example: tuple[Tensor, ...]) -> Network:
+    def asked(*given: Any, **options: Any) -> T:
         buffer = io.BytesIO()
         try:
-            TensorsByValue(buffer).dump((model, example))
+            TensorsByValue(buffer).dump((given, options))
         except (AttributeError, RuntimeError, TypeError, pickle.PicklingError):
-            return export(model, example)
+            return function(*given, **options)
         key = hashlib.sha256(buffer.getvalue()).digest()
         if key not in kept:
-            kept[key] = export(model, example)
+            kept[key] = function(*given, **options)
         return kept[key]
 
+    return asked
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _each_network_is_traced_and_exported_once() -> Iterator[None]:
+    """Together they take three seconds, and a hundred runs begin with the same network: the first one's are kept."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(template, "export_network", once)
+        patch.setattr(template, "export_network", once(template.export_network))
+        patch.setattr(survey, "trace", once(survey.trace))
         yield

@@ -6,6 +6,7 @@ run for whatever is initialised lazily, and only then the capture, which freezes
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import struct
@@ -239,12 +240,15 @@ def example_bytes(dtype: str, count: int) -> bytes:
     """
     if dtype not in ("float16", "float32", "float64"):
         return (1).to_bytes(ITEM_BYTES[dtype], "little") * count
+    whole = _block({"float16": "e", "float32": "f", "float64": "d"}[dtype]) * (count // BLOCK + 1)
+    return whole[: count * ITEM_BYTES[dtype]]
+
+
+@functools.cache
+def _block(code: str) -> bytes:
     rng = random.Random(0)
     values = [rng.choice((-1, 1)) * rng.uniform(0.5, 1.5) for _ in range(BLOCK)]
-    code = {"float16": "e", "float32": "f", "float64": "d"}[dtype]
-    block = struct.pack(f"<{BLOCK}{code}", *values)
-    whole = block * (count // BLOCK + 1)
-    return whole[: count * ITEM_BYTES[dtype]]
+    return struct.pack(f"<{BLOCK}{code}", *values)
 
 
 def _engine(runtime: Runtime, plan: bytes, log: Log) -> Engine:
