@@ -14,7 +14,8 @@ from hwprune import api
 from hwprune.core.events import CandidateMeasured, EpochDone, Event, Note
 from hwprune.core.files import atomic_write_text, write_json
 from hwprune.core.specs import cache_folder
-from hwprune.report.comparison import MethodComparison, comparison_plot, comparison_text
+from hwprune.report.comparison import MethodComparison, comparison_text
+from hwprune.report.comparison_plot import comparison_plot
 from hwprune.training import load_data
 
 RESULTS = Path(__file__).parent / "results"

@@ -1,29 +1,20 @@
-"""What a comparison of methods found, as data, as text, as a plot, and as one HTML file."""
+"""What a comparison of methods found, as data, as text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from html import escape
-from pathlib import Path
 from typing import Any
 
 from hwprune.core.errors import RunError
-from hwprune.core.files import atomic_write_text
 from hwprune.core.measurement import Target
 from hwprune.core.units import format_duration
 from hwprune.report.run_data import Result
-from hwprune.report.score_text import above_text, interval_text, is_share, score_text
-from hwprune.report.svg import Axis, Plot
+from hwprune.report.score_text import above_text, interval_text, score_text
 from hwprune.report.text import percent, table
 
 SCHEMA = "hwprune.compare/1"
 EQUAL_LATENCY = 0.05  # what two networks may differ by, relative, where their scores are compared
-PAGE_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#1a2230}"
-    "svg{max-width:760px}pre{overflow-x:auto}"
-)
-COLOURS = ("#1f7a6d", "#c2541b", "#5b5fc7", "#b3261e", "#8a6d1f", "#2f7fb8", "#8b3fa0", "#4d7c0f", "#6b7280", "#be185d")
 
 
 @dataclass(frozen=True)
@@ -165,73 +156,6 @@ def comparison_text(found: MethodComparison) -> str:
     if any(item.unequal for item in found.differences):
         lines.append(f"unequal: more than {EQUAL_LATENCY:.0%} apart in latency, so the score is not the method's alone")
     return "\n\n".join(lines)
-
-
-def comparison_plot(found: MethodComparison) -> str:
-    """Score against the measured share of the dense latency with its interval, a colour a method; an SVG file."""
-    timed = [(run, run.share, run.score) for run in found.runs if run.share is not None and run.score is not None]
-    if not timed:
-        return ""
-    methods = list(dict.fromkeys(run.method for run in found.runs))
-    ends = [end for run, _, _ in timed for end in run.share_ci or ()]
-    x = Axis.around([1.0, *(share for _, share, _ in timed), *ends], "measured share of the dense latency")
-    y = Axis.around([found.dense_score, *(score for _, _, score in timed)], found.score_name)
-    plot = Plot(
-        x, y, width=640, height=400, label="score against measured latency", percent_y=is_share(found.score_name)
-    )
-    plot.dot((1.0, found.dense_score), "dense", f"dense: {score_text(found.score_name, found.dense_score, 1)}")
-    plot.note((1.0, found.dense_score), "dense", anchor="end", dx=-8, dy=4)
-    if found.simulated:
-        plot.note((x.low, y.high), "SIMULATED: no hardware was timed", dx=8, dy=14)
-    drawn = [method for method in methods if any(run.method == method for run, _, _ in timed)]
-    for method in drawn:
-        place = methods.index(method)
-        own = [(run, share, score) for run, share, score in timed if run.method == method]
-        means = _means(own)
-        plot.line(means, f"method{place % len(COLOURS)}")
-        for run, share, score in own:
-            reached = score_text(found.score_name, score, 1)
-            text = f"{method}, {run.budget}, seed {run.seed}: {share:.3f} of dense measured, {reached}"
-            if run.share_ci:
-                plot.line([(end, score) for end in run.share_ci], f"method{place % len(COLOURS)}")
-            plot.dot((share, score), f"method{place % len(COLOURS)}", text, radius=4)
-        line = -10 - 15 * (len(drawn) - 1 - drawn.index(method))
-        plot.note((x.high, y.low), method, anchor="end", dx=-8, dy=line, kind=f"method{place % len(COLOURS)}")
-    return plot.svg().replace(">", f' xmlns="http://www.w3.org/2000/svg"><style>{_style()}</style>', 1)
-
-
-def write_comparison(found: MethodComparison, folder: Path) -> None:
-    """Write `comparison.svg` and `comparison.html` (plot and table, offline) into a folder."""
-    plot = comparison_plot(found)
-    if plot:
-        atomic_write_text(folder / "comparison.svg", plot)
-    title = f"{found.model} on {found.data}: methods compared"
-    body = f"<h1>{escape(title)}</h1>{plot}<pre>{escape(comparison_text(found))}</pre>"
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{PAGE_STYLE}</style>'
-    page = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
-    atomic_write_text(folder / "comparison.html", page)
-
-
-def _means(own: list[tuple[ComparedRun, float, float]]) -> list[tuple[float, float]]:
-    """The mean point of each budget, by latency."""
-    budgets: dict[str, list[tuple[float, float]]] = {}
-    for run, share, score in own:
-        budgets.setdefault(run.budget, []).append((share, score))
-    return sorted(
-        (sum(p[0] for p in points) / len(points), sum(p[1] for p in points) / len(points))
-        for points in budgets.values()
-    )
-
-
-def _style() -> str:
-    """The drawing's own CSS: it stands alone in a README as well."""
-    text = "text{font:12px system-ui,sans-serif;fill:#5d6879}polyline{fill:none;stroke-width:1.5;opacity:.55}"
-    frame = ".grid{stroke:#e3e7ed}.axis{stroke:#9aa6b6}circle.dense{fill:#9aa6b6}"
-    marks = "".join(
-        f"circle.method{place},text.method{place}{{fill:{colour}}}polyline.method{place}{{stroke:{colour}}}"
-        for place, colour in enumerate(COLOURS)
-    )
-    return text + frame + marks
 
 
 def _order(found: MethodComparison, run: ComparedRun) -> tuple[int, int, int]:

@@ -160,11 +160,11 @@ class Plot:
         return parts
 
 
-def standalone(svg: str) -> str:
-    """A drawing as a file of its own: with the colours that a page would give it, light and dark."""
+def standalone(svg: str, style: str = "") -> str:
+    """A drawing as a file of its own: with the colours that a page would give it, light and dark, and its own style."""
     opening = svg.index(">") + 1
     head = svg[: opening - 1].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return f"{head}><style>{STYLE}</style>{svg[opening:]}\n"
+    return f"{head}><style>{STYLE}{style}</style>{svg[opening:]}\n"
 
 
 def number(value: float) -> str:

@@ -19,7 +19,8 @@ from hwprune.core.events import Caution, Note, OnEvent, Stop, ignore, never
 from hwprune.core.files import read_json, write_json
 from hwprune.devices import check
 from hwprune.models import load_weights, save_weights
-from hwprune.report.comparison import MethodComparison, write_comparison
+from hwprune.report.comparison import MethodComparison
+from hwprune.report.comparison_plot import write_comparison
 from hwprune.report.run_data import Result
 from hwprune.search.cell import Cell
 from hwprune.search.dense import is_trained, tell_chance, train
