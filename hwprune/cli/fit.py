@@ -12,8 +12,9 @@ from hwprune.cli import _flags as flags
 from hwprune.cli._console import Outcome
 from hwprune.cli._verb import Call, register
 from hwprune.core.measurement import Fingerprint
+from hwprune.core.units import percent
 from hwprune.devices import devices
-from hwprune.report.text import device_sentence, percent, scores_text
+from hwprune.report.text import device_sentence, scores_text
 from hwprune.search.settings import DEFAULTS
 
 EXAMPLE = "hwprune fit mobilenetv2 --kinds lpnet,forest"

@@ -9,8 +9,7 @@ import typer
 from hwprune.cli import _flags as flags
 from hwprune.cli._console import Outcome
 from hwprune.cli._verb import Call, example_shape, parse_widths, register
-from hwprune.core.units import format_ms
-from hwprune.report.text import percent
+from hwprune.core.units import format_ms, percent
 
 EXAMPLE = "hwprune predict mobilenetv2 --widths features.2.conv.0.0=48"
 

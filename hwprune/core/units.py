@@ -56,6 +56,13 @@ def format_ms(latency_ms: float) -> str:
     return f"{_three_digits(latency_ms)} ms"
 
 
+def percent(fraction: float | None, decimals: int = 1, *, signed: bool = False) -> str:
+    """`98.3 %`, `+4.0 %` when signed, or `-` for what is not known."""
+    if fraction is None or not math.isfinite(fraction):
+        return "-"
+    return f"{fraction * 100:{'+' if signed else ''}.{decimals}f} %"
+
+
 def format_count(count: float) -> str:
     """`4.09 G`, `25.6 M`, `831 k`, `512`: MACs and parameters."""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

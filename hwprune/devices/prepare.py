@@ -16,6 +16,7 @@ from hwprune.core import plugins
 from hwprune.core.errors import NetworkUnfit, UsageError
 from hwprune.core.events import OnEvent, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Target
+from hwprune.core.units import percent
 from hwprune.devices.board import AbstractBoard, Anchor
 from hwprune.devices.reference import doctor_model
 from hwprune.runtimes._base import AbstractRuntime
@@ -155,7 +156,7 @@ class CheckedBoard(AbstractBoard):
             share = check_outputs(self._board, doctor_model(self.target.batch), "the probe")
         except WrongOutputs as error:
             return (*self._board.checks(), Check("outputs", "fail", error.message, error.hint))
-        detail = f"those of ONNX Runtime ({share:.0%} of what {self.fingerprint.precision} may be off)"
+        detail = f"those of ONNX Runtime ({percent(share, 0)} of what {self.fingerprint.precision} may be off)"
         return (*self._board.checks(), Check("outputs", "pass", detail))
 
     def _check(self, model: bytes, name: str) -> None:

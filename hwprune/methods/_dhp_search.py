@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from hwprune.core.events import Caution, Note, SearchStep
+from hwprune.core.units import percent
 from hwprune.core.widths import Widths
 from hwprune.graph.stateless import called_with
 from hwprune.methods._adjust import Fit
@@ -190,19 +191,21 @@ class DhpSearch(AbstractTrainee):
     def _tell_arrival(self, cut_share: float, reopened: float, cost: float) -> None:
         """A note when the live units met the budget, a caution when many were cut or reopened; `cost` is now."""
         steps = f"{self.seen} of {self.steps} steps"
-        was = f"what was live cost {self.cost:.1%} of dense, the target is {self.target:.1%}"
+        was = f"what was live cost {percent(self.cost)} of dense, the target is {percent(self.target)}"
         if reopened > _REOPENED:
-            told = f"overshot the budget after {steps}: {was}. {reopened:.1%} of the units that stay were reopened"
+            told = f"overshot the budget after {steps}: {was}. {percent(reopened)} of the units that stay were reopened"
             advice = "a lower penalty or more epochs let the proximal steps decide"
         elif self.cost > _NEARLY * self.target:
-            told = f"did not meet the budget in {steps}: {was}. {cut_share:.1%} of the live units were cut"
+            told = f"did not meet the budget in {steps}: {was}. {percent(cut_share)} of the live units were cut"
             advice = "with more epochs the proximal steps decide"
         else:
-            self.problem.on_event(Note(f"search: the latents met the budget after {steps}: cost {cost:.1%} of dense"))
+            self.problem.on_event(
+                Note(f"search: the latents met the budget after {steps}: cost {percent(cost)} of dense")
+            )
             return
         self.problem.on_event(
             Caution(
-                f"search: the latents {told} at once, to {cost:.1%}",
+                f"search: the latents {told} at once, to {percent(cost)}",
                 hint=f"that choice is a ranking, not a search: {advice}",
             )
         )

@@ -16,6 +16,7 @@ from torch.optim import SGD, Optimizer
 
 from hwprune.core.errors import MethodGaveUp
 from hwprune.core.events import Caution, SearchStep
+from hwprune.core.units import percent
 from hwprune.core.widths import Widths
 from hwprune.methods._adjust import fit_to_target
 from hwprune.methods._base import Problem, top_units
@@ -276,8 +277,8 @@ class PolarisingSearch(AbstractTrainee):
     def _settle_late(self, share: float) -> None:
         """The hold ended above the target: the rest is closed at once, or it is an error, as the options say."""
         text = (
-            f"the gates reached {self.cost():.0%} of the dense cost when the hold ended at {share:.0%} of the search; "
-            f"the target is {self.target:.0%}"
+            f"the gates reached {percent(self.cost(), 0)} of the dense cost when the hold ended at"
+            f" {percent(share, 0)} of the search; the target is {percent(self.target, 0)}"
         )
         if self.options.late == "error":
             raise NotPolarised(text, hint="search for more epochs, raise travel, or allow late=close")
@@ -285,7 +286,9 @@ class PolarisingSearch(AbstractTrainee):
         self._settle()
         self.forced = 1 - sum(self.gates.counts()) / before
         advice = "more search epochs or a larger travel let the gates decide"
-        self.problem.on_event(Caution(f"{text}: {self.forced:.0%} of the open units were closed at once", hint=advice))
+        self.problem.on_event(
+            Caution(f"{text}: {percent(self.forced, 0)} of the open units were closed at once", hint=advice)
+        )
 
     @torch.no_grad()
     def _settle(self) -> None:

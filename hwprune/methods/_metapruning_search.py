@@ -18,7 +18,7 @@ from torch import nn
 
 from hwprune.core.errors import Interrupted, TrainingDiverged
 from hwprune.core.events import Caution, Note, Progress, SearchStep
-from hwprune.core.units import format_ms
+from hwprune.core.units import format_ms, percent
 from hwprune.core.widths import Widths
 from hwprune.graph import cut
 from hwprune.latency.limited import LimitedLatency
@@ -228,7 +228,7 @@ class Evolution:
         cost_ms, share = genes.cost_ms(drawn), float(genes.fits(drawn).mean())
         band = f"{format_ms(genes.low_ms)} to {format_ms(genes.high_ms)}"
         found = f"{format_ms(float(cost_ms.min()))} to {format_ms(float(cost_ms.max()))}"
-        text = f"candidates are predicted at {band}; random structures need {found}, {share:.1%} of them fit"
+        text = f"candidates are predicted at {band}; random structures need {found}, {percent(share)} of them fit"
         self.problem.on_event(Note(text))
 
     def _report(self) -> None:

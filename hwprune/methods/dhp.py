@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hwprune.core.errors import MethodGaveUp
+from hwprune.core.units import percent
 from hwprune.methods._adjust import check_feasible, fit_to_target
 from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices, check_ranges, option
 from hwprune.methods._dhp_budget import threshold_fit
@@ -137,6 +138,7 @@ class DHP(AbstractMethod):
         if search.cost > search.target:
             raise MethodGaveUp(
                 f"{search.steps} steps with penalty={self.penalty:g} did not shrink the latents to the budget: what is"
-                f" live costs {search.cost:.1%} of dense ({self.efficiency}), the target is {search.target:.1%}",
+                f" live costs {percent(search.cost)} of dense ({self.efficiency}),"
+                f" the target is {percent(search.target)}",
                 hint="penalty=0 follows from the budget; else raise it, or search for more epochs",
             )

@@ -23,7 +23,7 @@ from typing import Literal
 
 from hwprune.core.errors import UsageError
 from hwprune.core.events import Note
-from hwprune.core.units import format_ms
+from hwprune.core.units import format_ms, percent
 from hwprune.core.widths import Widths
 from hwprune.graph import cut
 from hwprune.methods._adjust import check_feasible
@@ -152,6 +152,6 @@ class _EpochReport:
             if widths not in self.measured:
                 (self.measured[widths],) = problem.measure([widths])
             figures["hard_measured_use"] = self.measured[widths]
-            text += f", measured {self.measured[widths]:.1%} of the budget"
+            text += f", measured {percent(self.measured[widths])} of the budget"
         problem.on_event(Note(f"{text}; score {figures['hard_score']:.4f} (soft: {figures['soft_score']:.4f})"))
         return figures

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hwprune.core.events import SearchStep
 from hwprune.core.measurement import Measurement
-from hwprune.core.units import format_ms
+from hwprune.core.units import format_ms, percent
 from hwprune.report.figures import figure
 from hwprune.report.run_data import SHIPPED, Result, RunData
 from hwprune.report.score_text import is_share, score_text
@@ -108,7 +108,7 @@ def prediction_plot(result: Result) -> str:
     for item, pair in zip(result.predictions, pairs, strict=True):
         error = item.predicted_ms / item.measured_ms - 1
         text = f"{format_ms(item.predicted_ms)} predicted, {interval(item.measured_ms, item.measured_ci_ms)} measured"
-        plot.dot(pair, "pruned" if item.within_budget else "over", f"{text} ({error * 100:+.1f} %)")
+        plot.dot(pair, "pruned" if item.within_budget else "over", f"{text} ({percent(error, signed=True)})")
     plot.note((low, low * 1.1), "±10 %", dx=8, dy=-14)
     return plot.svg()
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from hwprune.core.errors import RunError
 from hwprune.core.measurement import Target
-from hwprune.core.units import format_duration
+from hwprune.core.units import format_duration, percent
 from hwprune.report.run_data import Result
 from hwprune.report.score_text import above_text, interval_text, score_text
-from hwprune.report.text import percent, table
+from hwprune.report.text import table
 
 SCHEMA = "hwprune.compare/1"
 EQUAL_LATENCY = 0.05  # what two networks may differ by, relative, where their scores are compared
@@ -145,7 +145,7 @@ def comparison_text(found: MethodComparison) -> str:
                 item.method,
                 interval_text(found.score_name, item.score, *item.ci),
                 str(item.seeds),
-                f"{item.latency_ratio - 1:+.1%}",
+                f"{percent(item.latency_ratio - 1, signed=True)}",
                 "unequal" if item.unequal else "",
             )
             for item in found.differences
@@ -154,7 +154,9 @@ def comparison_text(found: MethodComparison) -> str:
         header = ("budget", "method", above, "seeds", "latency above it", "")
         lines.append(table(header, points, left=(0, 1, 5)))
     if any(item.unequal for item in found.differences):
-        lines.append(f"unequal: more than {EQUAL_LATENCY:.0%} apart in latency, so the score is not the method's alone")
+        lines.append(
+            f"unequal: more than {percent(EQUAL_LATENCY, 0)} apart in latency, so the score is not the method's alone"
+        )
     return "\n\n".join(lines)
 
 

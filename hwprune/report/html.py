@@ -10,7 +10,7 @@ from typing import Any
 
 from hwprune.core.config import to_toml
 from hwprune.core.files import atomic_write_text, finite
-from hwprune.core.units import format_bytes, format_count, format_duration, format_ms
+from hwprune.core.units import format_bytes, format_count, format_duration, format_ms, percent
 from hwprune.report import charts, text
 from hwprune.report.run_data import RunData
 from hwprune.report.score_text import change_text, is_share, score_text
@@ -47,7 +47,7 @@ def render(run: RunData) -> str:
         count=format_count,
         duration=format_duration,
         bytes=format_bytes,
-        percent=text.percent,
+        percent=percent,
         score=partial(score_text, name),
         change=partial(change_text, name),
     )

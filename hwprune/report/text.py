@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from hwprune.core.comparison import Comparison
 from hwprune.core.measurement import Fingerprint, Measurement, explain
-from hwprune.core.units import format_count, format_duration, format_ms
+from hwprune.core.units import format_count, format_duration, format_ms, percent
 from hwprune.report.run_data import Result
 from hwprune.report.score_text import change_text, is_share, score_text
 
@@ -44,11 +44,6 @@ def interval(value_ms: float, ci_ms: tuple[float, float]) -> str:
     half = max((high - low) / 2, value_ms * 1e-4, 1e-9)
     decimals = min(max(2 - _exponent(value_ms), -_exponent(half), 0), 4)
     return f"{value_ms:.{decimals}f} ms [{low:.{decimals}f}, {high:.{decimals}f}]"
-
-
-def percent(fraction: float | None, decimals: int = 1) -> str:
-    """`98.3 %`, or `-` for what is not known."""
-    return "-" if fraction is None or not math.isfinite(fraction) else f"{fraction * 100:.{decimals}f} %"
 
 
 def speed_sentence(comparison: Comparison, baseline_ms: float | None = None, subject_ms: float | None = None) -> str:
@@ -325,7 +320,7 @@ def _predicted_sentence(result: Result) -> str:
     if result.predicted_ms is None or result.measured_ms is None:
         return ""
     error = result.predicted_ms / result.measured_ms - 1
-    return f"{format_ms(result.predicted_ms)} predicted ({error * 100:+.1f} %)"
+    return f"{format_ms(result.predicted_ms)} predicted ({percent(error, signed=True)})"
 
 
 def _took(result: Result) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from hwprune.core.units import format_ms
-from hwprune.report.text import facts, percent, table
+from hwprune.core.units import format_ms, percent
+from hwprune.report.text import facts, table
 from hwprune.report.waterfall import RESOLVED, LayerRow, Waterfall
 
 FURTHER_TEXT = {
     "faster": "in layers faster than their MACs promise",
     "not pruned": "in layers that were not pruned",
-    "unresolved": f"unresolved: differences below {RESOLVED * 100:.0f} % of a layer, net",
+    "unresolved": f"unresolved: differences below {percent(RESOLVED, 0)} of a layer, net",
 }
 
 WHY_WIDTH = 30
@@ -130,4 +130,4 @@ def _figures(row: LayerRow) -> tuple[str, ...]:
 def _change(dense_ms: float | None, pruned_ms: float | None) -> str:
     if not dense_ms or pruned_ms is None:
         return "new" if not dense_ms else "gone"
-    return f"{(pruned_ms / dense_ms - 1) * 100:+.0f} %"
+    return percent(pruned_ms / dense_ms - 1, 0, signed=True)

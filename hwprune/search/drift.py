@@ -11,7 +11,7 @@ from hwprune.core.errors import TableError
 from hwprune.core.events import Caution, Note, OnEvent, ignore
 from hwprune.core.measurement import Protocol
 from hwprune.core.statistics import median
-from hwprune.core.units import format_ms
+from hwprune.core.units import format_ms, percent
 from hwprune.devices import AbstractBoard
 from hwprune.graph import OnnxTemplate
 from hwprune.latency.row import TableRow
@@ -36,7 +36,8 @@ def use_reference(
     if abs(drift) <= DRIFT:
         return
     now, then = format_ms(board.session_reference_ms), format_ms(table.reference_ms)
-    text = f"the reference kernel takes {now}, and {then} when the latency table was made ({drift:+.0%})"
+    change = percent(drift, 0, signed=True)
+    text = f"the reference kernel takes {now}, and {then} when the latency table was made ({change})"
     on_event(
         Caution(
             f"{text}: the table's milliseconds are those of that day",
@@ -51,12 +52,12 @@ def use_reference(
     off = median([timed[str(place)].latency_ms / row.latency_ms - 1 for place, row in enumerate(rows)])
     if abs(off) > CHANGED:
         raise TableError(
-            f"{text}, and its networks take {off:+.0%} in units of that: the table was made on another machine",
+            f"{text}, and its networks take {percent(off, 0, signed=True)} in units of that:"
+            " the table was made on another machine",
             hint="choose another folder for tables (--tables), or measure when this machine is as it was",
         )
-    on_event(
-        Note(f"{len(rows)} networks of the table, measured again, take {off:+.1%} in units of the reference kernel")
-    )
+    change = f"{percent(off, signed=True)} in units of the reference kernel"
+    on_event(Note(f"{len(rows)} networks of the table, measured again, take {change}"))
 
 
 def _canaries(table: LatencyTable) -> list[TableRow]:

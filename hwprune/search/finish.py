@@ -13,7 +13,7 @@ from torch import nn
 from hwprune.core.comparison import Comparison
 from hwprune.core.events import Caution, Note
 from hwprune.core.measurement import Measurement, Protocol
-from hwprune.core.units import format_ms
+from hwprune.core.units import format_ms, percent
 from hwprune.core.widths import Statistic
 from hwprune.graph import cut
 from hwprune.methods._base import Answer
@@ -154,8 +154,9 @@ def _tell_slowdown(shop: Workbench, alone: Measurement) -> None:
     """Say that the milliseconds of the verdict, those of when the budget was fixed, are not those of today."""
     change = alone.slowdown - 1
     if abs(change) > DRIFT:
-        now, pace = format_ms(alone.slowdown * _ms(shop, alone)[0]), "slower" if change > 0 else "faster"
-        text = f"the machine is {abs(change):.0%} {pace} than when the budget was fixed: the network takes {now} now"
+        now = format_ms(alone.slowdown * _ms(shop, alone)[0])
+        pace = f"{percent(abs(change), 0)} {'slower' if change > 0 else 'faster'}"
+        text = f"the machine is {pace} than when the budget was fixed: the network takes {now} now"
         shop.folder.emit(Caution(text, hint="a share of the dense latency is met as a share; hwprune bench says both"))
 
 

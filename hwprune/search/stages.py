@@ -9,7 +9,7 @@ from typing import Any
 from hwprune.core import config, plugins
 from hwprune.core.events import CandidateMeasured, Caution, Note
 from hwprune.core.measurement import Measurement
-from hwprune.core.units import format_ms
+from hwprune.core.units import format_ms, percent
 from hwprune.core.widths import Limits, Widths
 from hwprune.latency.limited import LimitedLatency, SearchLatency, tightest
 from hwprune.methods._adjust import fastest
@@ -149,10 +149,10 @@ def _tell_unused(shop: Workshop, settled: Settlement) -> None:
     """Say that a part of the budget stays unused, and why."""
     if not settled.chosen.within or settled.chosen.utilisation >= LITTLE_USED:
         return
-    used = f"{settled.chosen.utilisation:.1%} of the budget is used"
+    used = f"{percent(settled.chosen.utilisation)} of the budget is used"
     binding = tightest(shop.graph, shop.table.space, shop.settings.budget.limits, settled.chosen.answer.widths)
     if binding is not None and binding[1] >= LITTLE_USED:
-        shop.folder.emit(Note(f"{used}: the limit on {Limits.WORDS[binding[0]]} is, by {binding[1]:.1%}"))
+        shop.folder.emit(Note(f"{used}: the limit on {Limits.WORDS[binding[0]]} is, by {percent(binding[1])}"))
         return
     if not settled.exhausted:
         text = f"{used} after {len(settled.trials)} candidates: the measurements contradicted one another"

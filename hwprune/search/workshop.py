@@ -17,6 +17,7 @@ from hwprune.core.errors import UsageError
 from hwprune.core.events import Caution, Note, OnEvent, Stop
 from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement, Protocol
+from hwprune.core.units import percent
 from hwprune.core.widths import Widths
 from hwprune.devices import AbstractBoard, check, connect
 from hwprune.graph import ChannelGraph, OnnxTemplate
@@ -89,7 +90,7 @@ class Workbench:
         sessions = 0
         while least > STEADY and (sessions < SESSIONS or self.patience_s > 0):
             if sessions:
-                self.folder.emit(Note(f"the interval is +-{scatter:.1%}: measuring again"))
+                self.folder.emit(Note(f"the interval is +-{percent(scatter)}: measuring again"))
             began_s = self.folder.elapsed_s
             timed = self._session(models, protocol, seed + sessions, anchor)
             if anchor and best:
@@ -101,7 +102,7 @@ class Workbench:
             if anchor or scatter < least:
                 best, least = timed, scatter
         if least > STEADY:
-            self.folder.emit(Caution(f"{sessions} sessions scattered by +-{least:.1%} and more", QUIETER))
+            self.folder.emit(Caution(f"{sessions} sessions scattered by +-{percent(least)} and more", QUIETER))
         return best
 
     def in_turns(self, models: dict[str, bytes], protocol: Protocol, *, seed: int) -> dict[str, Measurement]:
@@ -316,9 +317,10 @@ def _fitted(folder: RunFolder, table: LatencyTable, rows: int) -> FitReport:
 def judge_fit(report: FitReport, on_event: OnEvent) -> None:
     """Say when the latency model steers worse than a gradient search should be steered; measurements still decide."""
     found = report.scores
+    wrong_sign = percent(found.wrong_sign, 0)
     doubts = {
-        f"errs by {found.mape:.1%} on networks it has not seen": found.mape > FIT_MAPE,
-        f"has the wrong sign in {found.wrong_sign:.0%} of the steps of one tile": found.wrong_sign > FIT_WRONG_SIGN,
+        f"errs by {percent(found.mape)} on networks it has not seen": found.mape > FIT_MAPE,
+        f"has the wrong sign in {wrong_sign} of the steps of one tile": found.wrong_sign > FIT_WRONG_SIGN,
         f"has slopes at a cosine of {found.cosine:.2f} to the measured ones": found.cosine < FIT_COSINE,
     }
     if any(doubts.values()):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hwprune.core.errors import MethodGaveUp
 from hwprune.core.events import Caution, Event, Note, SearchStep
+from hwprune.core.units import percent
 from hwprune.graph import cut, trace
 from hwprune.methods import Answer, Problem, _dhp_search
 from hwprune.methods._dhp_budget import needed_travel
@@ -117,7 +118,7 @@ def test_11_the_first_check_within_the_budget_ends_the_proximal_steps_and_is_log
     steps = [event for event in events if isinstance(event, SearchStep)]
     first = next(step for step in steps if step.metrics["penalty"] == 0.0)
     assert f"after {first.step} of 12 steps" in met
-    assert f"cost {first.metrics['cost']:.1%} of dense" in met
+    assert f"cost {percent(first.metrics['cost'])} of dense" in met
     assert first.metrics["cost"] <= 0.6
     assert all(step.metrics["cost"] > 0.6 for step in steps if step.step < first.step)
     assert 1 < first.step < 12
@@ -137,7 +138,9 @@ def test_11_a_budget_that_is_not_reached_is_an_error_with_the_cost_at_the_end(ef
     assert search.target < share < 0.99
     with pytest.raises(MethodGaveUp, match=r"12 steps with penalty=4 did not shrink the latents to the budget") as bad:
         list(DHP(**options).search(problem))
-    assert f"costs {share:.1%} of dense ({efficiency}), the target is {search.target:.1%}" in bad.value.message
+    assert (
+        f"costs {percent(share)} of dense ({efficiency}), the target is {percent(search.target)}" in bad.value.message
+    )
     assert "penalty=0" in bad.value.hint
 
 
@@ -201,9 +204,9 @@ def test_11_what_the_proximal_steps_did_not_reach_is_cut_at_once_and_said(
     before = problem.latency.predict(problem.space.snap(counts)).latency_ms / problem.dense_ms
     assert before == 1.0 if not moving else 0.6 < before < 0.9
     (caution,) = [event for event in events if isinstance(event, Caution)]
-    assert f"did not meet the budget in 2 of 3 steps: what was live cost {before:.1%} of dense" in caution.text
+    assert f"did not meet the budget in 2 of 3 steps: what was live cost {percent(before)} of dense" in caution.text
     share = float((live & ~kept).sum() / live.sum())
-    assert f"the target is 60.0%. {share:.1%} of the live units were cut at once, to 59" in caution.text
+    assert f"the target is 60.0 %. {percent(share)} of the live units were cut at once, to 59" in caution.text
     assert "more epochs" in caution.hint
     assert not [event for event in events if isinstance(event, Note) and "met the budget" in event.text]
 

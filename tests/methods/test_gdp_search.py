@@ -95,7 +95,7 @@ def test_8_a_gate_in_between_is_an_error() -> None:
 
 def test_8_a_hold_that_ends_too_early_is_an_error_if_the_user_says_so(tmp_path: Path) -> None:
     problem = replace(tiny_problem(budget=0.5), checkpoint=tmp_path)
-    with pytest.raises(NotPolarised, match=r"the gates reached \d+% of the dense cost when the hold ended") as caught:
+    with pytest.raises(NotPolarised, match=r"the gates reached \d+ % of the dense cost when the hold ended") as caught:
         solved(problem, travel=0.1, late="error")
     assert "travel" in caught.value.hint
     events: list[Event] = []

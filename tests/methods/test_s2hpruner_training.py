@@ -87,7 +87,7 @@ def test_11_every_epoch_tells_gap_scores_and_latency_and_the_end_tells_what_reca
     assert len(measured) == len(set(measured))
     assert answer.log.history[-1]["hard_predicted_ms"] == pytest.approx(answer.predicted_ms)
     texts = [event.text for event in events if isinstance(event, Note)]
-    assert sum("measured 90.0% of the budget" in text for text in texts) == 2
+    assert sum("measured 90.0 % of the budget" in text for text in texts) == 2
     assert "without further training" in texts[-1]
     assert "with recalibrated batch norms" in texts[-1]
     steps = [event for event in events if isinstance(event, SearchStep)]

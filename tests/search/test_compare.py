@@ -15,6 +15,7 @@ from hwprune import api
 from hwprune.core.errors import MethodGaveUp, RunError, UsageError
 from hwprune.core.events import Caution, Event, Note
 from hwprune.core.files import read_json, write_json
+from hwprune.core.units import percent
 from hwprune.methods._saliency import taylor
 from hwprune.models import load_model
 from hwprune.report.comparison import MethodComparison, comparison_text
@@ -86,11 +87,11 @@ def test_files_and_text(found: MethodComparison, folder: Path) -> None:
     (difference,) = found.differences
     share = {run.method: run.share for run in found.runs if run.budget == "60%"}
     assert difference.latency_ratio == pytest.approx(share["wgates"] / share["uniform"])
-    assert f"  {difference.latency_ratio - 1:+.1%}" in text
-    assert ("unequal: more than 5% apart" in text) == difference.unequal
+    assert f"  {percent(difference.latency_ratio - 1, signed=True)}" in text
+    assert ("unequal: more than 5 % apart" in text) == difference.unequal
     apart = replace(found, differences=(replace(difference, latency_ratio=0.9),))
-    assert "-10.0%  unequal" in comparison_text(apart)
-    assert "unequal: more than 5% apart in latency" in comparison_text(apart)
+    assert "-10.0 %  unequal" in comparison_text(apart)
+    assert "unequal: more than 5 % apart in latency" in comparison_text(apart)
     page, plot = (runs / "comparison.html").read_text(), (runs / "comparison.svg").read_text()
     assert plot in page
     assert plot.count("<circle") == 3, "two runs and the dense network"

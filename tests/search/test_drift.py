@@ -16,6 +16,7 @@ from hwprune.core.errors import TableError
 from hwprune.core.events import Caution, Event, Note
 from hwprune.core.files import read_json
 from hwprune.core.measurement import Measurement
+from hwprune.core.units import percent
 from hwprune.latency.table import LatencyTable
 from hwprune.search.outcomes import Run
 from hwprune.search.tables import table_folders
@@ -65,7 +66,7 @@ def test_a_slower_machine_is_told_with_both_numbers(table: LatencyTable, dense: 
     from_a_faster_day(table, factor)
     heard = again(table, dense)
     (caution,) = (event for event in heard if isinstance(event, Caution))
-    assert f"(+{factor - 1:.0%})" in caution.text
+    assert f"({percent(factor - 1, 0, signed=True)})" in caution.text
     for ms in (now_ms, now_ms / factor):
         assert f"{ms:.3g}" in caution.text
     canaries = [event.text for event in heard if isinstance(event, Note) and "measured again" in event.text]
@@ -74,7 +75,7 @@ def test_a_slower_machine_is_told_with_both_numbers(table: LatencyTable, dense: 
 
 def test_rows_of_another_machine_are_not_mixed(table: LatencyTable, dense: nn.Module) -> None:
     from_a_faster_day(table, 1.5, unevenly=1.3)
-    with pytest.raises(TableError, match=r"its networks take \+(29|30|31)% in units of that"):
+    with pytest.raises(TableError, match=r"its networks take \+(29|30|31) % in units of that"):
         again(table, dense)
 
 

@@ -10,6 +10,7 @@ import pytest
 from hwprune.core.errors import RunError
 from hwprune.core.events import Event, Note
 from hwprune.core.files import read_json
+from hwprune.core.units import percent
 from hwprune.report.run_data import Result
 from hwprune.report.text import search_text
 from hwprune.search.outcomes import Run
@@ -26,7 +27,7 @@ def test_a_limit_tighter_than_the_budget_is_kept_and_told(search: Search) -> Non
     assert len(result.predictions) == 1, "what the limit holds down is not searched for again"
     assert result.predicted_ms == pytest.approx(result.measured_ms, rel=0.05), "the latency, not the limit"
     (told,) = [event.text for event in heard if isinstance(event, Note) and "the limit on" in event.text]
-    assert f"of the budget is used: the limit on parameters is, by {result.params / 400_000:.1%}" in told
+    assert f"of the budget is used: the limit on parameters is, by {percent(result.params / 400_000)}" in told
     assert not [text for text in result.cautions if "unused" in text or "is used" in text]
     assert "at most 400 k parameters, 9" in search_text(result)
     with pytest.raises(RunError, match=r"max_params: 400000 there, 500000 now"):

@@ -46,7 +46,7 @@ def test_a_steady_session_is_taken() -> None:
 def test_a_scattered_session_is_repeated() -> None:
     session, events = measured([{"pruned": 0.035}, {"pruned": 0.01}])
     assert session == 1
-    assert events == [Note("the interval is +-3.5%: measuring again")]
+    assert events == [Note("the interval is +-3.5 %: measuring again")]
 
 
 def test_all_networks_must_be_steady() -> None:
@@ -73,12 +73,12 @@ def test_a_run_waits_as_long_as_it_has_worked() -> None:
     [
         (0.049, 0.02, 0.9, None),
         (0.02, 0.0, math.nan, None),
-        (0.13, 0.0, 0.99, "the latency model errs by 13.0% on networks it has not seen"),
+        (0.13, 0.0, 0.99, "the latency model errs by 13.0 % on networks it has not seen"),
         (
             0.02,
             0.2,
             0.8,
-            "the latency model has the wrong sign in 20% of the steps of one tile; has slopes",
+            "the latency model has the wrong sign in 20 % of the steps of one tile; has slopes",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from hwprune.core.errors import DeviceError
 from hwprune.core.events import Caution, Note, OnEvent, Progress, ignore
 from hwprune.core.measurement import Fingerprint, LayerTime, Measurement, Protocol, Target
 from hwprune.core.tensors import RawTensor
-from hwprune.core.units import format_bytes
+from hwprune.core.units import format_bytes, percent
 from hwprune.devices.agent.framing import blob_name
 from hwprune.devices.board import (
     AbstractBoard,
@@ -192,7 +192,7 @@ class RemoteBoard(AbstractBoard):
         elif kind == "reopened":
             self.session_reference_ms = float(message["session_reference_ms"])
             if abs(self.reference_drift) > DRIFT:
-                text = f"the reference kernel now takes {self.reference_drift:+.1%} of its time before"
+                text = f"the reference kernel now takes {percent(self.reference_drift, signed=True)} of its time before"
                 on_event(Caution(f"{label}: {text}", "look at its clocks: hwprune doctor"))
 
     def _nonsense(self, what: str, error: Exception) -> DeviceError:
