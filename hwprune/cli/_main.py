@@ -37,7 +37,7 @@ from hwprune.cli import (
 )
 from hwprune.cli._console import early_streams, print_any_letter
 from hwprune.cli._verb import origin
-from hwprune.core.errors import BudgetInfeasible, HwpruneError, Interrupted, UsageError, unknown_name
+from hwprune.core.errors import BudgetInfeasible, DeviceError, HwpruneError, Interrupted, UsageError, unknown_name
 from hwprune.core.specs import temporary_folder, user_folder
 
 VERBS = (search, compare, inspect, profile, fit, predict, finetune, export, bench, explain, report, devices, doctor)
@@ -224,8 +224,6 @@ def parser_error(error: Exception) -> UsageError:
 
 
 def _os_error(error: OSError) -> HwpruneError:
-    from hwprune.core.errors import DeviceError
-
     hint = "free some space" if error.errno == errno.ENOSPC else "check path and permissions"
     return DeviceError(f"{error.filename or 'the system'}: {error.strerror or error}", hint=hint)
 

@@ -20,6 +20,7 @@ from hwprune.graph.stateless import called_with
 from hwprune.methods._base import Answer, Problem
 
 Norm = Literal["l1", "l2"]
+Score = Literal["taylor", "l1", "l2", "bn"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,15 @@ def taylor(
     scale = 0.5 * seen / max(batches, 1) ** 2
     scores = {name: (squares[name] * scale * leaves[name].detach()).cpu().numpy() for name in leaves}
     return Saliency(scores, seen)
+
+
+def saliency_by(problem: Problem, score: Score, *, images: int = 0) -> Saliency:
+    """The scores of that name; the Taylor ones from `images` training images."""
+    if score == "taylor":
+        return taylor(problem, images=images)
+    if score == "bn":
+        return Saliency(bn_scale(problem.model, problem.graph, problem.space), 0)
+    return Saliency(weight_norm(problem.model, problem.graph, problem.space, score), 0)
 
 
 def allowed_images(problem: Problem, images: int) -> int:

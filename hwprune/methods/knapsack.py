@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 from hwprune.methods._adjust import check_feasible
 from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, check_ranges
 from hwprune.methods._knapsack import Knapsack
-from hwprune.methods._saliency import Saliency, bn_scale, dense_answer, taylor, weight_norm
+from hwprune.methods._saliency import Score, dense_answer, saliency_by
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class KnapsackWidths(AbstractMethod):
     table of layer times; this one does over the allowed widths of coupled groups with a model of the whole network.
     """
 
-    score: Literal["taylor", "l1", "l2", "bn"] = field(
+    score: Score = field(
         default="taylor",
         metadata={"help": "what makes a unit worth keeping: taylor saliency, mean weight size (l1, l2) or bn scale"},
     )
@@ -35,16 +34,10 @@ class KnapsackWidths(AbstractMethod):
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Yield the one answer."""
         check_feasible(problem.space, problem.latency, problem.target_ms)
-        yield self.refit(problem, dense_answer(problem, self._saliency(problem)), problem.target_ms)
+        saliency = saliency_by(problem, self.score, images=self.saliency_images)
+        yield self.refit(problem, dense_answer(problem, saliency), problem.target_ms)
 
     def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
         """The same saliency within the other target."""
         fit = Knapsack(problem.space, problem.latency, answer.scores, self.bins, self.floor).fit(target_ms)
         return answer.at(fit)
-
-    def _saliency(self, problem: Problem) -> Saliency:
-        if self.score == "taylor":
-            return taylor(problem, images=self.saliency_images)
-        if self.score == "bn":
-            return Saliency(bn_scale(problem.model, problem.graph, problem.space), 0)
-        return Saliency(weight_norm(problem.model, problem.graph, problem.space, self.score), 0)

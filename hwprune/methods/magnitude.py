@@ -9,7 +9,7 @@ from typing import Literal
 from hwprune.methods._adjust import check_feasible
 from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice
 from hwprune.methods._families import ranked_family, widest_that_fits
-from hwprune.methods._saliency import Saliency, bn_scale, dense_answer, weight_norm
+from hwprune.methods._saliency import dense_answer, saliency_by
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,7 @@ class Magnitude(AbstractMethod):
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Yield the one answer."""
         check_feasible(problem.space, problem.latency, problem.target_ms)
-        if self.score == "bn":
-            scores = bn_scale(problem.model, problem.graph, problem.space)
-        else:
-            scores = weight_norm(problem.model, problem.graph, problem.space, self.score)
-        yield self.refit(problem, dense_answer(problem, Saliency(scores, 0)), problem.target_ms)
+        yield self.refit(problem, dense_answer(problem, saliency_by(problem, self.score)), problem.target_ms)
 
     def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:
         """The same ranking cut at the other target."""

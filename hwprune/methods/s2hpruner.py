@@ -31,7 +31,7 @@ from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choices
 from hwprune.methods._joint import train_search
 from hwprune.methods._questions import predicted
 from hwprune.methods._s2h_search import S2HSearch
-from hwprune.methods._saliency import Saliency, bn_scale, taylor, weight_norm
+from hwprune.methods._saliency import saliency_by
 from hwprune.training.bn import recalibrate_bn
 from hwprune.training.tasks import evaluate
 
@@ -104,7 +104,7 @@ class S2HPruner(AbstractMethod):
         and as measured where the problem has a device.
         """
         check_feasible(problem.space, problem.latency, problem.target_ms)
-        saliency = self._saliency(problem)
+        saliency = saliency_by(problem, self.order, images=self.saliency_images)
         search = S2HSearch(problem, self, saliency.scores)
         log = train_search(problem, search, _EpochReport(search))
         passes = saliency.image_passes + math.ceil(search.pass_thirds / 3)
@@ -112,13 +112,6 @@ class S2HPruner(AbstractMethod):
         answer = self.refit(problem, answer, problem.target_ms)
         _tell_scores(problem, answer)
         yield answer
-
-    def _saliency(self, problem: Problem) -> Saliency:
-        if self.order == "taylor":
-            return taylor(problem, images=self.saliency_images)
-        if self.order == "bn":
-            return Saliency(bn_scale(problem.model, problem.graph, problem.space), 0)
-        return Saliency(weight_norm(problem.model, problem.graph, problem.space, "l1"), 0)
 
 
 def _tell_scores(problem: Problem, answer: Answer) -> None:

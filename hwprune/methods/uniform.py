@@ -9,7 +9,7 @@ from typing import Literal
 from hwprune.methods._adjust import check_feasible
 from hwprune.methods._base import AbstractMethod, Answer, Problem, check_choice, check_ranges
 from hwprune.methods._families import uniform_family, widest_that_fits
-from hwprune.methods._saliency import Saliency, dense_answer, taylor, weight_norm
+from hwprune.methods._saliency import dense_answer, saliency_by
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,7 @@ class Uniform(AbstractMethod):
     def search(self, problem: Problem) -> Iterator[Answer]:
         """Yield the one answer."""
         check_feasible(problem.space, problem.latency, problem.target_ms)
-        if self.channels == "taylor":
-            saliency = taylor(problem, images=self.saliency_images)
-        else:
-            saliency = Saliency(weight_norm(problem.model, problem.graph, problem.space, "l1"), 0)
+        saliency = saliency_by(problem, self.channels, images=self.saliency_images)
         yield self.refit(problem, dense_answer(problem, saliency), problem.target_ms)
 
     def refit(self, problem: Problem, answer: Answer, target_ms: float) -> Answer:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
-from hwprune.core.errors import BudgetInfeasible, MethodGaveUp, RunError, TrainingDiverged
+from hwprune.core.errors import MethodGaveUp, RunError, TrainingDiverged
 from hwprune.core.events import Caution, Note, OnEvent, Stop, ignore, never
 from hwprune.core.files import read_json, write_json
 from hwprune.devices import check
@@ -76,7 +76,7 @@ def run_comparison(
                 dense_score=dense_score,
                 common=folder,
             )
-        except (BudgetInfeasible, MethodGaveUp, TrainingDiverged) as error:
+        except (MethodGaveUp, TrainingDiverged) as error:
             on_event(Caution(f"{cell.name} has no result: {error.message}", error.hint))
             failed[cell] = error.message
         else:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from hwprune.core import config
 from hwprune.core.errors import RunError, UsageError
+from hwprune.core.files import atomic_write_text
 from hwprune.core.measurement import Target
 from hwprune.core.units import format_ms, parse_count
 from hwprune.core.widths import Budget, Limits, Statistic
@@ -193,8 +194,6 @@ class SearchSettings:
 
     def write(self, path: Path) -> None:
         """Write `run.toml`."""
-        from hwprune.core.files import atomic_write_text
-
         atomic_write_text(path, config.to_toml(self.to_json()))
 
     @classmethod
