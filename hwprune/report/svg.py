@@ -35,14 +35,12 @@ class Axis:
     caption: str = ""
 
     @classmethod
-    def around(cls, values: Sequence[float], caption: str = "", *, margin: float = 0.08, zero: bool = False) -> Axis:
-        """The range of the values, a margin on both sides; from 0 when asked."""
+    def around(cls, values: Sequence[float], caption: str = "", *, margin: float = 0.08) -> Axis:
+        """The range of the values, a margin on both sides."""
         finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
         low, high = min(finite), max(finite)
-        if zero:
-            low = min(low, 0.0)
         span = (high - low) or abs(high) * 0.2 or 1.0
-        return cls(low if zero and low == 0 else low - margin * span, high + margin * span, caption)
+        return cls(low - margin * span, high + margin * span, caption)
 
     def ticks(self) -> tuple[float, ...]:
         """About five round values inside the range: multiples of 1, 2 or 5 times a power of ten."""

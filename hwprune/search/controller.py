@@ -27,6 +27,7 @@ UNUSED = 0.03
 UNUSED_UNDER_NOISE = 0.045
 # Below this share of the budget "the grid has nothing between" is not believed before a second look.
 LITTLE_USED = 0.95
+TRIES = 10  # candidates, after which the one that uses the budget best is taken
 # A network that reads slower than the other candidates lead the latency model to expect, by more than this, relative,
 # was disturbed or is one on which the model errs: a second session tells.
 SUSPECT = 0.03
@@ -110,14 +111,12 @@ class BudgetController:
         refit: Callable[[Answer, float], Answer],
         predict: Callable[[Answer], float],
         smallest_ms: Callable[[], float],
-        tries: int = 10,
         on_event: OnEvent = ignore,
     ) -> None:
         self.measure = measure
         self.refit = refit
         self.predict = predict
         self.smallest_ms = smallest_ms
-        self.tries = tries
         self.on_event = on_event
 
     def settle(self, answer: Answer, *, missed: Trial | None = None) -> Settlement:
@@ -128,7 +127,7 @@ class BudgetController:
         """
         seen = _Evidence(self.predict)
         following: Answer | None = answer
-        tries = self.tries
+        tries = TRIES
         if missed is not None:
             seen.believe(missed)
             following, tries = self._next_answer(missed, seen), tries + 1

@@ -27,7 +27,6 @@ def test_ticks_are_round_inside_and_not_many(seed: int) -> None:
 
 def test_range_around_values_and_around_none() -> None:
     assert Axis.around([1.0, 2.0], margin=0.1) == Axis(0.9, 2.1)
-    assert Axis.around([1.0, 2.0], margin=0.5, zero=True).low == 0.0
     assert Axis.around([]) == Axis.around([0.0, 1.0])
     flat = Axis.around([3.0, float("nan")])
     assert flat.low < 3.0 < flat.high
