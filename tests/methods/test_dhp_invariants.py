@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from gated_networks import batch
+from resumed_search import check_resumes
 from torch import Tensor
 from torch.func import functional_call
 
 from hwprune import methods
-from hwprune.core.errors import Interrupted, UsageError
+from hwprune.core.errors import UsageError
 from hwprune.core.events import Event, Note
 from hwprune.graph import OnnxTemplate, cut, trace
 from hwprune.methods import Answer, Problem
@@ -254,27 +255,8 @@ def test_15_every_prunable_latent_gets_a_gradient(name: str, backend: str) -> No
 @pytest.mark.parametrize("options", [{}, {"backend": "factored", "embedding": 2, "start": "hyper_fan_in"}])
 def test_16_a_resumed_search_repeats_an_uninterrupted_one_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
     problem = tiny_problem(budget=0.5)
-    problem = replace(problem, plan=replace(problem.plan, checkpoint_s=0.0, schedule="cosine"))
-    method = DHP(saliency_images=16, **options)
-    (whole,) = method.search(problem)
-    for folder, at in (("early", 4), ("late", 10)):
-        asked: list[int] = []
-
-        def stop(asked: list[int] = asked, at: int = at) -> bool:
-            asked.append(1)
-            return len(asked) == at
-
-        with pytest.raises(Interrupted):
-            list(method.search(replace(problem, checkpoint=tmp_path / folder, stop=stop)))
-        (resumed,) = method.search(replace(problem, checkpoint=tmp_path / folder))
-        assert resumed.log is not None
-        assert resumed.log.resumed_at == at
-        assert (resumed.widths, resumed.keep) == (whole.widths, whole.keep)
-        for group, scores in whole.scores.items():
-            np.testing.assert_array_equal(resumed.scores[group], scores)
-        assert whole.state is not None
-        assert resumed.state is not None
-        assert all(torch.equal(value, resumed.state[key]) for key, value in whole.state.items())
+    problem = replace(problem, plan=replace(problem.plan, schedule="cosine"))
+    check_resumes(DHP(saliency_images=16, **options), problem, tmp_path, 4, 10)
 
 
 def small_digits() -> Problem:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gdp_states import solved, trained
+from gdp_states import QUICK, solved, trained
+from resumed_search import check_resumes
 
-from hwprune.core.errors import Interrupted, public_class
+from hwprune.core.errors import public_class
 from hwprune.core.events import Caution, Event, SearchStep
 from hwprune.methods import _gdp_search
 from hwprune.methods._gdp_gates import (
@@ -125,27 +126,7 @@ def test_10_the_checkpoint_has_eps_pressure_and_the_log_of_closings() -> None:
 def test_10_a_resumed_search_repeats_an_uninterrupted_one_bit_for_bit(
     tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
-    problem = tiny_problem(name, 0.5)
-    problem = replace(problem, plan=replace(problem.plan, checkpoint_s=0.0))
-    whole = solved(problem, **options)
-    for number in (3, 8):
-        done: list[int] = []
-
-        def stop(done: list[int] = done, number: int = number) -> bool:
-            done.append(1)
-            return len(done) == number
-
-        folder = tmp_path / str(number)
-        with pytest.raises(Interrupted):
-            solved(replace(problem, checkpoint=folder, stop=stop), **options)
-        resumed = solved(replace(problem, checkpoint=folder), **options)
-        assert resumed.log is not None
-        assert resumed.log.resumed_at == number
-        assert resumed.keep == whole.keep
-        for group in problem.space.names:
-            np.testing.assert_array_equal(resumed.scores[group], whole.scores[group])
-        for key, value in (whole.state or {}).items():
-            assert torch.equal(value, (resumed.state or {})[key]), key
+    check_resumes(GDP(**{**QUICK, **options}), tiny_problem(name, 0.5), tmp_path, 3, 8)
 
 
 @every_family

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from gated_networks import batch
+from resumed_search import check_resumes
 from torch.func import functional_call
 
-from hwprune.core.errors import Interrupted, UsageError
+from hwprune.core.errors import UsageError
 from hwprune.core.events import Event, SearchStep
 from hwprune.graph import cut, gate_parameters, mask
 from hwprune.methods import AbstractMethod, Problem
@@ -177,28 +178,7 @@ def test_rates_do_not_depend_on_the_number_of_steps() -> None:
 
 @BOTH
 def test_a_resumed_search_of_widths_repeats_an_uninterrupted_one_bit_for_bit(tmp_path: Path, form: str) -> None:
-    problem = tiny_problem(budget=0.5)
-    problem = replace(problem, plan=replace(problem.plan, checkpoint_s=0.0))
-    method = LearnedWidths(form=form)
-    (whole,) = method.search(problem)
-    for stop_at in (5, 11):
-        asked: list[int] = []
-
-        def stop(asked: list[int] = asked, stop_at: int = stop_at) -> bool:
-            asked.append(1)
-            return len(asked) == stop_at
-
-        folder = tmp_path / str(stop_at)
-        with pytest.raises(Interrupted):
-            list(method.search(replace(problem, checkpoint=folder, stop=stop)))
-        (resumed,) = method.search(replace(problem, checkpoint=folder))
-        assert resumed.log is not None
-        assert resumed.log.resumed_at == stop_at
-        assert resumed.keep == whole.keep
-        assert whole.state is not None
-        assert resumed.state is not None
-        for key, value in whole.state.items():
-            assert torch.equal(value, resumed.state[key]), key
+    check_resumes(LearnedWidths(form=form), tiny_problem(budget=0.5), tmp_path, 5, 11)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", [LearnedWidths(), S2HPruner(), KnapsackWidths(floor=0.0)])

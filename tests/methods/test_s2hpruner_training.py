@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from gated_networks import batch
+from resumed_search import check_resumes
 from s2h_states import LEARNING, close, expected_widths, gradients, masks_of, scattered, started
 
-from hwprune.core.errors import Interrupted, UsageError
+from hwprune.core.errors import UsageError
 from hwprune.core.events import Event, Note, SearchStep
 from hwprune.core.widths import Widths
 from hwprune.graph import cut
@@ -31,28 +32,8 @@ def test_10_a_resumed_search_repeats_logits_order_statistics_and_rates_bit_for_b
     tmp_path: Path, balance: str, name: str
 ) -> None:
     problem = tiny_problem(name, 0.5)
-    problem = replace(problem, plan=replace(problem.plan, checkpoint_s=0.0, schedule="onecycle"))
-    method = S2HPruner(balance=balance, saliency_images=16)  # type: ignore[arg-type]
-    (whole,) = method.search(problem)
-    for stop_at in (5, 11):
-        asked: list[int] = []
-
-        def stop(asked: list[int] = asked, stop_at: int = stop_at) -> bool:
-            asked.append(1)
-            return len(asked) == stop_at
-
-        folder = tmp_path / str(stop_at)
-        with pytest.raises(Interrupted):
-            list(method.search(replace(problem, checkpoint=folder, stop=stop)))
-        (resumed,) = method.search(replace(problem, checkpoint=folder))
-        assert resumed.log is not None
-        assert resumed.log.resumed_at == stop_at
-        assert resumed.keep == whole.keep
-        assert resumed.image_passes == whole.image_passes
-        assert whole.state is not None
-        assert resumed.state is not None
-        for key, value in whole.state.items():
-            assert torch.equal(value, resumed.state[key]), key
+    problem = replace(problem, plan=replace(problem.plan, schedule="onecycle"))
+    check_resumes(S2HPruner(balance=balance, saliency_images=16), problem, tmp_path, 5, 11)  # type: ignore[arg-type]
 
 
 def test_10_state_covers_both_sets_of_statistics_logits_and_multiplier() -> None:

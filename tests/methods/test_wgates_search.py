@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from gated_networks import batch
+from resumed_search import check_resumes
 from torch import Tensor, nn
 from wgates_states import started
 
-from hwprune.core.errors import Interrupted
 from hwprune.core.events import Event, SearchStep
 from hwprune.graph import trace
 from hwprune.methods._efficiency import Efficiency
@@ -38,30 +38,7 @@ def test_11_a_resumed_search_repeats_an_uninterrupted_one_bit_for_bit(
     tmp_path: Path, name: str, stopped_at: int, options: dict[str, Any]
 ) -> None:
     """Of 12 steps; with `settle` the stop is behind the choice of units."""
-    problem = tiny_problem(name, 0.5)
-    problem = replace(problem, plan=replace(problem.plan, checkpoint_s=0.0))
-    method = WGates(bias_travel=6.0, **options)
-    (whole,) = method.search(problem)
-    done: list[Event] = []
-
-    def stop() -> bool:
-        done.append(SearchStep(0, 0, 0.0))
-        return len(done) == stopped_at
-
-    interrupted = replace(problem, checkpoint=tmp_path, stop=stop)
-    with pytest.raises(Interrupted):
-        list(method.search(interrupted))
-    (resumed,) = method.search(replace(problem, checkpoint=tmp_path))
-    assert resumed.log is not None
-    assert resumed.log.resumed_at == stopped_at
-    assert resumed.widths == whole.widths
-    assert resumed.keep == whole.keep
-    for group in problem.space.names:
-        np.testing.assert_array_equal(resumed.scores[group], whole.scores[group])
-    assert whole.state is not None
-    assert resumed.state is not None
-    for key, value in whole.state.items():
-        assert torch.equal(value, resumed.state[key]), key
+    check_resumes(WGates(bias_travel=6.0, **options), tiny_problem(name, 0.5), tmp_path, stopped_at)
 
 
 def test_11_state_covers_multiplier_and_averages(tmp_path: Path) -> None:
