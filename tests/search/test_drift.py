@@ -18,6 +18,8 @@ from hwprune.core.files import read_json
 from hwprune.core.measurement import Measurement
 from hwprune.core.units import percent
 from hwprune.latency.table import LatencyTable
+from hwprune.search import finish
+from hwprune.search.finish import Verified
 from hwprune.search.outcomes import Run
 from hwprune.search.tables import table_folders
 from hwprune.training import Data
@@ -79,12 +81,26 @@ def test_rows_of_another_machine_are_not_mixed(table: LatencyTable, dense: nn.Mo
         again(table, dense)
 
 
-def test_a_budget_in_milliseconds_is_one_of_today(search: Search, table: LatencyTable, tmp_path: Path) -> None:
-    """Half as fast for good: what takes 0.6 of the dense network's time in the table's milliseconds takes 1.2 of it."""
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_budget_in_milliseconds_is_one_of_today(
+    search: Search, table: LatencyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempts: int
+) -> None:
+    """Half as fast for good: what takes 0.6 of the dense network's time in the table's milliseconds takes 1.2 of it.
+
+    Also where the first finetuned network misses the budget and the next candidates are timed beside it.
+    """
     root = table.folder.parents[2]
     share = search(tables=root, run_dir=tmp_path / "before").result
     from_a_faster_day(LatencyTable.open(table_folders(root)[0]), 2.0)
     heard: list[Event] = []
+    honest, asked = finish.verify, []
+
+    def verify(*given: Any, **options: Any) -> Verified:
+        found = honest(*given, **options)
+        asked.append(found)
+        return found if len(asked) == attempts else replace(found, budget_ms=0.97 * found.budget_ms)
+
+    monkeypatch.setattr(finish, "verify", verify)
     run = search(
         latency=None, latency_ms=share.budget_ms, tables=root, run_dir=tmp_path / "after", on_event=heard.append
     )
@@ -92,6 +108,7 @@ def test_a_budget_in_milliseconds_is_one_of_today(search: Search, table: Latency
     assert run.result.dense_ms == pytest.approx(share.dense_ms, rel=0.02)
     assert run.result.measured_ms is not None
     assert 0.9 * share.budget_ms < run.result.measured_ms <= share.budget_ms
+    assert len(list((run.folder / "settled").iterdir())) == attempts
     assert run.result.predicted_ms == pytest.approx(run.result.measured_ms, rel=0.05)
     assert any("when the latency table was made" in text for text in run.result.warnings)
     table = LatencyTable.open(table_folders(root)[0])
