@@ -6,13 +6,13 @@ run for whatever is initialised lazily, and only then the capture, which freezes
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from hwprune.core.errors import UsageError
@@ -244,7 +244,7 @@ def example_bytes(dtype: str, count: int) -> bytes:
     return whole[: count * ITEM_BYTES[dtype]]
 
 
-@functools.cache
+@lru_cache(maxsize=3)  # one for each type
 def _block(code: str) -> bytes:
     rng = random.Random(0)
     values = [rng.choice((-1, 1)) * rng.uniform(0.5, 1.5) for _ in range(BLOCK)]
