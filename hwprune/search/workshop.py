@@ -92,7 +92,7 @@ class Workbench:
             if sessions:
                 self.folder.emit(Note(f"the interval is +-{percent(scatter)}: measuring again"))
             began_s = self.folder.elapsed_s
-            timed = self._session(models, protocol, seed + sessions, anchor)
+            timed = self._timed(models, protocol, seed + sessions, anchor)
             if anchor and best:
                 timed = {name: best[name].joined(measured) for name, measured in timed.items()}
             scatter = max(found.scatter for found in timed.values())
@@ -107,9 +107,9 @@ class Workbench:
 
     def in_turns(self, models: dict[str, bytes], protocol: Protocol, *, seed: int) -> dict[str, Measurement]:
         """One session, in the milliseconds of when the budget was fixed."""
-        return self._session(models, protocol, seed, self.anchor)
+        return self._timed(models, protocol, seed, self.anchor)
 
-    def _session(
+    def _timed(
         self, models: dict[str, bytes], protocol: Protocol, seed: int, anchor: AnchorWidths | None
     ) -> dict[str, Measurement]:
         unit = anchor.network(self.template) if anchor else None
