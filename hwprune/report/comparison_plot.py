@@ -39,7 +39,10 @@ STYLE = (
 
 
 def comparison_plot(found: MethodComparison) -> str:
-    """Score against the measured share of the dense latency with its interval, a colour a method; an SVG file."""
+    """Score against the measured share of the dense latency with its interval, a colour a method; an SVG file.
+
+    The key names the methods by their mean score, the best on top.
+    """
     timed = [(run, run.share, run.score) for run in found.runs if run.share is not None and run.score is not None]
     if not timed:
         return ""
@@ -53,19 +56,19 @@ def comparison_plot(found: MethodComparison) -> str:
     plot.note((1.0, found.dense_score), "dense", anchor="end", dx=-8, dy=4)
     if found.simulated:
         plot.note((x.low, y.high), "SIMULATED: no hardware was timed", dx=8, dy=14)
-    drawn = list(dict.fromkeys(run.method for run, _, _ in timed))
-    for method in drawn:
+    methods = dict.fromkeys(run.method for run, _, _ in timed)
+    drawn = {method: [item for item in timed if item[0].method == method] for method in methods}
+    ranked = sorted(drawn, key=lambda method: -sum(score for _, _, score in drawn[method]) / len(drawn[method]))
+    for method, own in drawn.items():
         kind = colour_class(method)
-        own = [(run, share, score) for run, share, score in timed if run.method == method]
-        means = _means(own)
-        plot.line(means, kind)
+        plot.line(_means(own), kind)
         for run, share, score in own:
             reached = score_text(found.score_name, score, 1)
             text = f"{method}, {run.budget}, seed {run.seed}: {share:.3f} of dense measured, {reached}"
             if run.share_ci:
                 plot.line([(end, score) for end in run.share_ci], kind)
             plot.dot((share, score), kind, text, radius=4)
-        line = -10 - 15 * (len(drawn) - 1 - drawn.index(method))
+        line = -10 - 15 * (len(ranked) - 1 - ranked.index(method))
         plot.note((x.high, y.low), method, anchor="end", dx=-8, dy=line, kind=kind)
     return standalone(plot.svg(), STYLE + _colours())
 

@@ -46,6 +46,14 @@ def test_a_method_has_one_colour_in_every_plot() -> None:
         assert notes["gdp"] == f"note {colour_class('gdp')}"
 
 
+def test_the_key_has_the_best_method_on_top() -> None:
+    svg = comparison_plot(comparison("uniform", "gdp", "dhp"))  # each a point better than the one before
+    notes = [
+        item for item in ElementTree.fromstring(svg).iterfind(".//{*}text") if item.text in ("uniform", "gdp", "dhp")
+    ]
+    assert [item.text for item in sorted(notes, key=lambda item: float(item.get("y", "")))] == ["dhp", "gdp", "uniform"]
+
+
 def test_a_variant_is_dashed_in_the_colour_of_its_method() -> None:
     plain, variant = colour_class("metapruning"), colour_class("metapruning:sampler=random")
     assert variant == f"{plain} variant"
