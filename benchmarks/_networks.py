@@ -14,6 +14,7 @@ from hwprune import api
 from hwprune.core.events import CandidateMeasured, EpochDone, Event, Note
 from hwprune.core.files import atomic_write_text, write_json
 from hwprune.core.specs import cache_folder
+from hwprune.core.units import percent
 from hwprune.report.comparison import MethodComparison, comparison_text
 from hwprune.report.comparison_plot import comparison_plot
 from hwprune.training import load_data
@@ -87,12 +88,16 @@ def as_markdown(found: MethodComparison) -> str:
             cells += [run.verdict] + [""] * (len(columns) - len(cells) - 1)
         else:
             cells.append(f"{run.share:.3f} [{run.share_ci[0]:.3f}, {run.share_ci[1]:.3f}]")
-            cells += [f"{run.utilisation:.1%}" + ("" if run.verdict == "pass" else " (miss)"), f"{100 * run.score:.1f}"]
+            cells += [percent(run.utilisation) + ("" if run.verdict == "pass" else " (miss)"), f"{100 * run.score:.1f}"]
             cells += [f"{run.divergence:.3f}", f"{run.image_passes / found.train_images:.2f}"]
             for baseline in baselines:
                 item = points.get((run.budget, run.method, baseline))
                 text = f"{100 * item.score:+.1f} [{100 * item.ci[0]:+.1f}, {100 * item.ci[1]:+.1f}]" if item else ""
-                cells.append(f"{text} at {item.latency_ratio - 1:+.0%} latency" if item and item.unequal else text)
+                cells.append(
+                    f"{text} at {percent(item.latency_ratio - 1, 0, signed=True)} latency"
+                    if item and item.unequal
+                    else text
+                )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

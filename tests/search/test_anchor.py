@@ -27,27 +27,28 @@ def test_it_is_kept_as_it_was() -> None:
     assert AnchorWidths.from_json(anchor.to_json()) == anchor
 
 
+def times(timed: Measurement, slower: float, *, gauge: float = 1.0) -> Measurement:
+    """A measurement whose laps took so many times as long, and those of the gauge beside them."""
+    rounds = [
+        replace(
+            item,
+            laps_ms=tuple(slower * lap for lap in item.laps_ms),
+            before_ms=tuple(gauge * level for level in item.before_ms),
+            after_ms=tuple(gauge * level for level in item.after_ms),
+        )
+        for item in timed.rounds
+    ]
+    return replace(timed, rounds=tuple(rounds))
+
+
 def pace_of_networks(monkeypatch: pytest.MonkeyPatch, factor: Callable[[], float]) -> None:
     """Let every session from now on have its own speed, which the reference kernel does not see."""
     measure = Board.measure
 
     def paced(board: Board, models: Mapping[str, bytes], **options: Any) -> dict[str, Measurement]:
         slower = factor()
-        return {
-            name: replace(
-                found,
-                rounds=tuple(
-                    replace(
-                        item,
-                        laps_ms=tuple(slower * lap for lap in item.laps_ms),
-                        before_ms=tuple((slower if found.anchored else 1) * level for level in item.before_ms),
-                        after_ms=tuple((slower if found.anchored else 1) * level for level in item.after_ms),
-                    )
-                    for item in found.rounds
-                ),
-            )
-            for name, found in measure(board, models, **options).items()
-        }
+        timed = measure(board, models, **options)
+        return {name: times(found, slower, gauge=slower if found.anchored else 1.0) for name, found in timed.items()}
 
     monkeypatch.setattr(Board, "measure", paced)
 
@@ -131,9 +132,3 @@ def test_stepping_back_is_measured_beside_the_network_that_missed(
     assert run.verdict == "pass"
     assert run.result.utilisation is not None
     assert run.result.utilisation > 0.965
-
-
-def times(timed: Measurement, slower: float) -> Measurement:
-    """A measurement whose laps took so many times as long, beside the same gauge."""
-    rounds = [replace(item, laps_ms=tuple(slower * lap for lap in item.laps_ms)) for item in timed.rounds]
-    return replace(timed, rounds=tuple(rounds))
