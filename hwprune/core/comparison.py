@@ -6,7 +6,8 @@ This file needs the standard library only and runs on the device.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hwprune.core import statistics
@@ -41,6 +42,13 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """A JSON document, the verdict included."""
         return {**asdict(self), "ci": list(self.ci), "verdict": self.verdict}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Comparison:
+        """The comparison that `to_json` wrote. Unknown keys are left out."""
+        names = {entry.name for entry in fields(cls)}
+        low, high = document["ci"]
+        return cls(**{**{key: value for key, value in document.items() if key in names}, "ci": (low, high)})
 
 
 def compare(baseline: Measurement, subject: Measurement) -> Comparison:

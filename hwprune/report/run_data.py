@@ -155,7 +155,7 @@ class Result:
             target=Target(**values["target"]),
             warnings=tuple(values.get("warnings", ())),
             measurements={name: Measurement.from_json(item) for name, item in values.get("measurements", {}).items()},
-            comparison=None if comparison is None else _comparison(comparison),
+            comparison=None if comparison is None else Comparison.from_json(comparison),
             predictions=tuple(Candidate.from_json(item) for item in values.get("predictions", ())),
         )
         return cls(**values)
@@ -312,10 +312,6 @@ def _required(entry: dataclasses.Field[Any]) -> bool:
 def _interval(values: Any) -> tuple[float, float]:
     low, high = values
     return float(low), float(high)
-
-
-def _comparison(document: Mapping[str, Any]) -> Comparison:
-    return Comparison(**{**_known(Comparison, document), "ci": _interval(document["ci"])})
 
 
 def _mapping(path: Path) -> dict[str, Any]:

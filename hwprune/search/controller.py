@@ -11,7 +11,7 @@ or the other candidates speak against it, and until then it bounds nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hwprune.core.events import CandidateMeasured, OnEvent, ignore
@@ -89,10 +89,10 @@ class Settlement:
 
 
 @dataclass(frozen=True)
-class Missed:
-    """A finetuned network over the budget that its candidate had met: what is believed of it, and it as an anchor."""
+class Believed:
+    """What earlier attempts were verified to be, finetuned, and the last of them as an anchor."""
 
-    trial: Trial
+    trials: tuple[Trial, ...]
     anchor: AnchorWidths
 
 
@@ -119,19 +119,19 @@ class BudgetController:
         self.smallest_ms = smallest_ms
         self.on_event = on_event
 
-    def settle(self, answer: Answer, *, missed: Trial | None = None) -> Settlement:
+    def settle(self, answer: Answer, *, believed: Sequence[Trial] = ()) -> Settlement:
         """Measure and move until a candidate is within the budget and uses it, or the grid has none between.
 
-        `missed`: what was verified over the budget though its candidate was not; it is believed, and what follows is
-        chosen below it.
+        `believed`: what is verified already, the last of which is not what its candidate had promised: what follows is
+        chosen from there, below what was over the budget and above what was within it.
         """
         seen = _Evidence(self.predict)
         following: Answer | None = answer
-        tries = TRIES
-        if missed is not None:
-            seen.believe(missed)
-            following, tries = self._next_answer(missed, seen), tries + 1
-        while following is not None and len(seen.trials) < tries:
+        for trial in believed:
+            seen.believe(trial)
+        if believed:
+            following = self._next_answer(believed[-1], seen)
+        while following is not None and len(seen.trials) < TRIES + len(believed):
             trial = seen.add(self._try(following))
             if trial.settled:
                 break

@@ -6,12 +6,15 @@ import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from hwprune.core.comparison import Comparison
+from hwprune.core.errors import RunError
 from hwprune.core.events import Caution, Note
+from hwprune.core.files import read_json, write_json
 from hwprune.core.measurement import Measurement, Protocol
 from hwprune.core.units import format_ms, percent
 from hwprune.core.widths import Statistic
@@ -42,6 +45,11 @@ class Verified:
         """Whether even the upper end of the measured interval meets the budget."""
         return self.pruned.statistic(self.statistic)[2] <= self.budget_ms
 
+    @property
+    def utilisation(self) -> float:
+        """Measured latency as a share of the budget."""
+        return self.pruned.statistic(self.statistic)[0] / self.budget_ms
+
     def fields(self, cautions: Iterable[str] = ()) -> dict[str, Any]:
         """The fields of a result that this session decides; its warnings are those of the run and of the session."""
         value, low, high = self.pruned.statistic(self.statistic)
@@ -53,27 +61,71 @@ class Verified:
             "measured_ci_ms": (low, high),
             "simulated": self.pruned.simulated,
             "warnings": tuple(dict.fromkeys((*self.dense.warnings, *self.pruned.warnings, *cautions))),
-            "utilisation": value / self.budget_ms,
+            "utilisation": self.utilisation,
             "measurements": {"dense": self.dense, "pruned": self.pruned},
             "comparison": self.comparison,
         }
 
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document from which `from_json` makes an equal verification."""
+        return {
+            "pruned": self.pruned.to_json(),
+            "dense": self.dense.to_json(),
+            "comparison": self.comparison.to_json(),
+            "budget_ms": self.budget_ms,
+            "statistic": self.statistic,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Verified:
+        """What `to_json` wrote."""
+        return cls(
+            Measurement.from_json(document["pruned"]),
+            Measurement.from_json(document["dense"]),
+            Comparison.from_json(document["comparison"]),
+            float(document["budget_ms"]),
+            document["statistic"],
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finetuned network was verified to be, and the images that went forward and backward for it."""
+
+    verified: Verified
+    image_passes: int
+
+    def write(self, path: Path) -> None:
+        """Keep it: measured again, a network could be given another verdict."""
+        write_json(path, {"image_passes": self.image_passes, "verified": self.verified.to_json()})
+
+    @classmethod
+    def read(cls, path: Path) -> Outcome | None:
+        """What `write` kept, or None where the file is none yet. Raises `RunError` for a damaged one."""
+        if not path.exists():
+            return None
+        document = read_json(path)
+        try:
+            return cls(Verified.from_json(document["verified"]), int(document["image_passes"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path} cannot be read: {error!r}", hint="remove the run folder") from error
+
 
 @dataclass(frozen=True)
 class Finished:
-    """The pruned network, what it was made from, its test scores through the stages, and its verification."""
+    """The pruned network, what it was made from, its test scores through the stages, and its outcome."""
 
     model: nn.Module
     answer: Answer
     scores: Mapping[str, float]
-    verified: Verified
-    image_passes: int
+    outcome: Outcome
 
 
-def finish(shop: Workshop, answer: Answer, attempt: int, *, candidate_ms: float) -> Finished:
+def finish(shop: Workshop, answer: Answer, attempt: int, *, candidate_ms: float, kept: Path) -> Finished:
     """Make the network of an answer, finetune it, export it and measure the exported file against the dense one.
 
-    `candidate_ms` is what a network of these widths has measured before.
+    `candidate_ms` is what a network of these widths has measured before; what it was verified to be is `kept` in a file
+    and taken from there the next time.
     """
     stage = "finetune" if attempt == 0 else f"finetune-{attempt}"
     if shop.dense_score is None:
@@ -86,10 +138,14 @@ def finish(shop: Workshop, answer: Answer, attempt: int, *, candidate_ms: float)
     scores.update(shipped_score(shop, shipment))
     seed = shop.settings.seed + 1000 + attempt
     patience_s = shop.folder.seconds.get(stage, 0.0)
-    verified = shop.folder.stage(
-        "verify", lambda: verify(shop, shipped, seed=seed, candidate_ms=candidate_ms, patience_s=patience_s)
-    )
-    return Finished(small, answer, scores, verified, passes)
+
+    def work() -> Outcome:
+        verified = verify(shop, shipped, seed=seed, candidate_ms=candidate_ms, patience_s=patience_s)
+        outcome = Outcome(verified, passes)
+        outcome.write(kept)
+        return outcome
+
+    return Finished(small, answer, scores, Outcome.read(kept) or shop.folder.stage("verify", work))
 
 
 def verify(

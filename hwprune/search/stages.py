@@ -7,17 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from hwprune.core import config, plugins
-from hwprune.core.events import CandidateMeasured, Caution, Note
+from hwprune.core.events import CandidateMeasured
 from hwprune.core.measurement import Measurement
-from hwprune.core.units import format_ms, percent
-from hwprune.core.widths import Limits, Widths
-from hwprune.latency.limited import LimitedLatency, SearchLatency, tightest
+from hwprune.core.widths import Widths
+from hwprune.latency.limited import LimitedLatency, SearchLatency
 from hwprune.methods._adjust import fastest
 from hwprune.methods._base import AbstractMethod, Answer, Problem
 from hwprune.methods._questions import predicted
 from hwprune.search.answers import load_answer, save_answer
-from hwprune.search.controller import AIM, LITTLE_USED, BudgetController, Missed, Settlement, Trial
-from hwprune.search.workshop import QUIETER, Workshop
+from hwprune.search.controller import AIM, Believed, BudgetController, Settlement, Trial
+from hwprune.search.workshop import Workshop
 
 
 def make_method(name: str, options: dict[str, Any]) -> AbstractMethod:
@@ -98,12 +97,13 @@ def _least_ms(shop: Workshop) -> float:
 
 
 def settle(
-    shop: Workshop, method: AbstractMethod, answer: Answer, *, reserve: float = 0.0, missed: Missed | None = None
+    shop: Workshop, method: AbstractMethod, answer: Answer, *, reserve: float = 0.0, believed: Believed | None = None
 ) -> Settlement:
     """Measure and move until the candidate meets the budget and uses it, leaving a `reserve`, a share of the budget.
 
-    With `missed` it goes on below that network and beside it: what its finetuned weights measured is where the search
-    stands, and a network of nearly its size reads a few percent less in any hour, whatever has become of the machine.
+    With `believed` it goes on from the last network verified and beside it: what its finetuned weights measured is
+    where the search stands, and a network of nearly its size reads a few percent less or more in any hour, whatever has
+    become of the machine.
     """
     statistic = shop.settings.statistic
     tried: list[Trial] = []
@@ -111,7 +111,7 @@ def settle(
     def trial(candidate: Answer, *, decides: bool) -> tuple[Trial, Measurement]:
         seed = shop.settings.seed + 1 + 2 * len(tried) + decides
         network = {"candidate": shop.template.at(candidate.keep)}
-        timed = shop.measure(network, seed=seed, decides=decides, beside=missed.anchor if missed else None)
+        timed = shop.measure(network, seed=seed, decides=decides, beside=believed.anchor if believed else None)
         value, low, high = timed["candidate"].statistic(statistic)
         return Trial(candidate, value, (low, high), shop.budget_ms * (1 - reserve)), timed["candidate"]
 
@@ -140,29 +140,4 @@ def settle(
         smallest_ms=lambda: predicted(shop.latency, shop.table.space.smallest()),
         on_event=shop.folder.emit,
     )
-    settled = controller.settle(answer, missed=missed.trial if missed else None)
-    _tell_unused(shop, settled)
-    return settled
-
-
-def _tell_unused(shop: Workshop, settled: Settlement) -> None:
-    """Say that a part of the budget stays unused, and why."""
-    if not settled.chosen.within or settled.chosen.utilisation >= LITTLE_USED:
-        return
-    used = f"{percent(settled.chosen.utilisation)} of the budget is used"
-    binding = tightest(shop.graph, shop.table.space, shop.settings.budget.limits, settled.chosen.answer.widths)
-    if binding is not None and binding[1] >= LITTLE_USED:
-        shop.folder.emit(Note(f"{used}: the limit on {Limits.WORDS[binding[0]]} is, by {percent(binding[1])}"))
-        return
-    if not settled.exhausted:
-        text = f"{used} after {len(settled.trials)} candidates: the measurements contradicted one another"
-        shop.folder.emit(Caution(text, hint=QUIETER))
-        return
-    wider = settled.next_wider
-    detail = f"; the next wider candidate needs {format_ms(wider.measured_ms)}" if wider else ""
-    shop.folder.emit(
-        Caution(
-            f"{used}: the method has no candidate between{detail}",
-            hint="a smaller --tile or --min-keep gives a finer grid",
-        )
-    )
+    return controller.settle(answer, believed=believed.trials if believed else ())

@@ -128,7 +128,7 @@ def test_stepping_back_is_measured_beside_the_network_that_missed(
     monkeypatch.setattr(Board, "measure", partial_to)
     monkeypatch.setattr(finish, "verify", verify)
     run = search(latency="60%", method="greedy", tile=4, finetune_epochs=0.0, tables=tmp_path)
-    assert (run.folder / "settled" / "0" / "in_vain.json").exists()
+    assert (run.folder / "settled" / "1").exists()
     assert run.verdict == "pass"
     assert run.result.utilisation is not None
     assert run.result.utilisation > 0.965

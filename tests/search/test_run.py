@@ -27,8 +27,7 @@ from hwprune.core.files import Journal, read_json
 from hwprune.core.measurement import Measurement
 from hwprune.devices import connect
 from hwprune.report.run_data import RunData
-from hwprune.search import finish, refine
-from hwprune.search import run as running
+from hwprune.search import attempts, finish, refine
 from hwprune.search.outcomes import Run
 from hwprune.training import Data, evaluate
 
@@ -169,7 +168,7 @@ def test_a_settled_candidate_is_not_measured_anew(
         patch.setattr(finish, "export_network", killed)
         with pytest.raises(Killed):
             search(method="wgates", tables=tmp_path / "tables")
-    monkeypatch.setattr(running, "settle", killed)
+    monkeypatch.setattr(attempts, "settle", killed)
     resumed = search(method="wgates", tables=tmp_path / "tables")
     monkeypatch.undo()
     straight = search(method="wgates", tables=tmp_path / "other tables", run_dir=tmp_path / "straight")
@@ -305,7 +304,7 @@ def test_what_a_method_finds_infeasible_is_a_result(search: Search, monkeypatch:
     def refused(*args: Any, **options: Any) -> None:
         raise BudgetInfeasible("no network of this space is predicted within 0.1 ms", smallest_ms=0.2)
 
-    monkeypatch.setattr(running, "settle", refused)
+    monkeypatch.setattr(attempts, "settle", refused)
     run = search()
     assert run.verdict == read_json(run.folder / "result.json")["verdict"] == "infeasible"
     assert run.result.smallest_ms == RunData.read(run.folder).result.measurements["smallest"].latency_ms

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,48 +14,16 @@ from torch import nn
 
 from hwprune import api
 from hwprune.core.errors import RunError, UsageError
-from hwprune.core.events import Event, Note, ignore
+from hwprune.core.events import ignore
 from hwprune.core.files import Journal, read_json
 from hwprune.search import finish, workshop
 from hwprune.search.finish import Verified
 from hwprune.search.outcomes import Run
-from hwprune.search.run import MOST_SLOWER
 from hwprune.search.run_folder import RunFolder, find_run
 from hwprune.search.settings import SearchSettings
 from hwprune.training import ArraySet, Data
 
 Search = Callable[..., Run]
-
-
-def missed(verified: Verified) -> Verified:
-    """The same measurement against a budget just below it."""
-    return dataclasses.replace(verified, budget_ms=0.999 * verified.pruned.latency_ms)
-
-
-def test_an_attempt_in_vain_is_not_tried_again(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that stepped back and was killed goes on below: measured often enough, anything passes once."""
-    honest, asked = finish.verify, []
-
-    def verify(*given: Any, **options: Any) -> Verified:
-        asked.append(options["seed"])
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        return missed(honest(*given, **options)) if len(asked) == 1 else honest(*given, **options)
-
-    monkeypatch.setattr(finish, "verify", verify)
-    with pytest.raises(KeyboardInterrupt):
-        search()
-    heard: list[Event] = []
-    resumed = search(on_event=heard.append).result
-    assert asked == [1000, 1001, 1001]
-    assert not any(isinstance(event, Note) and "stepping back" in event.text for event in heard)
-    assert resumed.verdict == "pass"
-    folder = Path(resumed.run_dir)
-    searched, trained = (
-        read_json(folder / name)["image_passes"] for name in ("answer/answer.json", "settled/0/in_vain.json")
-    )
-    assert trained > 0
-    assert resumed.image_passes == searched + 2 * trained, "both finetunings count"
 
 
 def test_a_prediction_is_from_before_the_measurement(search: Search) -> None:
@@ -106,66 +73,6 @@ def test_the_last_run_is_none_that_was_refused(search: Search, tmp_path: Path) -
     shutil.rmtree(run.folder)
     with pytest.raises(UsageError, match="there is no run in"):
         find_run("last", tmp_path / "runs")
-
-
-def test_stepping_back_goes_to_another_network(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ships always reads 3 % more than its candidate did: the same network again would miss again."""
-    honest = finish.verify
-
-    def verify(*given: Any, **options: Any) -> Verified:
-        found = honest(*given, **options)
-        return dataclasses.replace(found, budget_ms=0.97 * found.budget_ms)
-
-    monkeypatch.setattr(finish, "verify", verify)
-    result = search(method="greedy", tile=4).result
-    attempts = [read_json(path / "trials.json") for path in sorted((Path(result.run_dir) / "settled").iterdir())]
-    chosen = [attempt["trials"][attempt["chosen"]] for attempt in attempts]
-    assert len(chosen) > 1
-    assert all(later["measured_ms"] < before["measured_ms"] for before, later in itertools.pairwise(chosen))
-    assert result.verdict == "pass"
-    assert result.utilisation is not None
-    assert result.utilisation > 0.9
-    missed = read_json(Path(result.run_dir) / "settled" / "0" / "in_vain.json")
-    again = attempts[1]["trials"][0]
-    assert (again["widths"], again["measured_ms"]) == (chosen[0]["widths"], missed["measured_ms"])
-
-
-def test_a_verdict_from_a_disturbed_minute_does_not_halve_the_network(
-    search: Search, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Seen on EfficientNet-Lite0: 0.756 ms settled, 1.32 ms in the verdict; the run ended at 56 % of its budget."""
-    honest, asked = finish.verify, []
-
-    def verify(*given: Any, **options: Any) -> Verified:
-        found = honest(*given, **options)
-        asked.append(found)
-        if len(asked) > 1:
-            return found
-        rounds = tuple(
-            dataclasses.replace(item, laps_ms=tuple(1.75 * lap for lap in item.laps_ms)) for item in found.pruned.rounds
-        )
-        return dataclasses.replace(found, pruned=dataclasses.replace(found.pruned, rounds=rounds))
-
-    monkeypatch.setattr(finish, "verify", verify)
-    result = search(method="greedy", tile=4).result
-    assert len(asked) == 2
-    missed = read_json(Path(result.run_dir) / "settled" / "0" / "in_vain.json")
-    assert missed["measured_ms"] > 1.5 * result.budget_ms
-    assert result.verdict == "pass"
-    assert result.utilisation is not None
-    assert result.utilisation > 0.97 / MOST_SLOWER
-
-
-def test_where_no_other_network_is_left_none_is_trained_again(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, asked = finish.verify, []
-
-    def verify(*given: Any, **options: Any) -> Verified:
-        asked.append(options["seed"])
-        return missed(honest(*given, **options))
-
-    monkeypatch.setattr(finish, "verify", verify)
-    result = search(tile=64, latency="75%").result  # met by the smallest network of this grid alone
-    assert (result.verdict, asked) == ("miss", [1000])
 
 
 def interrupted(*given: Any, **options: Any) -> Verified:
