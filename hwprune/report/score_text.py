@@ -20,11 +20,11 @@ def score_text(score_name: str, score: float | None, decimals: int | None = None
     return f"{100 * score if is_share(score_name) else score:.{decimals}f} {_unit(score_name, '%')}"
 
 
-def change_text(score_name: str, change: float, decimals: int = 1) -> str:
+def change_text(score_name: str, change: float) -> str:
     """`-0.2 points`, `+0.31 dB`."""
     if is_share(score_name):
-        return f"{100 * change:+.{decimals}f} points"
-    return f"{change:+.{max(decimals, 2)}f} {_unit(score_name, '')}"
+        return f"{100 * change:+.1f} points"
+    return f"{change:+.2f} {_unit(score_name, '')}"
 
 
 def interval_text(score_name: str, change: float, low: float, high: float) -> str:

@@ -50,11 +50,11 @@ def find_table(
             on_event(Caution(f"a latency table is left out: {error.message}", error.hint))
             known.append(f"{folder}, which cannot be read")
             continue
-        of_target = target is None or _measured_as(table) == target
+        of_target = target is None or table.fingerprint.target() == target
         of_network = graph is None or _is_of(table, graph)
         if (name is None or table.model_name == table_name(name)) and of_target and of_network:
             return table
-        known.append(f"{table.model_name} ({_measured_as(table).label()})")
+        known.append(f"{table.model_name} ({table.fingerprint.target().label()})")
     there = f"; there are: {', '.join(dict.fromkeys(known))}" if known else ""
     wanted = f" of {name}" if name else ""
     on = f" for {target.label()}" if target else ""
@@ -69,11 +69,6 @@ def _is_of(table: LatencyTable, graph: ChannelGraph) -> bool:
     if not set(table.space.names) <= set(dense):
         return False
     return restrict(graph.op_templates, table.space, dense) == table.op_templates
-
-
-def _measured_as(table: LatencyTable) -> Target:
-    mark = table.fingerprint
-    return Target(mark.device, mark.runtime, mark.precision, mark.batch, mark.threads)
 
 
 def store_model(table: LatencyTable, model: AbstractLatencyModel) -> None:

@@ -56,9 +56,9 @@ class RuntimeConformance:
 
     def test_refuses_a_precision_it_cannot_compute_in(self) -> None:
         foreign = [name for name in PRECISIONS if name not in self.runtime.precisions]
-        if foreign:
-            with pytest.raises(UsageError, match=foreign[0]):
-                self.runtime.check(Target(precision=foreign[0]))
+        for name in foreign:
+            with pytest.raises(UsageError, match=name):
+                self.runtime.check(Target(precision=name))
 
     def test_the_fingerprint_is_complete_and_repeats(self) -> None:
         fingerprint = self.runtime.fingerprint(self.target)

@@ -192,7 +192,8 @@ class RemoteBoard(AbstractBoard):
         elif kind == "reopened":
             self.session_reference_ms = float(message["session_reference_ms"])
             if abs(self.reference_drift) > DRIFT:
-                text = f"the reference kernel now takes {percent(self.reference_drift, signed=True)} of its time before"
+                pace = "longer" if self.reference_drift > 0 else "less"
+                text = f"the reference kernel takes {percent(abs(self.reference_drift))} {pace} than before"
                 on_event(Caution(f"{label}: {text}", "look at its clocks: hwprune doctor"))
 
     def _nonsense(self, what: str, error: Exception) -> DeviceError:
