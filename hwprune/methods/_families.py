@@ -22,12 +22,12 @@ def widest_that_fits(space: SearchSpace, latency: SearchLatency, family: Sequenc
     least = check_feasible(space, latency, target_ms)
     distinct = list(dict.fromkeys(family))
     values = np.array([widths.values_tuple() for widths in distinct], dtype=np.int64)
-    predicted = np.asarray(latency.predict_batch(values))
-    fitting = np.nonzero(predicted <= target_ms)[0]
+    latencies_ms = np.asarray(latency.predict_batch(values))
+    fitting = np.nonzero(latencies_ms <= target_ms)[0]
     if not len(fitting):
         return least
     base = distinct[fitting[-1]]
-    fit = Fit(base, float(predicted[fitting[-1]]))
+    fit = Fit(base, float(latencies_ms[fitting[-1]]))
     tried: set[str] = set()
     for wider in distinct[fitting[-1] + 1 :]:
         for name in base:

@@ -80,18 +80,15 @@ def runtimes_text(
 
 
 def _machine(item: Measurement) -> str:
-    print_ = item.fingerprint
-    threads = "1 thread" if print_.threads == 1 else f"{print_.threads} threads"
-    text = f"{print_.device}: {print_.cpu_model}, batch {print_.batch}, {threads}, clock {item.clock}"
+    mark = item.fingerprint
+    threads = "1 thread" if mark.threads == 1 else f"{mark.threads} threads"
+    text = f"{mark.device}: {mark.cpu_model}, batch {mark.batch}, {threads}, clock {item.clock}"
     return f"SIMULATED {text}" if item.simulated else text
 
 
 def _runtimes(measurements: Mapping[str, Measurement], pairs: Mapping[str, PairLike]) -> list[str]:
     found = {pairs[name].runtime: item.fingerprint for name, item in measurements.items()}
-    return [
-        f"  {label}: version {print_.runtime_version}, computes in {print_.precision}"
-        for label, print_ in found.items()
-    ]
+    return [f"  {label}: version {mark.runtime_version}, computes in {mark.precision}" for label, mark in found.items()]
 
 
 def _ratio(ratios: Mapping[tuple[str, str], Comparison], name: str, line: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from hwprune.core.errors import BudgetInfeasible, RunError
 from hwprune.core.events import Caution, Note, OnEvent, Stop, ignore, never
 from hwprune.core.files import read_json, write_json
 from hwprune.latency.limited import check_limits
+from hwprune.latency.scores import Scores
 from hwprune.methods._base import AbstractMethod
 from hwprune.models import load_model, load_weights
 from hwprune.report.html import FILE as REPORT
@@ -143,7 +144,7 @@ def _common(shop: Workshop) -> dict[str, Any]:
     }
 
 
-def _fit_scores(scores: Any, label_noise: float | None) -> dict[str, float]:
+def _fit_scores(scores: Scores, label_noise: float | None) -> dict[str, float]:
     kept = {name: value for name, value in vars(scores).items() if isinstance(value, float) and math.isfinite(value)}
     return {**kept, **({} if label_noise is None else {"label_noise": label_noise})}
 
