@@ -14,7 +14,7 @@ from hwprune.core.files import create_json, read_json, write_json
 from hwprune.core.measurement import Measurement, Protocol
 from hwprune.core.statistics import median
 from hwprune.core.units import format_ms
-from hwprune.core.widths import Statistic
+from hwprune.core.widths import Statistic, Widths
 from hwprune.devices import Anchor
 from hwprune.latency.limited import tightest
 from hwprune.methods._questions import predicted
@@ -24,6 +24,8 @@ from hwprune.search.workshop import Workshop
 
 FILE = "baseline.json"  # in a run folder
 ANCHORING = 3  # sessions that compare the anchor with the dense network: the median of them counts
+REFINING = 2  # sessions before them that look for an anchor whose latency differs from the budget by less than NEAR
+NEAR = 0.05
 
 
 @dataclass(frozen=True)
@@ -123,27 +125,40 @@ def _measured(shop: Workshop) -> Baseline:
 
 
 def _anchor(shop: Workshop, found: Baseline) -> AnchorWidths:
-    """The anchor of the budget, in the milliseconds of the session in which that was fixed."""
-    space = shop.table.space
-    # By predicted shares: the milliseconds of the table may be those of another hour.
+    """The anchor of the budget, in the milliseconds of the session in which that was fixed.
+
+    Predictions are those of another hour, in which a network of this size may have taken another share of the dense
+    one: the first that is measured says by how much, and the next is nearer to the budget.
+    """
     share = found.budget_ms / found.dense.statistic(shop.settings.statistic)[0]
-    try:
-        widths = uniform_widths(space, shop.latency, share * predicted(shop.latency, space.dense()))
-    except BudgetInfeasible:  # predicted, where the measurement says that the smallest network may do
-        widths = space.smallest()
-    unit = Anchor(shop.template.at_widths(widths), 1.0)
-    times = []  # of the dense network, in those of the anchor
-    for session in range(ANCHORING):
-        seed = shop.settings.seed + 100 + session
-        timed = shop.board.measure(
-            {"dense": shop.template.dense},
-            protocol=Protocol.default(),
-            seed=seed,
-            anchor=unit,
-            on_event=shop.folder.emit,
-        )
-        times.append(timed["dense"].latency_ms)
+    widths = _near(shop, share * predicted(shop.latency, shop.table.space.dense()))
+    for session in range(REFINING):
+        measured_share = 1 / _dense_in(shop, widths, session=ANCHORING + session)
+        if abs(measured_share / share - 1) <= NEAR:
+            break
+        widths = _near(shop, predicted(shop.latency, widths) * share / measured_share)
+    times = [_dense_in(shop, widths, session=session) for session in range(ANCHORING)]
     return AnchorWidths(widths, found.dense.latency_ms / median(times))
+
+
+def _near(shop: Workshop, predicted_ms: float) -> Widths:
+    """The uniform network predicted nearest below that, or the smallest."""
+    try:
+        return uniform_widths(shop.table.space, shop.latency, predicted_ms)
+    except BudgetInfeasible:  # predicted, where the measurement says that the smallest network may do
+        return shop.table.space.smallest()
+
+
+def _dense_in(shop: Workshop, widths: Widths, *, session: int) -> float:
+    """The median latency of the dense network in those of the network of these widths."""
+    timed = shop.board.measure(
+        {"dense": shop.template.dense},
+        protocol=Protocol.default(),
+        seed=shop.settings.seed + 100 + session,
+        anchor=Anchor(shop.template.at_widths(widths), 1.0),
+        on_event=shop.folder.emit,
+    )
+    return timed["dense"].latency_ms
 
 
 def _tell(shop: Workshop, found: Baseline) -> None:
