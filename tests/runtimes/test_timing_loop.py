@@ -352,6 +352,33 @@ def test_beside_an_anchor_the_ratio_is_measured(anchor_ms: float) -> None:
     assert Measurement.from_json(json.loads(json.dumps(found["a"].to_json()))) == found["a"]
 
 
+class ColdSession(FakeSession):
+    """Takes twice as long in its first run after another network's, and a tenth longer in the second."""
+
+    def __init__(self, machine: Machine, ms: float, runs: list[object]) -> None:
+        super().__init__(machine, ms)
+        self._runs = runs
+
+    def run(self) -> None:
+        super().run()
+        since = next((place for place, session in enumerate(reversed(self._runs)) if session is not self), 9)
+        if since < 2:
+            self._machine.run((1.0, 0.1)[since] * self._ms, sensitivity=1.0, flips=True)
+        self._runs.append(self)
+
+
+@pytest.mark.parametrize("anchor_ms", [0.4, 1.0, 2.5])
+def test_beside_an_anchor_networks_are_warm(anchor_ms: float) -> None:
+    """One whose weights the anchor pushes out of the caches takes what it takes alone."""
+    machine, runs = Machine(Disturbances(seed=0)), list[object]()
+    clock = VirtualClock(machine)
+    gauge = AnchorGauge(ColdSession(machine, anchor_ms, runs), clock)
+    loop = TimingLoop(gauge, clock, reference_ms=1.0, fingerprint=FINGERPRINT)
+    openers = {"cold": lambda: ColdSession(machine, 0.44, runs), "hardened": lambda: FakeSession(machine, 0.44)}
+    for found in loop.measure(openers, QUICK).values():
+        assert found.latency_ms == pytest.approx(0.44 / anchor_ms, rel=0.002)
+
+
 def test_what_slows_networks_and_not_the_reference_kernel_cancels() -> None:
     """Networks half as fast again, in stretches of 30 ms that the reference kernel does not see."""
     what = {"jitter": 0.003, "flip_rise": 0.5, "flip_s": 0.03}
