@@ -145,7 +145,7 @@ def paced(monkeypatch: pytest.MonkeyPatch, *, candidates: float, outcomes: tuple
     return shipped
 
 
-NARROW: dict[str, Any] = {"method": "greedy", "tile": 4}
+FINE_GRID: dict[str, Any] = {"method": "greedy", "tile": 4}
 
 
 def test_stepping_up_uses_what_a_disturbed_session_left(
@@ -153,7 +153,7 @@ def test_stepping_up_uses_what_a_disturbed_session_left(
 ) -> None:
     """All candidates read 10 % too slow: the finetuned network takes 0.89 of the budget, a wider one fills it."""
     shipped = paced(monkeypatch, candidates=1.1, outcomes=(1.0, 1.0))
-    run = search(**NARROW, tables=tmp_path)
+    run = search(**FINE_GRID, tables=tmp_path)
     first, second = (verified(run.result.run_dir, attempt).latency_ms for attempt in (0, 1))
     assert first < 0.92 * run.result.budget_ms < second
     assert run.verdict == "pass"
@@ -168,7 +168,7 @@ def test_a_wider_network_over_the_budget_does_not_take_the_place_of_the_first(
 ) -> None:
     """The wider network's verdict reads 8 % too slow: the run ends with the network before it, as it was."""
     shipped = paced(monkeypatch, candidates=1.1, outcomes=(1.0, 1.08, 1.0))
-    run = search(**NARROW, tables=tmp_path)
+    run = search(**FINE_GRID, tables=tmp_path)
     first = verified(run.result.run_dir, 0)
     assert len(shipped) == 2
     assert (run.folder / "model.onnx").read_bytes() == shipped[0] != shipped[1]
@@ -200,9 +200,9 @@ def test_a_run_killed_on_the_way_up_goes_on_there(
 
     monkeypatch.setattr(module, name, killed)
     with pytest.raises(KeyboardInterrupt):
-        search(**NARROW, tables=tmp_path)
+        search(**FINE_GRID, tables=tmp_path)
     outcome = (tmp_path / "run" / "settled" / "0" / "outcome.json").read_bytes()
-    run = search(**NARROW, tables=tmp_path)
+    run = search(**FINE_GRID, tables=tmp_path)
     assert (run.folder / "settled" / "0" / "outcome.json").read_bytes() == outcome
     assert (run.verdict, len(shipped)) == ("pass", 2)
     assert (run.folder / "model.onnx").read_bytes() == shipped[0] != shipped[1]
