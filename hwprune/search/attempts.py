@@ -54,10 +54,20 @@ class Attempt:
 
     def believed(self) -> Trial:
         """What the finetuned network measured, as far as it is believed; never within the budget if it was not."""
-        verified, candidate = self.verified, self.settled.chosen
+        verified, share = self.verified, self._believed_share()
         measured_ms, low, high = verified.pruned.statistic(verified.statistic)
-        share = min(measured_ms, max(MOST_SLOWER * candidate.measured_ms, verified.budget_ms)) / measured_ms
-        return Trial(candidate.answer, measured_ms * share, (low * share, high * share), verified.budget_ms)
+        answer = self.settled.chosen.answer
+        return Trial(answer, measured_ms * share, (low * share, high * share), verified.budget_ms)
+
+    def anchor(self) -> AnchorWidths:
+        """The finetuned network as what others are timed beside."""
+        latency_ms = self.verified.pruned.latency_ms * self._believed_share()
+        return AnchorWidths(self.settled.chosen.answer.widths, latency_ms)
+
+    def _believed_share(self) -> float:
+        measured_ms, _, _ = self.verified.pruned.statistic(self.verified.statistic)
+        most_ms = max(MOST_SLOWER * self.settled.chosen.measured_ms, self.verified.budget_ms)
+        return min(measured_ms, most_ms) / measured_ms
 
 
 def verified_network(shop: Workshop, method: AbstractMethod, answer: Answer) -> tuple[Finished, tuple[Attempt, ...]]:
@@ -124,12 +134,10 @@ def _settled(
     def work() -> Settlement:
         believed = None
         if before:
-            _tell(shop, before[-1], direction)
-            last = before[-1].verified.pruned
-            shop.learn(before[-1].settled.chosen.answer.widths, last)
-            trials = tuple(attempt.believed() for attempt in before)
-            share = trials[-1].measured_ms / last.statistic(shop.settings.statistic)[0]
-            believed = Believed(trials, AnchorWidths(trials[-1].answer.widths, last.latency_ms * share))
+            last = before[-1]
+            _tell(shop, last, direction)
+            shop.learn(last.settled.chosen.answer.widths, last.verified.pruned)
+            believed = Believed(tuple(attempt.believed() for attempt in before), last.anchor())
         settled = settle(shop, method, answer, reserve=reserve, believed=believed)
         save_settlement(settled, folder)
         return settled

@@ -133,11 +133,12 @@ def _anchor(shop: Workshop, found: Baseline) -> AnchorWidths:
     share = found.budget_ms / found.dense.statistic(shop.settings.statistic)[0]
     widths = _near(shop, share * predicted(shop.latency, shop.table.space.dense()))
     for session in range(REFINING):
-        measured_share = 1 / _dense_in(shop, widths, session=ANCHORING + session)
+        measured_share = 1 / _dense_in(shop, shop.template.at_widths(widths), session=ANCHORING + session)
         if abs(measured_share / share - 1) <= NEAR:
             break
         widths = _near(shop, predicted(shop.latency, widths) * share / measured_share)
-    times = [_dense_in(shop, widths, session=session) for session in range(ANCHORING)]
+    network = shop.template.at_widths(widths)
+    times = [_dense_in(shop, network, session=session) for session in range(ANCHORING)]
     return AnchorWidths(widths, found.dense.latency_ms / median(times))
 
 
@@ -149,13 +150,13 @@ def _near(shop: Workshop, predicted_ms: float) -> Widths:
         return shop.table.space.smallest()
 
 
-def _dense_in(shop: Workshop, widths: Widths, *, session: int) -> float:
-    """The median latency of the dense network in those of the network of these widths."""
+def _dense_in(shop: Workshop, network: bytes, *, session: int) -> float:
+    """The median latency of the dense network in those of another."""
     timed = shop.board.measure(
         {"dense": shop.template.dense},
         protocol=Protocol.default(),
         seed=shop.settings.seed + 100 + session,
-        anchor=Anchor(shop.template.at_widths(widths), 1.0),
+        anchor=Anchor(network, 1.0),
         on_event=shop.folder.emit,
     )
     return timed["dense"].latency_ms

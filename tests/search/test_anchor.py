@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from slower_laps import times
 
 from hwprune.core.events import Caution, Event
 from hwprune.core.files import read_json
@@ -25,20 +25,6 @@ from hwprune.search.outcomes import Run
 def test_it_is_kept_as_it_was() -> None:
     anchor = AnchorWidths(Widths((("a", 16), ("b", 8))), 0.8)
     assert AnchorWidths.from_json(anchor.to_json()) == anchor
-
-
-def times(timed: Measurement, slower: float, *, gauge: float = 1.0) -> Measurement:
-    """A measurement whose laps took so many times as long, and those of the gauge beside them."""
-    rounds = [
-        replace(
-            item,
-            laps_ms=tuple(slower * lap for lap in item.laps_ms),
-            before_ms=tuple(gauge * level for level in item.before_ms),
-            after_ms=tuple(gauge * level for level in item.after_ms),
-        )
-        for item in timed.rounds
-    ]
-    return replace(timed, rounds=tuple(rounds))
 
 
 def pace_of_networks(monkeypatch: pytest.MonkeyPatch, factor: Callable[[], float]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slower_laps import times
 
 from hwprune.core.errors import RunError
 from hwprune.core.events import Event, Note
@@ -26,12 +27,6 @@ def verified(run_dir: str, attempt: int) -> Measurement:
     """What the finetuned network of an attempt measured."""
     document = read_json(Path(run_dir) / "settled" / str(attempt) / "outcome.json")
     return Measurement.from_json(document["verified"]["pruned"])
-
-
-def slowed(timed: Measurement, factor: float) -> Measurement:
-    """A measurement whose laps took so many times as long."""
-    rounds = [dataclasses.replace(item, laps_ms=tuple(factor * lap for lap in item.laps_ms)) for item in timed.rounds]
-    return dataclasses.replace(timed, rounds=tuple(rounds))
 
 
 def missed(verified: Verified) -> Verified:
@@ -97,7 +92,7 @@ def test_a_verdict_from_a_disturbed_minute_does_not_halve_the_network(
 
     def verify(*given: Any, **options: Any) -> Verified:
         found = honest(*given, **options)
-        asked.append(found if asked else dataclasses.replace(found, pruned=slowed(found.pruned, 1.75)))
+        asked.append(found if asked else dataclasses.replace(found, pruned=times(found.pruned, 1.75)))
         return asked[-1]
 
     monkeypatch.setattr(finish, "verify", verify)
@@ -131,7 +126,7 @@ def paced(monkeypatch: pytest.MonkeyPatch, *, candidates: float, outcomes: tuple
 
     def paced_measure(board: Board, models: Mapping[str, bytes], **options: Any) -> dict[str, Measurement]:
         timed = measure(board, models, **options)
-        return {name: slowed(found, factors[-1]) if name != "dense" else found for name, found in timed.items()}
+        return {name: times(found, factors[-1]) if name != "dense" else found for name, found in timed.items()}
 
     def verify(shop: Any, onnx: bytes, **options: Any) -> Verified:
         shipped.append(onnx)
