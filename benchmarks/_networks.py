@@ -35,8 +35,10 @@ class Setting:
 SETTINGS = {"lite0": Setting("lite0_tiny20", 0.25, 1.5), "resnet20": Setting("resnet20x2", 0.1, 0.5)}
 
 
-def compare(name: str, methods: Sequence[str], budgets: Sequence[str], seeds: int, runs: Path) -> MethodComparison:
-    """Run what is missing of a comparison; its folder keeps every run."""
+def compare(
+    name: str, methods: Sequence[str], budgets: Sequence[str], seeds: int, runs: Path, *, times: float = 1.0
+) -> MethodComparison:
+    """Run what is missing of a comparison; its folder keeps every run. `times`: that many times the training."""
     setting = SETTINGS[name]
     recipe = RECIPES[setting.recipe]
     return api.compare(
@@ -46,8 +48,8 @@ def compare(name: str, methods: Sequence[str], budgets: Sequence[str], seeds: in
         methods=methods,
         budgets=budgets,
         seeds=seeds,
-        epochs=setting.epochs,
-        total_epochs=setting.total_epochs,
+        epochs=setting.epochs * times,
+        total_epochs=setting.total_epochs * times,
         train_precision="auto",
         run_dir=runs / name,
         tables=runs / "tables",
@@ -62,12 +64,13 @@ def main(description: str, methods: Sequence[str], record: str) -> None:
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS))
     parser.add_argument("--methods", nargs="+", default=list(methods))
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--times", type=float, default=1.0, help="this many times the training; needs --runs of its own")
     parser.add_argument("--runs", type=Path, default=cache_folder() / "methods")
     parser.add_argument("--record", default=record, help="name of the files in results/")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for network in options.network or list(SETTINGS):
-        found = compare(network, options.methods, options.budgets, options.seeds, options.runs)
+        found = compare(network, options.methods, options.budgets, options.seeds, options.runs, times=options.times)
         print(comparison_text(found), as_markdown(found), sep="\n\n", flush=True)
         write_json(RESULTS / f"{options.record}_{network}.json", found.to_json())
         plot = comparison_plot(found)
