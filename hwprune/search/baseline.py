@@ -136,7 +136,10 @@ def _anchor(shop: Workshop, found: Baseline) -> AnchorWidths:
         measured_share = 1 / _dense_in(shop, shop.template.at_widths(widths), session=ANCHORING + session)
         if abs(measured_share / share - 1) <= NEAR:
             break
-        widths = _near(shop, predicted(shop.latency, widths) * share / measured_share)
+        nearer = _near(shop, predicted(shop.latency, widths) * share / measured_share)
+        if nearer == widths:  # the grid has none nearer
+            break
+        widths = nearer
     network = shop.template.at_widths(widths)
     times = [_dense_in(shop, network, session=session) for session in range(ANCHORING)]
     return AnchorWidths(widths, found.dense.latency_ms / median(times))

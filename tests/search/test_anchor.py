@@ -16,8 +16,9 @@ from hwprune.core.files import read_json
 from hwprune.core.measurement import Measurement, Protocol, Target
 from hwprune.core.widths import Widths
 from hwprune.devices import Board, connect
-from hwprune.search import finish
+from hwprune.search import baseline, finish
 from hwprune.search.anchor import AnchorWidths
+from hwprune.search.baseline import ANCHORING, NEAR, Baseline
 from hwprune.search.finish import Verified
 from hwprune.search.outcomes import Run
 
@@ -134,6 +135,27 @@ def test_the_anchor_is_of_the_budgets_size_in_an_hour_that_favours_large_network
 
     monkeypatch.setattr(Board, "measure", favoured)
     run = search(**options, tables=tmp_path)
-    baseline = read_json(run.folder / "baseline.json")
-    assert baseline["anchor"]["latency_ms"] == pytest.approx(baseline["budget_ms"], rel=0.06)
+    found = read_json(run.folder / "baseline.json")
+    assert found["anchor"]["latency_ms"] == pytest.approx(found["budget_ms"], rel=0.06)
     assert run.verdict == "pass"
+
+
+def test_no_session_goes_into_an_anchor_that_the_grid_cannot_better(
+    search: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is asked for, the grid has the smallest network only, which is far from the budget."""
+    sessions: list[int] = []
+    measure = Board.measure
+
+    def counted(board: Board, models: Mapping[str, bytes], **given: Any) -> dict[str, Measurement]:
+        if set(models) == {"dense"} and given.get("anchor"):
+            sessions.append(given["seed"])
+        return measure(board, models, **given)
+
+    monkeypatch.setattr(Board, "measure", counted)
+    monkeypatch.setattr(baseline, "_near", lambda shop, predicted_ms: shop.table.space.smallest())
+    run = search(latency="60%", method="uniform", finetune_epochs=0.0)
+    found = Baseline.of_run(run.folder)
+    assert found.anchor is not None
+    assert found.anchor.latency_ms < (1 - NEAR) * found.budget_ms
+    assert len(sessions) == len(set(sessions)) == 1 + ANCHORING
