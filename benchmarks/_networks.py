@@ -64,7 +64,9 @@ def main(description: str, methods: Sequence[str], record: str) -> None:
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS))
     parser.add_argument("--methods", nargs="+", default=list(methods))
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--times", type=float, default=1.0, help="this many times the training; needs --runs of its own")
+    parser.add_argument(
+        "--times", type=float, default=1.0, help="this many times the training; needs --runs of its own"
+    )
     parser.add_argument("--runs", type=Path, default=cache_folder() / "methods")
     parser.add_argument("--record", default=record, help="name of the files in results/")
     options = parser.parse_args()
