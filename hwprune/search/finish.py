@@ -20,6 +20,7 @@ from hwprune.core.units import format_ms, percent
 from hwprune.core.widths import Statistic
 from hwprune.graph import cut
 from hwprune.methods._base import Answer
+from hwprune.search.controller import LITTLE_USED
 from hwprune.search.drift import DRIFT
 from hwprune.search.settings import SearchSettings
 from hwprune.search.shipping import export_network, shipped_score
@@ -154,13 +155,18 @@ def verify(
     """Time what ships as its candidate was, without the dense network; then beside that, for the ratio.
 
     `candidate_ms` is the former measurement of these widths. Where it met the budget and this session does not, one
-    session stands against one and a third decides, for stepping back would cost a second finetuning. Sessions that
-    scatter, or contradict `candidate_ms`, were disturbed for their whole length: they are repeated for as long as
-    `patience_s`.
+    session stands against one and a third decides, for stepping back would cost a second finetuning. So would stepping
+    up, where this session leaves more of the budget unused than the candidate: the next session takes its place.
+    Sessions that scatter, or read slower than `candidate_ms`, were disturbed for their whole length: they are repeated
+    for as long as `patience_s`.
     """
     began_s = shop.folder.elapsed_s
     over: list[Measurement] = []
     alone = _alone(shop, shipped, seed)
+    if _too_fast(shop, alone, candidate_ms):
+        unlike = f"{format_ms(_ms(shop, alone)[0])} where its candidate took {format_ms(candidate_ms)}"
+        shop.folder.emit(Note(f"a part of the budget is unused, with {unlike}: measuring again"))
+        alone = _alone(shop, shipped, seed + 250)
     while _over(shop, alone):
         disturbed = _disturbed(shop, alone, candidate_ms)
         waiting = disturbed and shop.folder.elapsed_s - began_s < patience_s
@@ -190,6 +196,12 @@ def _ms(shop: Workbench, timed: Measurement) -> tuple[float, float, float]:
 
 def _over(shop: Workbench, timed: Measurement) -> bool:
     return _ms(shop, timed)[2] > shop.budget_ms
+
+
+def _too_fast(shop: Workbench, timed: Measurement, candidate_ms: float) -> bool:
+    value = _ms(shop, timed)[0]
+    contradicts = math.isfinite(candidate_ms) and value < (1 - CONTRADICTION) * candidate_ms
+    return contradicts and value < LITTLE_USED * shop.budget_ms
 
 
 def _disturbed(shop: Workbench, timed: Measurement, candidate_ms: float) -> bool:

@@ -158,6 +158,27 @@ def test_stepping_up_uses_what_a_disturbed_session_left(
     assert not [text for text in run.result.cautions if "of the budget is used" in text]
 
 
+def test_a_verdict_that_one_session_read_too_fast_asks_for_no_second_finetuning(
+    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first session of the verdict reads 10 % too fast, the next as the candidate did."""
+    measure = Board.measure
+
+    def fast_once(board: Board, models: Mapping[str, bytes], **options: Any) -> dict[str, Measurement]:
+        timed = measure(board, models, **options)
+        fast = options.get("seed") == 1000 and set(models) == {"pruned"}
+        return {name: times(found, 0.9) for name, found in timed.items()} if fast else timed
+
+    monkeypatch.setattr(Board, "measure", fast_once)
+    heard: list[Event] = []
+    run = search(**FINE_GRID, tables=tmp_path, on_event=heard.append)
+    assert [event for event in heard if isinstance(event, Note) and "is unused, with" in event.text]
+    assert run.verdict == "pass"
+    assert run.result.utilisation is not None
+    assert run.result.utilisation > 0.95
+    assert len(list((run.folder / "settled").iterdir())) == 1
+
+
 def test_a_wider_network_over_the_budget_does_not_take_the_place_of_the_first(
     search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,10 @@ from hwprune.search.workshop import Workshop
     ("sessions_ms", "patience_s", "taken_ms", "told"),
     [
         ((0.98,), 0.0, 0.98, 0),  # within the budget of 1 ms
+        ((0.953,), 0.0, 0.953, 0),  # faster than the candidate, which leaves little unused all the same
+        ((0.90, 0.97), 0.0, 0.97, 1),  # a part of the budget unused that the candidate did not: the third decides
+        ((0.90, 0.91), 99.0, 0.91, 1),  # fast twice: so it is
+        ((0.90, 1.01, 0.99), 0.0, 0.99, 2),  # fast once and over it once, undisturbed
         ((1.01, 0.99), 0.0, 0.99, 1),  # undisturbed and over it, the candidate within it: the third session decides
         ((1.01, 1.005), 99.0, 1.005, 1),  # over it twice, undisturbed: no patience changes that
         ((1.4, 0.985), 0.0, 0.985, 1),  # a disturbed session
@@ -62,5 +66,5 @@ def test_a_verdict_that_contradicts_the_candidate_is_measured_again(
     assert found.comparison == ("dense", "pruned")
     assert not left
     assert len(set(seeds)) == len(sessions_ms)
-    divided = sessions_ms == (1.01, 0.99)
+    divided = sessions_ms[-2:] == (1.01, 0.99)
     assert [type(event) for event in heard] == [Note] * told + [Caution] * divided
