@@ -164,8 +164,7 @@ def verify(
     over: list[Measurement] = []
     alone = _alone(shop, shipped, seed)
     if _too_fast(shop, alone, candidate_ms):
-        unlike = f"{format_ms(_ms(shop, alone)[0])} where its candidate took {format_ms(candidate_ms)}"
-        shop.folder.emit(Note(f"a part of the budget is unused, with {unlike}: measuring again"))
+        _tell_again(shop, "a part of the budget is unused", alone, candidate_ms)
         alone = _alone(shop, shipped, seed + 250)
     while _over(shop, alone):
         disturbed = _disturbed(shop, alone, candidate_ms)
@@ -174,8 +173,7 @@ def verify(
         if not waiting and not contested:
             break
         over.append(alone)
-        before = f"{format_ms(_ms(shop, alone)[0])} where its candidate took {format_ms(candidate_ms)}"
-        shop.folder.emit(Note(f"over the budget, with {before}: measuring again"))
+        _tell_again(shop, "over the budget", alone, candidate_ms)
         alone = _alone(shop, shipped, seed + 500 * len(over))
     if not _over(shop, alone):
         _tell_divided(shop, over, candidate_ms)
@@ -207,6 +205,12 @@ def _too_fast(shop: Workbench, timed: Measurement, candidate_ms: float) -> bool:
 def _disturbed(shop: Workbench, timed: Measurement, candidate_ms: float) -> bool:
     contradicts = _ms(shop, timed)[0] > (1 + CONTRADICTION) * candidate_ms
     return math.isfinite(candidate_ms) and (contradicts or timed.scatter > STEADY)
+
+
+def _tell_again(shop: Workbench, why: str, timed: Measurement, candidate_ms: float) -> None:
+    """Say that a session is not what its candidate promised, and that another one follows."""
+    unlike = f"{format_ms(_ms(shop, timed)[0])} where its candidate took {format_ms(candidate_ms)}"
+    shop.folder.emit(Note(f"{why}, with {unlike}: measuring again"))
 
 
 def _tell_divided(shop: Workbench, over: Sequence[Measurement], candidate_ms: float) -> None:
